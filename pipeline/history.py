@@ -1,0 +1,84 @@
+"""What a run has said so far, put together from the stages' reports in whatever order they come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.layer import State
+from pipeline.messages import Kind
+from pipeline.metrics import Account, LayerReport, PassReport
+
+
+class History:
+    """Layer reports by (kind, epoch, layer), and each stage's time account of every pass."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.num_layers = num_layers
+        self._layers: dict[tuple[str, int], dict[int, LayerReport]] = {}
+        self._accounts: dict[tuple[str, int], dict[int, Account]] = {}
+        self.ids: NDArray[np.int64] | None = None
+        self.labels: NDArray[np.int64] | None = None
+
+    def add(self, report: PassReport) -> None:
+        key = (report.kind, report.epoch)
+        self._layers.setdefault(key, {}).update({layer.layer: layer for layer in report.layers})
+        if report.account is not None:
+            self._accounts.setdefault(key, {})[report.stage] = report.account
+        if report.ids is not None:
+            self.ids, self.labels = report.ids, report.labels
+
+    def layers(self, kind: Kind, epoch: int) -> list[LayerReport] | None:
+        """Every layer's report on a pass, first layer first; None until the last stage has reported."""
+        found = self._layers.get((kind.name, epoch), {})
+        return [found[i] for i in range(self.num_layers)] if len(found) == self.num_layers else None
+
+    def epochs(self, kind: Kind) -> list[int]:
+        """Epochs in which every layer has finished a pass of this kind."""
+        numbers = sorted(epoch for name, epoch in self._layers if name == kind.name)
+        return [epoch for epoch in numbers if self.layers(kind, epoch) is not None]
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch with the lowest validation loss of the last layer; the first of equals."""
+        last = self.num_layers - 1
+        losses = {
+            epoch: found[last].loss
+            for (name, epoch), found in sorted(self._layers.items())
+            if name == Kind.VALIDATE.name and last in found
+        }
+        return min(losses, key=lambda epoch: losses[epoch]) if losses else None
+
+    def accounts(self, *kinds: Kind) -> dict[int, Account]:
+        """For each stage the sum of its time over all passes of these kinds."""
+        total: dict[int, Account] = {}
+        names = {kind.name for kind in kinds}
+        for (name, _), found in self._accounts.items():
+            for stage, account in found.items() if name in names else ():
+                total[stage] = total[stage] + account if stage in total else account
+        return total
+
+
+@dataclass(kw_only=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        status: "finished" or "interrupted".
+        best_epoch: the epoch whose weights were kept; None where no epoch was validated.
+        weights: the kept weights, with the readouts: what is exported.
+        last: weights and optimizer states at the end of the layers' training.
+        history: all reports.
+        seconds: wall time of the layers' training, the readouts' and the test, by name.
+        devices: what each stage ran on.
+    """
+
+    status: str
+    best_epoch: int | None
+    weights: State
+    last: State
+    history: History
+    seconds: dict[str, float] = field(default_factory=dict)
+    devices: list[str] = field(default_factory=list)

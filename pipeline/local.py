@@ -1,0 +1,194 @@
+"""The pipeline in one process: a thread per stage and feeder, joined by in-process channels. No Ray, no sockets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from pipeline import stage as stages
+from pipeline.channel import LocalChannel, Receiver
+from pipeline.conduct import conduct
+from pipeline.errors import PeerLostError, RunError, StageFailedError
+from pipeline.feed import MergedReceiver, Source, feed
+from pipeline.history import RunResult
+from pipeline.layer import State
+from pipeline.metrics import Clock, PassReport, Status
+from pipeline.schedule import Pass
+from pipeline.spec import RunSpec
+from pipeline.stage import Stage
+
+
+def train(
+    spec: RunSpec,
+    source: Source,
+    *,
+    observe: Callable[[PassReport], None] = lambda report: None,
+    follow: Callable[[list[Status]], None] = lambda statuses: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> RunResult:
+    """As ``pipeline.reference.train``, stage by stage in threads."""
+    crew = ThreadCrew(spec, source)
+    try:
+        return conduct(spec, crew, observe=observe, follow=follow, interrupted=interrupted)
+    finally:
+        crew.close()
+
+
+class ThreadCrew:
+    """The workers of a run as threads. Implements ``pipeline.conduct.Crew``."""
+
+    def __init__(self, spec: RunSpec, source: Source) -> None:
+        settings = spec.settings.pipeline
+        self._spec, self._source = spec, source
+        devices = [spec.stage_device(index) for index in range(spec.num_stages)]
+        self.devices = [str(device) for device in devices]
+        self._clocks = [Clock() for _ in devices]
+        self._reports: list[list[PassReport]] = [[] for _ in devices]
+        self._stages = [
+            Stage(spec, index, device, report=self._reports[index].append, clock=self._clocks[index])
+            for index, device in enumerate(devices)
+        ]
+        self._feeds = [
+            self._channel(f"feeder {number + 1} → stage 1", Clock(), self._clocks[0])
+            for number in range(settings.feeders)
+        ]
+        self._edges = [
+            self._channel(f"stage {index + 1} → stage {index + 2}", self._clocks[index], self._clocks[index + 1])
+            for index in range(spec.num_stages - 1)
+        ]
+        inboxes: list[Receiver] = [MergedReceiver(self._feeds), *self._edges]
+        self._inboxes = inboxes
+        self._interrupted = threading.Event()
+        self._failures: list[RunError] = []
+        self._passes: list[Sequence[Pass]] = []
+        self._more_passes = threading.Condition()
+        self._closed = False
+        self._stage_threads = [
+            self._start(f"stage {index + 1}", lambda index=index: self._run_stage(index))  # type: ignore[misc]
+            for index in range(spec.num_stages)
+        ]
+        self._feed_threads = [
+            self._start(f"feeder {number + 1}", lambda number=number: self._run_feeder(number))  # type: ignore[misc]
+            for number in range(settings.feeders)
+        ]
+
+    def _channel(self, name: str, sender: Clock, receiver: Clock) -> LocalChannel:
+        settings = self._spec.settings.pipeline
+        return LocalChannel(
+            name,
+            depth=settings.queue_depth,
+            stall_timeout=settings.stall_timeout,
+            sender_clock=sender,
+            receiver_clock=receiver,
+        )
+
+    def _start(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work()
+            except RunError as error:
+                self._failures.append(error)
+            except Exception as error:
+                failed = StageFailedError(f"{name} failed: {type(error).__name__}: {error}")
+                failed.__cause__ = error
+                self._failures.append(failed)
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _run_stage(self, index: int) -> None:
+        torch.set_num_threads(self._spec.settings.pipeline.threads)
+        outbox = self._edges[index] if index < len(self._edges) else None
+        self._clocks[index].restart()
+        try:
+            stages.run(self._stages[index], self._inboxes[index], outbox, self._clocks[index])
+        finally:
+            for channel in [*(self._feeds if index == 0 else [self._edges[index - 1]]), *([outbox] if outbox else [])]:
+                channel.break_off()
+
+    def _run_feeder(self, number: int) -> None:
+        settings = self._spec.settings
+        try:
+            feed(
+                self._source,
+                self._all_passes(),
+                self._feeds[number].send,
+                batch_size=settings.train.batch_size,
+                part=(number, settings.pipeline.feeders),
+                interrupted=self._interrupted.is_set,
+            )
+        except PeerLostError:
+            if not self._interrupted.is_set():  # after a stop from another feeder, stage 1 takes nothing more
+                raise
+
+    def _all_passes(self) -> Iterable[Pass]:
+        taken = 0
+        while True:
+            with self._more_passes:
+                self._more_passes.wait_for(lambda taken=taken: len(self._passes) > taken or self._closed)  # type: ignore[misc]
+                if self._closed:
+                    return
+                passes = self._passes[taken]
+            taken += 1
+            yield from passes
+
+    def feed(self, passes: Sequence[Pass]) -> None:
+        with self._more_passes:
+            self._passes.append(passes)
+            self._more_passes.notify_all()
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+
+    def poll(self) -> list[tuple[Status, list[PassReport]]]:
+        polled = []
+        for stage, inbox, reports in zip(self._stages, self._inboxes, self._reports, strict=True):
+            status = stage.status()
+            status.waiting = inbox.waiting
+            said, reports[:] = reports[:], []
+            polled.append((status, said))
+        return polled
+
+    def wait(self, seconds: float) -> bool:
+        end = time.perf_counter() + seconds
+        for thread in self._stage_threads:
+            thread.join(max(0.0, end - time.perf_counter()))
+        if self._failures:
+            time.sleep(0.2)  # neighbours of a failed stage fail too; the cause is the one that lost no neighbour
+            raise root_cause(self._failures)
+        return not any(thread.is_alive() for thread in self._stage_threads)
+
+    def keep_only(self, best: int, upto: int) -> None:
+        for stage in self._stages:
+            stage.keep_only(best, upto)
+
+    def candidate(self, epoch: int) -> State:
+        return _merged(stage.candidate(epoch) for stage in self._stages)
+
+    def weights(self) -> State:
+        return _merged(stage.weights() for stage in self._stages)
+
+    def trained(self) -> State:
+        return _merged(stage.trained() for stage in self._stages)
+
+    def close(self) -> None:
+        """Ends all threads; those in the middle of a step end after it."""
+        self._interrupted.set()
+        with self._more_passes:
+            self._closed = True
+            self._more_passes.notify_all()
+        for channel in [*self._feeds, *self._edges]:
+            channel.break_off()
+
+
+def root_cause(failures: Sequence[RunError]) -> RunError:
+    """Of the workers' errors, the one that is not merely a neighbour's loss."""
+    return next((error for error in failures if not isinstance(error, PeerLostError)), failures[0])
+
+
+def _merged(states: Iterable[State]) -> State:
+    return {name: value for state in states for name, value in state.items()}

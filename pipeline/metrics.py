@@ -1,0 +1,228 @@
+"""What is measured: each layer's tallies over a pass, and where each stage's time went."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.analysis import FeatureMoments
+from pipeline.errors import NonFiniteLossError
+from pipeline.spec import RunSpec
+
+
+class Spent(StrEnum):
+    """Where a stage's wall time goes (design.md): wall = busy + wait-in + wait-out + copy + sync + other."""
+
+    BUSY = "busy"
+    WAIT_IN = "wait_in"
+    WAIT_OUT = "wait_out"
+    COPY = "copy"
+    SYNC = "sync"
+
+
+class Clock:
+    """Seconds spent by kind, since the clock was started. One thread writes it; any may read it."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins anew, with nothing spent."""
+        self._started = time.perf_counter()
+        self._seconds = dict.fromkeys(Spent, 0.0)
+        self._nested = 0.0
+        self._last_lap = Account(wall=0.0, seconds=dict.fromkeys(Spent, 0.0))
+
+    @contextmanager
+    def measure(self, kind: Spent) -> Iterator[None]:
+        """Accounts for the block's time as ``kind``; time measured inside it is taken off, so nothing counts twice."""
+        outer, self._nested = self._nested, 0.0
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - begin
+            self._seconds[kind] += elapsed - self._nested
+            self._nested = outer + elapsed
+
+    def read(self) -> Account:
+        """The account since the clock was started."""
+        wall = time.perf_counter() - self._started
+        return Account(wall=wall, seconds=dict(self._seconds))
+
+    def lap(self) -> Account:
+        """The account since the last lap."""
+        now = self.read()
+        since, self._last_lap = now - self._last_lap, now
+        return since
+
+
+@dataclass(frozen=True)
+class Account:
+    """A reading of a clock, or the difference of two."""
+
+    wall: float
+    seconds: dict[Spent, float]
+
+    def __add__(self, other: Account) -> Account:
+        return Account(self.wall + other.wall, {kind: s + other.seconds[kind] for kind, s in self.seconds.items()})
+
+    def __sub__(self, earlier: Account) -> Account:
+        return Account(self.wall - earlier.wall, {kind: s - earlier.seconds[kind] for kind, s in self.seconds.items()})
+
+    @property
+    def other(self) -> float:
+        """Wall seconds that no kind claims."""
+        return self.wall - sum(self.seconds.values())
+
+    @property
+    def utilisation(self) -> float:
+        """Share of wall time in which the stage computed: busy / wall."""
+        return self.seconds[Spent.BUSY] / self.wall if self.wall > 0 else 0.0
+
+
+@dataclass(kw_only=True)
+class Status:
+    """Where a stage is right now, for whoever watches.
+
+    Attributes:
+        kind: name of the last message's kind, "" before the first.
+        epoch, step: its place in the run.
+        images: images in training batches so far (an image counts once, whatever the number of views).
+        losses: the latest loss of each of the stage's layers, NaN before the first.
+        waiting: messages in the stage's queue.
+        account: the stage's clock.
+    """
+
+    stage: int
+    account: Account
+    kind: str = ""
+    epoch: int = 0
+    step: int = 0
+    images: int = 0
+    losses: list[float] = field(default_factory=list)
+    waiting: int = 0
+
+
+@dataclass(kw_only=True)
+class LayerReport:
+    """What a pass over a split said about one layer.
+
+    Attributes:
+        layer: 0-based index.
+        losses: local loss of every step (steps,) float32; empty in passes that do not train the layer.
+        loss: mean local loss over the images of the pass (over steps, when training).
+        accuracy, top_k: share of images whose class is the readout's first, or among its first k; None without readout.
+        readout_loss: mean cross-entropy of the readout; None without one.
+        fisher: Fisher criterion of the pooled features; None in training passes.
+        predictions: the readout's class for every image (N,) int64, in test passes.
+    """
+
+    layer: int
+    losses: NDArray[np.float32]
+    loss: float
+    accuracy: float | None = None
+    top_k: float | None = None
+    readout_loss: float | None = None
+    fisher: float | None = None
+    predictions: NDArray[np.int64] | None = None
+
+
+@dataclass(kw_only=True)
+class PassReport:
+    """One stage's report on a finished pass; ``kind`` is a ``pipeline.messages.Kind`` name."""
+
+    stage: int
+    kind: str
+    epoch: int
+    layers: list[LayerReport]
+    ids: NDArray[np.int64] | None = None
+    labels: NDArray[np.int64] | None = None
+    account: Account | None = field(default=None, compare=False)
+
+
+class TrainTally:
+    """Losses of one layer over a training pass, kept on the device until asked for (reading each would stall a GPU)."""
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+        self.losses: list[Tensor] = []
+        self._seen = 0
+
+    def add(self, loss: Tensor) -> None:
+        self.losses.append(loss.detach())
+
+    def finite_latest(self) -> float:
+        """The last step's loss, NaN before the first step. Waits for the device.
+
+        Raises:
+            NonFiniteLossError: one of the losses since the last look was not finite.
+        """
+        if len(self.losses) == self._seen:
+            return math.nan if not self.losses else float(self.losses[-1])
+        losses = torch.stack(self.losses[self._seen :]).tolist()
+        self._seen = len(self.losses)
+        for loss in losses:
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(self.layer, loss)
+        return float(losses[-1])
+
+    def report(self) -> LayerReport:
+        losses = torch.stack(self.losses).float().cpu().numpy() if self.losses else np.zeros(0, np.float32)
+        return LayerReport(layer=self.layer, losses=losses, loss=float(losses.astype(np.float64).mean()) if len(losses) else 0.0)
+
+
+class EvaluationTally:
+    """Loss, accuracy and Fisher criterion of one layer over a pass that changes nothing."""
+
+    def __init__(self, layer: int, *, num_classes: int, features: int, top_k: int, device: torch.device) -> None:
+        self.layer = layer
+        self.top_k = min(top_k, num_classes)
+        self.moments = FeatureMoments(num_classes, features, device)
+        self.count = 0
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.readout_loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.correct_top_k = torch.zeros((), dtype=torch.int64, device=device)
+        self.predictions: list[Tensor] = []
+
+    @classmethod
+    def of(cls, spec: RunSpec, layer: int, features: int, device: torch.device) -> EvaluationTally:
+        """The tally of one layer of a run."""
+        return cls(layer, num_classes=len(spec.classes), features=features, top_k=spec.top_k, device=device)
+
+    def add(self, loss: Tensor, features: Tensor, labels: Tensor, scores: Tensor | None) -> None:
+        """Adds a batch: local loss (), pooled features (N, C), labels (N,), the readout's scores (N, K) if there is one."""
+        self.count += len(labels)
+        self.loss_sum += loss.double() * len(labels)
+        self.moments.add(features, labels)
+        if scores is not None:
+            ranked = scores.topk(self.top_k, dim=1).indices  # (N, k)
+            hits = ranked == labels[:, None]
+            self.correct += hits[:, 0].sum()
+            self.correct_top_k += hits.sum()
+            self.readout_loss_sum += F.cross_entropy(scores.float(), labels, reduction="sum").double()
+            self.predictions.append(ranked[:, 0])
+
+    def report(self, *, with_predictions: bool = False) -> LayerReport:
+        judged = bool(self.predictions)
+        return LayerReport(
+            layer=self.layer,
+            losses=np.zeros(0, np.float32),
+            loss=float(self.loss_sum) / self.count,
+            accuracy=int(self.correct) / self.count if judged else None,
+            top_k=int(self.correct_top_k) / self.count if judged else None,
+            readout_loss=float(self.readout_loss_sum) / self.count if judged else None,
+            fisher=self.moments.fisher(),
+            predictions=torch.cat(self.predictions).cpu().numpy() if judged and with_predictions else None,
+        )

@@ -1,0 +1,11 @@
+"""Models as lists of layers. A new net is one file here and one entry in ``NETS``."""
+
+from __future__ import annotations
+
+from pipeline.nets.base import Layer, Shape
+from pipeline.nets.mlp import MlpSettings
+from pipeline.nets.vit import VitSettings
+
+NetSettings = VitSettings | MlpSettings
+
+__all__ = ["Layer", "MlpSettings", "NetSettings", "Shape", "VitSettings"]

@@ -1,0 +1,127 @@
+"""ViT[E H L] of seed 001: patch embedding and one encoder layer first, then one encoder layer each (methods.md §1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.nets.base import Layer, Shape
+
+_PATCHES_PER_SIDE = 8  # the paper's 64 patches: 4x4 pixels at 32x32, 8x8 at 64x64
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitSettings:
+    """A Vision Transformer, ViT[dim heads depth] in the paper's notation."""
+
+    kind: Literal["vit"] = "vit"
+    dim: int = 128
+    """Width E of each token."""
+    heads: int = 4
+    """Attention heads H; divides dim."""
+    depth: int = 5
+    """Encoder layers L; the patch embedding belongs to the first."""
+    patch: int | Literal["auto"] = "auto"
+    """Patch side in pixels; divides the image side. auto: an eighth of it (4 at 32 pixels), at least 2."""
+    pooling: Literal["mean", "token"] = "mean"
+    """What the loss sees: the mean over tokens, or a class token (the paper's Table 5)."""
+
+    @property
+    def num_layers(self) -> int:
+        return self.depth
+
+    def resolve(self, shape: Shape) -> Self:
+        for name, value in (("--dim", self.dim), ("--heads", self.heads), ("--depth", self.depth)):
+            if value < 1:
+                raise UserError(f"{name} {value}: must be at least 1.")
+        if self.dim % self.heads:
+            allowed = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
+            raise UserError(
+                f"--dim {self.dim} is not divisible by --heads {self.heads}. Heads that divide it: {_listed(allowed)}."
+            )
+        _, height, width = shape
+        common = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
+        patch = self.patch
+        if patch == "auto":
+            patch = next((p for p in common if p >= max(2, height / _PATCHES_PER_SIDE)), common[-1])
+        elif patch not in common:
+            raise UserError(
+                f"--patch {patch} does not divide images of {height}×{width} pixels. Patches that do: {_listed(common)}."
+            )
+        return replace(self, patch=patch)
+
+    def build(self, index: int, shape: Shape) -> Layer:
+        embedding = PatchEmbedding(self, shape) if index == 0 else None
+        return EncoderLayer(self.dim, self.heads, self.pooling, embedding)
+
+    def describe(self) -> str:
+        return f"ViT[{self.dim} {self.heads} {self.depth}]"
+
+
+class PatchEmbedding(nn.Module):
+    """Images (N, channels, H, W) → tokens (N, T, E): patches → Linear → ReLU → + learned position N(0, 1)."""
+
+    def __init__(self, settings: VitSettings, shape: Shape) -> None:
+        super().__init__()
+        channels, height, width = shape
+        assert isinstance(settings.patch, int), "resolve() settles the patch size"
+        self.patch = settings.patch
+        num_patches = (height // self.patch) * (width // self.patch)
+        self.project = nn.Linear(channels * self.patch**2, settings.dim)
+        self.position = nn.Parameter(torch.randn(num_patches, settings.dim))
+        self.token = nn.Parameter(torch.randn(1, 1, settings.dim)) if settings.pooling == "token" else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)  # (N, T, channels·p²)
+        tokens = F.relu(self.project(patches)) + self.position
+        if self.token is None:
+            return tokens
+        return torch.cat([self.token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+
+
+class EncoderLayer(Layer):
+    """Tokens (N, T, E) → (N, T, E): x + MHA(LN(x)), then x + W₂·GELU(W₁·LN(x)), hidden width 2E, no dropout.
+
+    The first layer of a net carries the patch embedding and takes images instead.
+    """
+
+    def __init__(self, dim: int, heads: int, pooling: str, embedding: PatchEmbedding | None) -> None:
+        super().__init__()
+        self.features = dim
+        self.heads = heads
+        self.pooling = pooling
+        self.embedding = embedding
+        self.norm1 = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.project = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.expand = nn.Linear(dim, 2 * dim)
+        self.contract = nn.Linear(2 * dim, dim)
+        # As torch.nn.MultiheadAttention initialises itself.
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.embedding is not None:
+            x = self.embedding(x)
+        x = x + self._attend(self.norm1(x))
+        return x + self.contract(F.gelu(self.expand(self.norm2(x))))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        n, t, e = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)  # (N, heads, T, E/heads)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.project(mixed.transpose(1, 2).reshape(n, t, e))
+
+    def pool(self, activations: Tensor) -> Tensor:
+        return activations[:, 0] if self.pooling == "token" else activations.mean(dim=1)
+
+
+def _listed(values: list[int]) -> str:
+    return ", ".join(str(value) for value in values)

@@ -1,0 +1,167 @@
+"""From what a person asked for to a run that can start: every "auto" settled, every mistake found before any worker is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pipeline.data import prepare
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.loader import Dataset
+from pipeline.data.registry import DATASETS
+from pipeline.errors import ResourcesError, UserError
+from pipeline.schedule import partition
+from pipeline.settings import Settings
+from pipeline.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What stages can be placed on. A CPU device is ``threads`` cores."""
+
+    kind: str
+    count: int
+
+
+def local_devices(wanted: str, threads: int) -> Devices:
+    """This machine's devices. ``wanted`` is "auto", "cpu" or "cuda".
+
+    Raises:
+        ResourcesError: CUDA is asked for and not there.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        build = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no GPU answers"
+        raise ResourcesError(f"--device cuda: {build}. Use --device cpu, or install a CUDA build of PyTorch.")
+    if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()):
+        return Devices("cuda", torch.cuda.device_count())
+    return Devices("cpu", max(1, len(os.sched_getaffinity(0)) // threads))
+
+
+def open_data(settings: Settings) -> Dataset:
+    """Opens and checks the data set; prepares the embedded one and folders of images on the way.
+
+    Raises:
+        UserError: unknown or damaged data, fewer images than one batch.
+    """
+    data = settings.data
+    _in_range("--memory-budget", data.memory_budget, 0, None)
+    _in_range("--shuffle-window", data.shuffle_window, 1, None)
+    if not 0 < data.validation < 1:
+        raise UserError(
+            f"--validation {data.validation}: must lie between 0 and 1, both excluded (the paper: 0.1). "
+            "The weights of the best validation loss are the ones kept."
+        )
+    folder = prepare.resolve(data.data, data_dir=Path(data.data_dir) if data.data_dir else None)
+    dataset = Dataset(
+        folder,
+        seed=settings.train.seed,
+        validation=data.validation,
+        train_fraction=data.train_fraction,
+        label_noise=data.label_noise,
+        memory_budget=int(data.memory_budget * 2**30),
+        shuffle_window=data.shuffle_window,
+        strict=data.strict_data,
+    )
+    if dataset.num_batches("train", settings.train.batch_size) == 0:
+        raise UserError(
+            f"--batch-size {settings.train.batch_size}: {data.data} has {dataset.count('train')} training images "
+            f"({dataset.count('validate')} more validate), fewer than one batch. "
+            f"Give at most --batch-size {dataset.count('train')}."
+        )
+    return dataset
+
+
+def check(settings: Settings) -> None:
+    """Refuses values that no data set could make right. Raises UserError."""
+    train, head, pipe = settings.train, settings.head, settings.pipeline
+    settings.method.check()
+    _in_range("--epochs", train.epochs, 1, None)
+    if train.batch_size < 2:
+        raise UserError(
+            f"--batch-size {train.batch_size}: a contrastive loss compares images with each other. Give at least 2."
+        )
+    if not train.lr > 0:
+        raise UserError(f"--lr {train.lr}: must be above 0 (the paper: 0.004).")
+    _in_range("--weight-decay", train.weight_decay, 0, None)
+    if not head.head_lr > 0:
+        raise UserError(f"--head-lr {head.head_lr}: must be above 0 (the paper: 0.0005).")
+    if head.mode == "after":
+        _in_range("--head-epochs", head.head_epochs, 1, None)
+    for name, value in (
+        ("--queue-depth", pipe.queue_depth),
+        ("--feeders", pipe.feeders),
+        ("--threads", pipe.threads),
+    ):
+        _in_range(name, value, 1, None)
+    if pipe.stages != "auto":
+        partition(settings.net.num_layers, pipe.stages)
+    if pipe.executor == "serial" and pipe.stages not in ("auto", 1):
+        raise UserError(f"--executor serial has one stage, not {pipe.stages}. Leave --stages out, or use --executor ray.")
+
+
+def resolve(settings: Settings, dataset: Dataset) -> Settings:
+    """Settings that fit the data, with net and augmentation settled. Raises UserError where they do not fit."""
+    index = dataset.index
+    facts = DATASETS.get(index.name)
+    padding = settings.augment.crop_padding
+    if padding == "auto":
+        padding = facts.crop_padding if facts else min(index.shape[1:]) // 8
+    flip = settings.augment.flip
+    if flip == "auto":
+        flip = "on" if facts is None or facts.flip else "off"
+    batches = dataset.num_batches("train", settings.train.batch_size)
+    if settings.pipeline.feeders > batches:
+        raise UserError(
+            f"--feeders {settings.pipeline.feeders}: an epoch has {batches} batches. Give at most --feeders {batches}."
+        )
+    return replace(
+        settings,
+        net=settings.net.resolve(index.shape),
+        augment=replace(settings.augment, crop_padding=padding, flip=flip),
+    )
+
+
+def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
+    """The run on these devices. ``settings`` come from ``resolve``. Raises UserError or ResourcesError."""
+    index = dataset.index
+    facts = DATASETS.get(index.name)
+    num_layers = settings.net.num_layers
+    stages = settings.pipeline.stages
+    if settings.pipeline.executor == "serial":
+        stages = 1
+    elif stages == "auto":
+        stages = max(1, min(num_layers, devices.count))
+    transport = settings.pipeline.transport
+    if transport == "auto":
+        transport = "nccl" if devices.kind == "cuda" and settings.pipeline.executor == "ray" else "gloo"
+    if transport == "nccl" and devices.kind != "cuda":
+        raise UserError("--transport nccl works between GPUs only. Use --transport gloo on CPUs.")
+    assert settings.augment.crop_padding != "auto" and settings.augment.flip != "auto", "resolve() settles both"
+    return RunSpec(
+        settings=replace(settings, pipeline=replace(settings.pipeline, stages=stages, transport=transport)),
+        data_folder=str(dataset.folder),
+        data_name=index.name,
+        content_hash=index.content_hash,
+        shape=index.shape,
+        classes=tuple(index.classes),
+        augment=AugmentConfig(
+            crop_padding=settings.augment.crop_padding,
+            flip=settings.augment.flip == "on",
+            randaugment_ops=settings.augment.randaugment_ops,
+            randaugment_magnitude=settings.augment.randaugment_magnitude,
+            mean=tuple(facts.mean if facts and facts.mean else index.mean),
+            std=tuple(facts.std if facts and facts.std else index.std),
+        ),
+        top_k=facts.top_k if facts else 1,
+        stages=partition(num_layers, stages),
+        device=devices.kind,
+    )
+
+
+def _in_range(name: str, value: float, low: float, high: float | None) -> None:
+    if value < low or (high is not None and value > high):
+        allowed = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+        raise UserError(f"{name} {value}: must be {allowed}.")

@@ -1,0 +1,107 @@
+"""Contrastive Forward-Forward with a margin that shrinks from layer to layer (CFF, CFF+M; seed 001, methods.md §1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.nets.base import Layer
+from pipeline.rules.base import Rule, Streams
+
+Schedule = Literal["linear", "parabolic", "cosine", "exponential"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CffSettings:
+    """Contrastive Forward-Forward. Both margins 0 give plain CFF."""
+
+    kind: Literal["cff"] = "cff"
+    views: Literal[1, 2] = 2
+    """Augmented views of each image: 2 is two-forward (the paper), 1 one-forward."""
+    temperature: float = 0.15
+    """Temperature τ of the contrastive loss."""
+    margin_first: float = 0.4
+    """Margin of the first layer."""
+    margin_last: float = 0.1
+    """Margin of the last layer."""
+    margin_schedule: Schedule = "linear"
+    """How the margin goes from first to last."""
+    margin_exponent: float = 1.0
+    """Exponent k of the parabolic, cosine and exponential schedules."""
+
+    def check(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"--temperature {self.temperature}: must be above 0 (the paper: 0.15).")
+        for name, value in (("--margin-first", self.margin_first), ("--margin-last", self.margin_last)):
+            if not 0 <= value <= 2:
+                raise UserError(f"{name} {value}: a margin on cosine similarity lies between 0 and 2 (the paper: 0.4 to 0.1).")
+        if self.margin_schedule == "exponential" and min(self.margin_first, self.margin_last) <= 0:
+            raise UserError("--margin-schedule exponential needs both margins above 0. Use linear to reach 0.")
+        if not self.margin_exponent > 0:
+            raise UserError(f"--margin-exponent {self.margin_exponent}: must be above 0.")
+
+    def build(self, index: int, num_layers: int) -> CffRule:
+        return CffRule(self, margin(self, index, num_layers))
+
+
+def margin(settings: CffSettings, index: int, num_layers: int) -> float:
+    """Margin m_l of layer ``index`` of ``num_layers``; a single layer has the first margin. Source: methods.md §1."""
+    first, last, k = settings.margin_first, settings.margin_last, settings.margin_exponent
+    x = index / (num_layers - 1) if num_layers > 1 else 0.0
+    match settings.margin_schedule:
+        case "linear":
+            return first + (last - first) * x
+        case "parabolic":
+            return last + (first - last) * ((x - 1) ** 2) ** k
+        case "cosine":
+            return last + (first - last) * (1 + math.cos(math.pi * x**k)) / 2
+        case "exponential":
+            return float(first * (last / first) ** (x**k))
+
+
+def marginal_contrastive_loss(z: Tensor, labels: Tensor, *, temperature: float, margin: float) -> Tensor:
+    """Supervised contrastive loss with a margin on positive pairs. Source: seed 001 eqs. 3 and 15.
+
+    Args:
+        z: unit-length features (R, C), one row per image and view.
+        labels: class of each row (R,) int64.
+        temperature: τ.
+        margin: m, added to the similarity of positive pairs in numerator and denominator, clipped at 1; no gradient
+            flows where it is clipped. 0 gives the plain loss.
+
+    Returns:
+        Scalar mean over all rows as anchors. An anchor without a positive contributes 0 and still counts.
+    """
+    similarity = z @ z.T  # (R, R)
+    same = labels[:, None] == labels[None, :]
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    positive = same & ~itself
+    if margin:
+        similarity = torch.where(positive, torch.clamp(similarity + margin, max=1.0), similarity)
+    logits = (similarity / temperature).masked_fill(itself, -torch.inf)
+    log_probability = logits - logits.logsumexp(dim=1, keepdim=True)
+    num_positives = positive.sum(dim=1)
+    # masked_fill, not a product with the mask: the diagonal is -inf, and -inf * 0 is NaN.
+    summed = log_probability.masked_fill(~positive, 0.0).sum(dim=1)
+    return -(summed / num_positives.clamp(min=1)).mean()
+
+
+class CffRule(Rule):
+    """One layer's loss: marginal contrastive on unit-length pooled features of all views."""
+
+    def __init__(self, settings: CffSettings, margin: float) -> None:
+        self.num_views = settings.views
+        self.temperature = settings.temperature
+        self.margin = margin
+
+    def loss(self, layer: Layer, outputs: Streams, labels: Tensor) -> Tensor:
+        # The loss is computed in float32 whatever the layer's precision: exp(s/τ) spans e^±6.7.
+        z = F.normalize(self.features(layer, outputs).float(), dim=1)
+        copies = len(z) // len(labels)
+        return marginal_contrastive_loss(z, labels.repeat(copies), temperature=self.temperature, margin=self.margin)

@@ -1,0 +1,181 @@
+"""What a run is told: every setting, its default and its one-line meaning.
+
+Each group is a frozen dataclass; the command line makes one flag of each field, and the resolved settings are saved
+beside the run as JSON. Settings above ``PipelineSettings`` decide the numbers; those in it do not (law 2), except
+``threads`` and ``precision``, which say so.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.errors import UserError
+from pipeline.nets import MlpSettings, VitSettings
+from pipeline.rules import CffSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The images a run learns from."""
+
+    data: str = "digits"
+    """Name of a data set (see `launch list`), or a folder of images by class or of WebDataset shards."""
+    data_dir: str | None = None
+    """Where prepared data sets lie. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
+    validation: float = 0.1
+    """Share of the training images kept back for validation."""
+    train_fraction: float = 1.0
+    """Share of the remaining training images that is used (the paper's Table 4, limited data)."""
+    label_noise: float = 0.0
+    """Share of the training labels changed to another class (the paper's Table 4, noisy labels)."""
+    strict_data: bool = False
+    """Refuse a damaged shard. Default: skip it and say how many images are missing."""
+    memory_budget: float = 4.0
+    """GiB of decoded images that a feeder keeps in memory after the first epoch."""
+    shuffle_window: int = 65536
+    """Images shuffled together; a larger set is shuffled by shard and then within windows of this many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSettings:
+    """Random changes to training images, drawn anew for each image, view and epoch."""
+
+    crop_padding: int | Literal["auto"] = "auto"
+    """Zero padding of the random crop in pixels, 0 for none. auto: the data set's (CIFAR-10: 12)."""
+    flip: Literal["auto", "on", "off"] = "auto"
+    """Random horizontal flip. auto: on where the data set's classes allow it."""
+    randaugment_ops: int = 0
+    """RandAugment operations per image, 0 for none (the paper: 3)."""
+    randaugment_magnitude: int = 14
+    """RandAugment magnitude, 0 to 30."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Local updates: one AdamW per layer."""
+
+    epochs: int = 600
+    """Passes over the training images."""
+    batch_size: int = 512
+    """Images per step, in one view."""
+    lr: float = 4e-3
+    """Learning rate of each layer's AdamW."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of each layer's AdamW."""
+    seed: int = 0
+    """Seed of everything random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """Stage 2 of the method: a linear classifier (LayerNorm + Linear) on the pooled features of every layer."""
+
+    mode: Annotated[Literal["after", "online"], tyro.conf.arg(name="head")] = "after"
+    """after: on the frozen encoder, when it has learned (the paper). online: along with it, as one more local layer."""
+    head_epochs: int = 50
+    """Passes over the training images for --head after."""
+    head_lr: float = 5e-4
+    """Learning rate of the heads' AdamW."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineSettings:
+    """Where the work is done. Only `threads` and `precision` change bits."""
+
+    executor: Literal["ray", "threads", "serial"] = "ray"
+    """ray: a Ray actor per stage. threads: a thread per stage in this process. serial: one plain loop, the reference."""
+    stages: int | Literal["auto"] = "auto"
+    """Pipeline stages. auto: as many as devices, at most as many as layers."""
+    queue_depth: int = 2
+    """Messages that may wait between two stages before the upstream one is held back."""
+    feeders: int = 1
+    """Feeder actors that read, shuffle and batch the images."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU, else CPU threads."""
+    transport: Literal["auto", "gloo", "nccl"] = "auto"
+    """How activations travel between stages. auto: NCCL between GPUs, gloo otherwise."""
+    threads: int = 1
+    """CPU threads per stage. Changes bits: 1 and 2 threads sum in different orders."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the layers' matrix products (autocast). Changes bits."""
+    ray_address: str | None = None
+    """Ray cluster to join, such as auto or ray://head:10001. Default: $RAY_ADDRESS, else a private one on this machine."""
+    resource_timeout: float = 60.0
+    """Seconds to wait for the devices that the stages ask for."""
+    stall_timeout: float = 300.0
+    """Seconds without a message after which a neighbour counts as stuck."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One run."""
+
+    preset: Annotated[str, tyro.conf.Suppress] = "cff-vit"
+    data: DataSettings = field(default_factory=DataSettings)
+    net: VitSettings | MlpSettings = field(default_factory=VitSettings)
+    method: CffSettings = field(default_factory=CffSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    head: HeadSettings = field(default_factory=HeadSettings)
+    pipeline: PipelineSettings = field(default_factory=PipelineSettings)
+    run_dir: str | None = None
+    """Folder for everything the run leaves. Default: runs/PRESET-DATE-TIME."""
+    log_every: float = 0.5
+    """Seconds between two looks at the stages."""
+
+
+_ADAPTER = TypeAdapter(Settings)
+
+
+def to_dict(settings: Settings) -> dict[str, Any]:
+    """Settings as plain JSON values."""
+    result: dict[str, Any] = _ADAPTER.dump_python(settings, mode="json")
+    return result
+
+
+def from_dict(values: dict[str, Any], *, source: str) -> Settings:
+    """Settings from JSON values. Raises UserError naming ``source`` and each value that does not fit."""
+    unknown = _unknown_keys(values, to_dict_template())
+    if unknown:
+        raise UserError(f"{source}: unknown settings {', '.join(unknown)}. Remove them or use the version that wrote it.")
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
+        raise UserError(f"{source}: {problems}") from error
+
+
+def load(path: Path) -> Settings:
+    """Settings saved beside a run (``config.json``), or the ``settings`` part of it."""
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"--config {path}: no such file. Give the config.json of a run folder.") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read as JSON ({error}). Give the config.json of a run.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: holds no settings. Give the config.json of a run folder.")
+    return from_dict(values.get("settings", values), source=f"--config {path}")
+
+
+def to_dict_template() -> dict[str, Any]:
+    """Every key that a settings file may have; the net's keys are those of all nets."""
+    template = to_dict(Settings())
+    template["net"] = {**to_dict(Settings(net=MlpSettings()))["net"], **template["net"]}
+    return template
+
+
+def _unknown_keys(values: dict[str, Any], template: dict[str, Any], prefix: str = "") -> list[str]:
+    unknown = []
+    for name, value in values.items():
+        if name not in template:
+            unknown.append(prefix + name)
+        elif isinstance(value, dict) and isinstance(template[name], dict):
+            unknown += _unknown_keys(value, template[name], f"{prefix}{name}.")
+    return unknown

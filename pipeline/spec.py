@@ -1,0 +1,53 @@
+"""A run, resolved: settings without any "auto" left, and the facts of its data. Every worker builds its part from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.data.augment import AugmentConfig
+from pipeline.nets import Shape
+from pipeline.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Everything the numbers of a run depend on, and where its work is done.
+
+    Attributes:
+        settings: resolved settings; what they decide is documented there.
+        data_folder: prepared folder of shards with its index.
+        data_name, content_hash: what the data is, byte for byte.
+        shape: (channels, height, width) of an image.
+        classes: class names, in label order.
+        augment: resolved augmentation, with the normalisation's mean and standard deviation.
+        top_k: the k of the data set's customary top-k accuracy.
+        stages: for each stage its layers, contiguous and in order.
+        device: "cpu" or "cuda".
+    """
+
+    settings: Settings
+    data_folder: str
+    data_name: str
+    content_hash: str
+    shape: Shape
+    classes: tuple[str, ...]
+    augment: AugmentConfig
+    top_k: int
+    stages: tuple[range, ...]
+    device: str
+
+    @property
+    def num_layers(self) -> int:
+        return self.settings.net.num_layers
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.stages)
+
+    def stage_device(self, stage: int) -> torch.device:
+        """The device of a stage inside the process that runs it alone or, for one process, beside the others."""
+        if self.device == "cpu":
+            return torch.device("cpu")
+        return torch.device("cuda", stage % torch.cuda.device_count())

@@ -1,0 +1,232 @@
+"""A stage: contiguous layers, one message in, one message out.
+
+Each layer learns at once from what it gets; the last layer's activations are sent on before its backward pass begins,
+so the next stage works on this batch while this stage finishes it and takes the next one.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pipeline.channel import Receiver, Sender
+from pipeline.data.augment import Augment
+from pipeline.errors import ChannelError, NonFiniteLossError
+from pipeline.feed import IMAGES
+from pipeline.layer import LocalLayer, State
+from pipeline.messages import IDS, LABELS, Kind, Message
+from pipeline.metrics import Clock, EvaluationTally, PassReport, Spent, Status, TrainTally
+from pipeline.rules import Streams
+from pipeline.spec import RunSpec
+
+Send = Callable[[Message], None]
+
+
+class Stage:
+    """Stage ``index`` of a run, without its channels: ``handle`` takes a message and gives one to ``send``.
+
+    Args:
+        report: gets a report at the end of every pass, in the stage's own thread.
+        clock: the stage's clock; the caller accounts for waiting with it.
+    """
+
+    def __init__(
+        self, spec: RunSpec, index: int, device: torch.device, *, report: Callable[[PassReport], None], clock: Clock
+    ) -> None:
+        self.spec, self.index, self.device = spec, index, device
+        self.layers = [LocalLayer(spec, layer, device) for layer in spec.stages[index]]
+        self._rule = self.layers[0].rule
+        self._online = spec.settings.head.mode == "online"
+        self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device) if index == 0 else None
+        self._report, self._clock = report, clock
+        self._candidates: dict[int, State] = {}
+        self._candidates_lock = threading.Lock()
+        self._trained: State | None = None  # weights and optimizers at the end of the layers' training
+        self._training: list[TrainTally] = []
+        self._evaluation: list[EvaluationTally] = []
+        self._ids: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._kind, self._epoch, self._step, self._images = "", 0, 0, 0
+
+    def handle(self, message: Message, send: Send) -> bool:
+        """Works on one message. Returns whether more may follow.
+
+        Raises:
+            NonFiniteLossError: naming stage, layer, epoch and step.
+        """
+        self._kind, self._epoch, self._step = message.kind.name, message.epoch, message.step
+        match message.kind:
+            case Kind.TRAIN:
+                self._train(message, send)
+            case Kind.READOUT:
+                self._train_readouts(message, send)
+            case Kind.VALIDATE | Kind.TEST:
+                self._evaluate(message, send)
+            case Kind.RESTORE:
+                send(message)
+                self._trained = self._state()
+                state = self._candidates[message.epoch]
+                for layer in self.layers:
+                    layer.load_weights(state)
+            case Kind.STOP:
+                send(message)
+                return False
+        return True
+
+    def _train(self, message: Message, send: Send) -> None:
+        self._training = self._training or [TrainTally(layer.index) for layer in self.layers]
+        streams, labels = self._enter(message, self._rule.num_views)
+        for layer, tally in zip(self.layers, self._training, strict=True):
+            onward = self._onward(message, layer, send)
+            try:
+                streams, loss = layer.train(streams, labels, with_readout=self._online, send=onward)
+            except NonFiniteLossError as error:
+                raise self._located(error) from None
+            tally.add(loss)
+        self._images += len(labels)
+        if message.last:
+            self._end_training(Kind.TRAIN)
+
+    def _train_readouts(self, message: Message, send: Send) -> None:
+        self._training = self._training or [TrainTally(layer.index) for layer in self.layers]
+        streams, labels = self._enter(message, 1)
+        for layer, tally in zip(self.layers, self._training, strict=True):
+            streams, loss = layer.train_readout(streams, labels, send=self._onward(message, layer, send))
+            tally.add(loss)
+        if message.last:
+            self._end_training(Kind.READOUT)
+
+    def _end_training(self, kind: Kind) -> None:
+        self.look()
+        reports = [tally.report() for tally in self._training]
+        self._training = []
+        self._say(PassReport(stage=self.index, kind=kind.name, epoch=self._epoch, layers=reports))
+
+    def _evaluate(self, message: Message, send: Send) -> None:
+        if message.step == 0:
+            self._evaluation = [
+                EvaluationTally.of(self.spec, layer.index, layer.net.features, self.device) for layer in self.layers
+            ]
+            self._ids, self._labels = [], []
+            if message.kind is Kind.VALIDATE:
+                self._keep_candidate(message.epoch)
+        streams, labels = self._enter(message, 0)
+        for layer, tally in zip(self.layers, self._evaluation, strict=True):
+            streams = layer.evaluate(streams, labels, tally, send=self._onward(message, layer, send))
+        test = message.kind is Kind.TEST
+        if test:
+            self._ids.append(message.tensors[IDS].cpu().clone())
+            self._labels.append(message.tensors[LABELS].cpu().clone())
+        if message.last:
+            report = PassReport(
+                stage=self.index,
+                kind=message.kind.name,
+                epoch=message.epoch,
+                layers=[tally.report(with_predictions=test) for tally in self._evaluation],
+                ids=torch.cat(self._ids).numpy() if test else None,
+                labels=torch.cat(self._labels).numpy() if test else None,
+            )
+            self._say(report)
+
+    def _enter(self, message: Message, num_views: int) -> tuple[Streams, Tensor]:
+        """The batch's streams and labels; the first stage makes ``num_views`` random views, or with 0 the plain one."""
+        labels = message.tensors[LABELS]
+        if self._augment is None:
+            return {name: t for name, t in message.tensors.items() if name not in (LABELS, IDS)}, labels
+        if IMAGES not in message.tensors:
+            raise ChannelError(f"stage 1 got {sorted(message.tensors)} where it needs {IMAGES!r}")
+        images = message.tensors[IMAGES]
+        if num_views == 0:
+            return self._rule.enter(self._augment.plain(images)), labels
+        views = self._augment.views(images, epoch=message.epoch, position=message.position, num_views=num_views)
+        return self._rule.enter(views), labels
+
+    def _onward(self, message: Message, layer: LocalLayer, send: Send) -> Callable[[Streams], None]:
+        """What a layer does with its activations: the stage's last layer sends them on, with labels and ids."""
+        if layer is not self.layers[-1]:
+            return _keep
+
+        def send_on(streams: Streams) -> None:
+            tensors = {**streams, LABELS: message.tensors[LABELS], IDS: message.tensors[IDS]}
+            send(Message(message.kind, message.epoch, message.step, message.position, message.last, tensors))
+
+        return send_on
+
+    def _say(self, report: PassReport) -> None:
+        report.account = self._clock.lap()
+        self._report(report)
+
+    def _located(self, error: NonFiniteLossError) -> NonFiniteLossError:
+        return NonFiniteLossError(error.layer, error.loss, stage=self.index, epoch=self._epoch, step=self._step)
+
+    def look(self) -> list[float]:
+        """The latest loss of each layer. Waits for the device.
+
+        Raises:
+            NonFiniteLossError: on CUDA, where nobody looked before.
+        """
+        try:
+            return [tally.finite_latest() for tally in self._training]
+        except NonFiniteLossError as error:
+            raise self._located(error) from None
+
+    # What follows is asked for by another thread while the stage works.
+
+    def status(self) -> Status:
+        losses = [float(tally.losses[-1]) if tally.losses else math.nan for tally in self._training]
+        return Status(
+            stage=self.index,
+            kind=self._kind,
+            epoch=self._epoch,
+            step=self._step,
+            images=self._images,
+            losses=losses,
+            account=self._clock.read(),
+        )
+
+    def keep_only(self, best: int, upto: int) -> None:
+        """Of the candidates up to epoch ``upto``, keeps that of epoch ``best`` alone."""
+        with self._candidates_lock:
+            for epoch in [e for e in self._candidates if e <= upto and e != best]:
+                del self._candidates[epoch]
+
+    def candidate(self, epoch: int) -> State:
+        """Weights at the validation of an epoch."""
+        with self._candidates_lock:
+            return self._candidates[epoch]
+
+    def weights(self) -> State:
+        """Weights and readouts as they are, between two updates."""
+        return {name: value for layer in self.layers for name, value in layer.weights().items()}
+
+    def trained(self) -> State:
+        """Weights and optimizer states at the end of the layers' training, or now if that goes on."""
+        return self._trained if self._trained is not None else self._state()
+
+    def _state(self) -> State:
+        return {name: value for layer in self.layers for name, value in layer.state().items()}
+
+    def _keep_candidate(self, epoch: int) -> None:
+        weights = self.weights()
+        with self._candidates_lock:
+            self._candidates[epoch] = weights
+
+
+def run(stage: Stage, inbox: Receiver, outbox: Sender | None, clock: Clock) -> None:
+    """Works on messages until the stop token. What is not waiting or copying counts as busy."""
+    send = outbox.send if outbox is not None else _keep
+    more = True
+    while more:
+        message = inbox.receive()
+        with clock.measure(Spent.BUSY):
+            more = stage.handle(message, send)
+    if outbox is not None:
+        outbox.close()
+
+
+def _keep(_: object) -> None:
+    """The activations go no further: the next layer is in the same stage, or there is none."""

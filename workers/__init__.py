@@ -1,0 +1,1 @@
+"""The pipeline in Ray actors: where the stages are placed, joined and watched."""

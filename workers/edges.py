@@ -1,0 +1,81 @@
+"""Who is joined to whom: every edge of the pipeline has a process group of its own, made and warmed in one fixed order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pipeline.shapes import edge_bytes
+from pipeline.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A channel between two ranks. Stages are ranks 0 … S−1, feeders follow."""
+
+    name: str
+    sender: int
+    receiver: int
+    payload: int
+    nccl: bool
+
+    @property
+    def header_name(self) -> str:
+        return f"{self.name} (headers)"
+
+
+@dataclass(frozen=True)
+class EdgeGroups:
+    """All edges of a run, and the store at which its workers meet."""
+
+    edges: tuple[Edge, ...]
+    num_ranks: int
+    host: str
+    port: int
+    timeout: float
+
+    def join(
+        self, rank: int, device: torch.device, store: dist.Store | None = None
+    ) -> dict[str, dist.ProcessGroup]:
+        """Makes every edge's group, in the same order on every rank; returns this rank's by name."""
+        timeout = timedelta(seconds=self.timeout)
+        store = store or dist.TCPStore(self.host, self.port, is_master=False, timeout=timeout)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=self.num_ranks, timeout=timeout)
+        groups = {}
+        for edge in self.edges:
+            ends = [edge.sender, edge.receiver]
+            kinds = [(edge.header_name, "gloo"), (edge.name, "nccl")] if edge.nccl else [(edge.name, "gloo")]
+            for name, backend in kinds:
+                group = dist.new_group(ends, timeout=timeout, backend=backend, group_desc=name)
+                if rank in ends:
+                    groups[name] = group
+                    _warm(edge, rank, group, device if backend == "nccl" else torch.device("cpu"))
+        return groups
+
+
+def _warm(edge: Edge, rank: int, group: dist.ProcessGroup, device: torch.device) -> None:
+    """Sends one byte, so that connections and communicators exist before the first batch is timed."""
+    byte = torch.zeros(1, dtype=torch.uint8, device=device)
+    if rank == edge.sender:
+        dist.send(byte, edge.receiver, group=group)
+    else:
+        dist.recv(byte, edge.sender, group=group)
+
+
+def edges_of(spec: RunSpec) -> tuple[Edge, ...]:
+    """Every edge: the feeders' into stage 1, then from stage to stage."""
+    sizes = edge_bytes(spec)
+    nccl = spec.settings.pipeline.transport == "nccl"
+    stages = spec.num_stages
+    feeds = [
+        Edge(f"feeder {number + 1} → stage 1", stages + number, 0, sizes[0], nccl=False)
+        for number in range(spec.settings.pipeline.feeders)
+    ]
+    between = [
+        Edge(f"stage {stage + 1} → stage {stage + 2}", stage, stage + 1, sizes[stage + 1], nccl=nccl)
+        for stage in range(stages - 1)
+    ]
+    return (*feeds, *between)

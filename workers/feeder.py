@@ -1,0 +1,72 @@
+"""A feeder in a Ray actor: reads, shuffles and batches images, beside the stages."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pipeline.channel import DistSender, HostBuffer
+from pipeline.data.loader import Dataset
+from pipeline.errors import PeerLostError
+from pipeline.feed import feed
+from pipeline.metrics import Clock
+from pipeline.schedule import Pass
+from pipeline.spec import RunSpec
+from workers.edges import EdgeGroups
+
+
+class FeederWorker:
+    """Feeder ``number`` of a run: every F-th batch, F the number of feeders."""
+
+    def __init__(self, spec: RunSpec, number: int) -> None:
+        self.spec, self.number = spec, number
+        torch.set_num_threads(1)
+        data = spec.settings.data
+        self._source = Dataset(
+            Path(spec.data_folder),
+            seed=spec.settings.train.seed,
+            validation=data.validation,
+            train_fraction=data.train_fraction,
+            label_noise=data.label_noise,
+            memory_budget=int(data.memory_budget * 2**30),
+            shuffle_window=data.shuffle_window,
+            strict=data.strict_data,
+        )
+        self._sender: DistSender | None = None
+        self._interrupted = threading.Event()
+        self._one_at_a_time = threading.Lock()
+
+    def connect(self, groups: EdgeGroups) -> None:
+        """Joins the run's process groups and opens the channel to stage 1."""
+        rank = self.spec.num_stages + self.number
+        handles = groups.join(rank=rank, device=torch.device("cpu"))
+        edge = next(edge for edge in groups.edges if edge.sender == rank)
+        self._sender = DistSender(
+            edge.name,
+            HostBuffer(edge.payload, edge.receiver, handles[edge.name], pinned=False),
+            stall_timeout=self.spec.settings.pipeline.stall_timeout,
+            clock=Clock(),
+        )
+
+    def feed(self, passes: Sequence[Pass]) -> None:
+        """Sends the batches of these passes. Returns when the last one has been handed over."""
+        assert self._sender is not None, "connect() comes first"
+        try:
+            with self._one_at_a_time:
+                feed(
+                    self._source,
+                    passes,
+                    self._sender.send,
+                    batch_size=self.spec.settings.train.batch_size,
+                    part=(self.number, self.spec.settings.pipeline.feeders),
+                    interrupted=self._interrupted.is_set,
+                )
+        except PeerLostError:
+            if not self._interrupted.is_set():  # after a stop from another feeder, stage 1 takes nothing more
+                raise
+
+    def interrupt(self) -> None:
+        self._interrupted.set()

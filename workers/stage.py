@@ -1,0 +1,111 @@
+"""A stage in a Ray actor of its own."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import ray
+import torch
+import torch.distributed as dist
+
+from pipeline import stage as stages
+from pipeline.channel import Buffer, DistReceiver, DistSender, HostBuffer, NcclBuffer, Receiver, Sender
+from pipeline.feed import MergedReceiver
+from pipeline.layer import State
+from pipeline.metrics import Clock, PassReport, Status
+from pipeline.spec import RunSpec
+from pipeline.stage import Stage
+from workers.edges import Edge, EdgeGroups
+
+
+class StageWorker:
+    """Holds a stage and its channels. ``run`` works in one thread; all other calls are answered beside it."""
+
+    def __init__(self, spec: RunSpec, index: int) -> None:
+        self.spec, self.index = spec, index
+        self._reports: list[PassReport] = []
+        self._clock = Clock()
+        self._device = _own_device(spec, index)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        torch.set_num_threads(spec.settings.pipeline.threads)
+        self._stage = Stage(spec, index, self._device, report=self._reports.append, clock=self._clock)
+        self._store: dist.TCPStore | None = None
+        self._inbox: Receiver | None = None
+        self._outbox: Sender | None = None
+
+    def describe(self) -> str:
+        """Node and device, for people."""
+        return f"{ray.util.get_node_ip_address()} {self._device}"
+
+    def open_store(self) -> tuple[str, int]:
+        """Opens the store at which all workers meet; returns its host and port. Asked of the first stage."""
+        host = ray.util.get_node_ip_address()
+        timeout = timedelta(seconds=self.spec.settings.pipeline.stall_timeout)
+        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        return host, self._store.port
+
+    def connect(self, groups: EdgeGroups) -> None:
+        """Joins the run's process groups and opens the channels to both neighbours."""
+        handles = groups.join(rank=self.index, device=self._device, store=self._store)
+        settings = self.spec.settings.pipeline
+        inboxes: list[Receiver] = []
+        for edge in groups.edges:
+            if edge.receiver == self.index:
+                buffers = [self._buffer(edge, edge.sender, handles) for _ in range(settings.queue_depth + 1)]
+                inboxes.append(
+                    DistReceiver(
+                        edge.name,
+                        buffers,
+                        stall_timeout=settings.stall_timeout,
+                        clock=self._clock,
+                        device=self._device,
+                    )
+                )
+            elif edge.sender == self.index:
+                buffer = self._buffer(edge, edge.receiver, handles)
+                self._outbox = DistSender(
+                    edge.name, buffer, stall_timeout=settings.stall_timeout, clock=self._clock
+                )
+        self._inbox = MergedReceiver(inboxes) if self.index == 0 else inboxes[0]
+
+    def _buffer(self, edge: Edge, peer: int, handles: dict[str, dist.ProcessGroup]) -> Buffer:
+        if edge.nccl:
+            return NcclBuffer(edge.payload, peer, handles[edge.name], handles[edge.header_name], self._device)
+        return HostBuffer(edge.payload, peer, handles[edge.name], pinned=self._device.type == "cuda")
+
+    def run(self) -> None:
+        """Works until the stop token. Raises what the stage or a channel raises."""
+        assert self._inbox is not None, "connect() comes first"
+        torch.set_num_threads(self.spec.settings.pipeline.threads)  # a setting of the thread that computes
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        self._clock.restart()
+        stages.run(self._stage, self._inbox, self._outbox, self._clock)
+
+    def poll(self) -> tuple[Status, list[PassReport]]:
+        status = self._stage.status()
+        status.waiting = self._inbox.waiting if self._inbox is not None else 0
+        count = len(self._reports)
+        said = self._reports[:count]
+        del self._reports[:count]
+        return status, said
+
+    def keep_only(self, best: int, upto: int) -> None:
+        self._stage.keep_only(best, upto)
+
+    def candidate(self, epoch: int) -> State:
+        return self._stage.candidate(epoch)
+
+    def weights(self) -> State:
+        return self._stage.weights()
+
+    def trained(self) -> State:
+        return self._stage.trained()
+
+
+def _own_device(spec: RunSpec, index: int) -> torch.device:
+    """The GPU that Ray gave this actor. CUDA_VISIBLE_DEVICES is left alone (see ``workers.crew``), so ids are global."""
+    if spec.device == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", int(ray.get_gpu_ids()[0]))
