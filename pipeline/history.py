@@ -40,6 +40,21 @@ class History:
         numbers = sorted(epoch for name, epoch in self._layers if name == kind.name)
         return [epoch for epoch in numbers if self.layers(kind, epoch) is not None]
 
+    def step_losses(self) -> dict[str, NDArray[np.float32]]:
+        """For each layer the loss of every training step, epoch after epoch (steps,), as ``layer 1`` and so on."""
+        losses: dict[str, list[NDArray[np.float32]]] = {}
+        for (name, _), found in sorted(self._layers.items()):
+            for index, report in found.items() if name == Kind.TRAIN.name else ():
+                losses.setdefault(f"layer {index + 1}", []).append(report.losses)
+        return {name: np.concatenate(parts) for name, parts in sorted(losses.items())}
+
+    def predictions(self) -> NDArray[np.int64] | None:
+        """The last layer's test predictions (N, 3): sample id, label, predicted class. None before the test."""
+        layers = self.layers(Kind.TEST, 0)
+        if layers is None or layers[-1].predictions is None or self.ids is None or self.labels is None:
+            return None
+        return np.stack([self.ids, self.labels, layers[-1].predictions], axis=1)
+
     @property
     def best_epoch(self) -> int | None:
         """The epoch with the lowest validation loss of the last layer; the first of equals."""

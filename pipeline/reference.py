@@ -14,11 +14,12 @@ import torch
 
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch, Dataset, Split
+from pipeline.evaluate import evaluate
 from pipeline.errors import NonFiniteLossError, RunError
 from pipeline.history import History, RunResult
 from pipeline.layer import LocalLayer, State
 from pipeline.messages import Kind
-from pipeline.metrics import Clock, EvaluationTally, LayerReport, PassReport, Spent, Status, TrainTally
+from pipeline.metrics import Clock, PassReport, Spent, Status, TrainTally
 from pipeline.rules import Streams
 from pipeline.spec import RunSpec
 
@@ -32,7 +33,7 @@ def train(
     dataset: Dataset,
     *,
     observe: Callable[[PassReport], None] = lambda report: None,
-    follow: Callable[[Status], None] = lambda status: None,
+    follow: Callable[[list[Status]], None] = lambda statuses: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """Trains every layer on every batch, keeps the best weights, trains the readouts, tests.
@@ -71,10 +72,10 @@ def train(
             with clock.measure(Spent.BUSY):
                 yield batch
             status.account = clock.read()
-            follow(status)
+            follow([status])
 
-    def report(kind: Kind, epoch: int, reports: list[LayerReport], **extra: object) -> None:
-        said = PassReport(stage=0, kind=kind.name, epoch=epoch, layers=reports, account=clock.lap(), **extra)  # type: ignore[arg-type]
+    def report(said: PassReport) -> None:
+        said.account = clock.lap()
         history.add(said)
         observe(said)
 
@@ -92,7 +93,7 @@ def train(
             status.images += len(labels)
             if batch.last or device.type == "cpu":  # reading a loss is free on a CPU and stalls a GPU
                 status.losses = [tally.finite_latest() for tally in tallies]
-        report(Kind.TRAIN, epoch, [tally.report() for tally in tallies])
+        report(PassReport(stage=0, kind="TRAIN", epoch=epoch, layers=[tally.report() for tally in tallies]))
 
     def train_readouts(epoch: int) -> None:
         tallies = [TrainTally(layer.index) for layer in layers]
@@ -101,23 +102,12 @@ def train(
             for layer, tally in zip(layers, tallies, strict=True):
                 streams, loss = layer.train_readout(streams, labels)
                 tally.add(loss)
-        report(Kind.READOUT, epoch, [tally.report() for tally in tallies])
+        report(PassReport(stage=0, kind="READOUT", epoch=epoch, layers=[tally.report() for tally in tallies]))
 
-    def evaluate(split: Split, kind: Kind, epoch: int) -> list[LayerReport]:
-        tallies = [EvaluationTally.of(spec, layer.index, layer.net.features, device) for layer in layers]
-        ids, true = [], []
-        for batch in batches(split, kind, epoch):
-            streams, labels = rule.enter(augment.plain(batch.images)), batch.labels.to(device)
-            for layer, tally in zip(layers, tallies, strict=True):
-                streams = layer.evaluate(streams, labels, tally)
-            ids.append(batch.ids)
-            true.append(batch.labels)
-        test = kind is Kind.TEST
-        reports = [tally.report(with_predictions=test) for tally in tallies]
-        report(
-            kind, epoch, reports, **{"ids": torch.cat(ids).numpy(), "labels": torch.cat(true).numpy()} if test else {}
-        )
-        return reports
+    def evaluate_layers(split: Split, kind: Kind, epoch: int) -> PassReport:
+        said = evaluate(spec, layers, augment, batches(split, kind, epoch), kind=kind, epoch=epoch)
+        report(said)
+        return said
 
     def all_weights() -> State:
         return {name: value for layer in layers for name, value in layer.weights().items()}
@@ -131,7 +121,7 @@ def train(
         for epoch in range(settings.train.epochs):
             train_layers(epoch)
             candidate = all_weights()
-            loss = evaluate("validate", Kind.VALIDATE, epoch)[-1].loss
+            loss = evaluate_layers("validate", Kind.VALIDATE, epoch).layers[-1].loss
             if loss < best_loss:
                 best_loss, result.best_epoch, result.weights = loss, epoch, candidate
         result.last = all_state()
@@ -143,11 +133,8 @@ def train(
         if not online:
             for epoch in range(settings.head.head_epochs):
                 train_readouts(settings.train.epochs + epoch)
-        result.seconds["readouts"] = time.perf_counter() - begun
-
-        begun = time.perf_counter()
-        evaluate("test", Kind.TEST, 0)
-        result.seconds["test"] = time.perf_counter() - begun
+        evaluate_layers("test", Kind.TEST, 0)
+        result.seconds["readouts_and_test"] = time.perf_counter() - begun
         result.weights = all_weights()
     except (_InterruptedError, RunError) as stop:
         # What was learned until here: the best validated weights, or where there are none yet, the present ones.

@@ -105,7 +105,7 @@ def check(settings: Settings) -> None:
 def resolve(settings: Settings, dataset: Dataset) -> Settings:
     """Settings that fit the data, with net and augmentation settled. Raises UserError where they do not fit."""
     index = dataset.index
-    facts = DATASETS.get(index.name)
+    facts = DATASETS.get(settings.data.data)
     padding = settings.augment.crop_padding
     if padding == "auto":
         padding = facts.crop_padding if facts else min(index.shape[1:]) // 8
@@ -127,7 +127,7 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
 def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
     """The run on these devices. ``settings`` come from ``resolve``. Raises UserError or ResourcesError."""
     index = dataset.index
-    facts = DATASETS.get(index.name)
+    facts = DATASETS.get(settings.data.data)
     num_layers = settings.net.num_layers
     stages = settings.pipeline.stages
     if settings.pipeline.executor == "serial":

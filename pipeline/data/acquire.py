@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -15,11 +15,9 @@ from pipeline.data.packages import fetch_package
 from pipeline.data.registry import DatasetFacts, SourceFile
 from pipeline.data.shards import file_hash
 from pipeline.data.sources import cifar, idx
-from pipeline.data.sources.base import Source
+from pipeline.data.sources.base import Progress, Source
 from pipeline.data.sources.tiny_imagenet import TinyImageNetSource
 from pipeline.errors import UserError
-
-Progress = Callable[[str, int, int], None]
 
 _DEPTH = 6  # levels of folders in which files are looked for
 _ARCHIVES = (".tar.gz", ".zip")
@@ -43,7 +41,7 @@ def acquired(facts: DatasetFacts, source: str | None, data_dir: Path, progress: 
     try:
         with ExitStack() as open_files:
             place, origin = _locate(facts, source, workspace, progress)
-            reader = _open(facts, place, origin, workspace, progress)
+            reader = _open(facts, place, origin, progress)
             if isinstance(reader, TinyImageNetSource):
                 open_files.enter_context(reader)
             yield reader
@@ -119,7 +117,7 @@ def _check_download(facts: DatasetFacts, published: SourceFile | None, path: Pat
         )
 
 
-def _open(facts: DatasetFacts, place: Path, origin: str, workspace: Path, progress: Progress) -> Source:
+def _open(facts: DatasetFacts, place: Path, origin: str, progress: Progress) -> Source:
     progress("checking md5s", 0, 0)
     note = f"{facts.title}, from {origin}, md5s as published"
     if facts.name in ("mnist", "fashion-mnist"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,11 +13,8 @@ import numpy as np
 
 from pipeline.data.index import DataIndex, SplitIndex
 from pipeline.data.shards import Pixels, SplitWriter
-from pipeline.data.sources.base import Source
+from pipeline.data.sources.base import Progress, Source
 from pipeline.errors import UserError
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done, total); total 0 where it is not known."""
 
 _REPORT_EVERY = 250  # samples
 
@@ -134,8 +131,8 @@ class _Moments:
 
     def add(self, image: Pixels) -> None:
         """Count the pixels of an image (H, W, C)."""
-        for channel, counts in enumerate(self._counts):
-            counts += np.bincount(image[:, :, channel].reshape(-1), minlength=256)
+        for channel in range(len(self._counts)):
+            self._counts[channel] += np.bincount(image[:, :, channel].reshape(-1), minlength=256)
 
     def result(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, std) of pixels scaled to [0, 1], to six digits."""

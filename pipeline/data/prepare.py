@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 
 from pipeline.data import acquire
-from pipeline.data.build import Progress, build, exclusive
+from pipeline.data.build import build, exclusive
 from pipeline.data.index import INDEX_FILE, DataIndex
 from pipeline.data.registry import DATASETS
-from pipeline.data.sources.base import Source
+from pipeline.data.sources.base import Progress, Source, silent
 from pipeline.data.sources.digits import DigitsSource
 from pipeline.data.sources.folder import FolderSource, holds_images
 from pipeline.data.sources.webdataset_folder import WebDatasetSource, tars
@@ -53,7 +53,7 @@ def prepare(
         UserError: unknown name, wrong md5, unreachable site, unreadable source, full disk, or a prepare under way.
     """
     data_dir = data_dir or default_data_dir()
-    report = progress or _silent
+    report = progress or silent
     if name_or_folder in DATASETS:
         if image_size is not None:
             raise UserError(f"--image-size is for folders of images; {name_or_folder} has its own size.")
@@ -178,11 +178,7 @@ def _fingerprint(folder: Path, image_size: int | None, strict: bool) -> str:
     for root, folders, files in os.walk(folder):
         folders.sort()
         for file in sorted(files):
-            path = os.path.join(root, file)
-            stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a broken link counts as itself
-            digest.update(repr((os.path.relpath(path, folder), stat.st_size, stat.st_mtime_ns)).encode())
+            path = Path(root, file)
+            stat = path.stat() if path.exists() else path.lstat()  # a broken link counts as itself
+            digest.update(repr((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns)).encode())
     return digest.hexdigest()[:12]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """No progress is shown."""

@@ -6,6 +6,7 @@ gives every image's offset, so that a feeder touches only the samples of its own
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -48,7 +49,7 @@ class SplitWriter:
         self._folder = folder
         self._split = split
         self._count = 0
-        self._open: tuple[Any, Any, Path] | None = None  # (file, tar writer, path)
+        self._open: tuple[_Sink, Any, Path] | None = None  # (file, tar writer, path)
         self._done: list[ShardInfo] = []
 
     def write(self, image: Pixels, label: int) -> None:
@@ -56,8 +57,8 @@ class SplitWriter:
         if self._count % SAMPLES_PER_SHARD == 0:
             self._finish()
             path = self._folder / f"{self._split}-{self._count // SAMPLES_PER_SHARD:06d}.tar"
-            file = path.open("wb")
-            self._open = (file, webdataset.TarWriter(file, user="", group="", mode=0o644, mtime=0), path)
+            sink = _Sink(path)
+            self._open = (sink, webdataset.TarWriter(sink, user="", group="", mode=0o644, mtime=0), path)
         assert self._open is not None
         key = f"{self._split}-{self._count:08d}"
         self._open[1].write({"__key__": key, "png": encode_png(image), "cls": str(label).encode()})
@@ -69,24 +70,50 @@ class SplitWriter:
         return tuple(self._done)
 
     def abort(self) -> None:
-        """Let go of the open file after a failure."""
-        if self._open is not None:
-            self._open[0].close()
-            self._open = None
+        """Let go of an unfinished shard after a failure."""
+        if self._open is None:
+            return
+        sink, writer, _ = self._open
+        self._open = None
+        sink.discard()
+        writer.close()
 
     def _finish(self) -> None:
         if self._open is None:
             return
-        file, writer, path = self._open
+        sink, writer, path = self._open
         writer.close()
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
+        sink.finish()
         self._open = None
         count = self._count - sum(shard.count for shard in self._done)
         self._done.append(
             ShardInfo(file=path.name, count=count, bytes=path.stat().st_size, sha256=file_hash(path, "sha256"))
         )
+
+
+class _Sink:
+    """A file that a tar writer can still be closed onto after a failure: its last writes then go nowhere.
+
+    tarfile writes its end mark when it is collected, and would complain about a closed file or a full disk once more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._discarded = False
+
+    def write(self, data: bytes) -> int:
+        return len(data) if self._discarded else self._file.write(data)
+
+    def finish(self) -> None:
+        """Have it on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def discard(self) -> None:
+        self._discarded = True
+        with contextlib.suppress(OSError):  # what is still buffered may not fit the disk either
+            self._file.close()
 
 
 def file_hash(path: Path, algorithm: str) -> str:

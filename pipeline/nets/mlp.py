@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
@@ -17,7 +18,7 @@ from pipeline.nets.base import Layer, Shape
 class MlpSettings:
     """A fully connected net on flattened images."""
 
-    kind: Literal["mlp"] = "mlp"
+    kind: Annotated[Literal["mlp"], tyro.conf.Suppress] = "mlp"
     width: int = 500
     """Units per layer."""
     depth: int = 3

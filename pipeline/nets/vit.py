@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
@@ -19,7 +20,7 @@ _PATCHES_PER_SIDE = 8  # the paper's 64 patches: 4x4 pixels at 32x32, 8x8 at 64x
 class VitSettings:
     """A Vision Transformer, ViT[dim heads depth] in the paper's notation."""
 
-    kind: Literal["vit"] = "vit"
+    kind: Annotated[Literal["vit"], tyro.conf.Suppress] = "vit"
     dim: int = 128
     """Width E of each token."""
     heads: int = 4

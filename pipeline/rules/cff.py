@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor
 
 from pipeline.errors import UserError
@@ -21,7 +22,7 @@ Schedule = Literal["linear", "parabolic", "cosine", "exponential"]
 class CffSettings:
     """Contrastive Forward-Forward. Both margins 0 give plain CFF."""
 
-    kind: Literal["cff"] = "cff"
+    kind: Annotated[Literal["cff"], tyro.conf.Suppress] = "cff"
     views: Literal[1, 2] = 2
     """Augmented views of each image: 2 is two-forward (the paper), 1 one-forward."""
     temperature: float = 0.15

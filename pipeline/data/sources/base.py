@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from pipeline import keys
 
 Sample = tuple[NDArray[np.uint8], int]  # image (H, W, C), label
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done, total); total 0 where it is not known."""
 
 TEST_SHARE = 0.2
 _SPLIT_SEED = 0  # of the data set, not of a run: everybody gets the same test images
@@ -49,3 +52,7 @@ def holdout_mask(labels: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]
         chosen = keys.generator(_SPLIT_SEED, "test-split", int(label)).permutation(len(members))[:count]
         mask[members[chosen]] = True
     return mask
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody is shown."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import keys
 from pipeline.data.shards import IMAGE_EXTENSIONS
 from pipeline.data.sources import images
-from pipeline.data.sources.base import Sample, holdout_mask
+from pipeline.data.sources.base import Progress, Sample, holdout_mask, silent
 from pipeline.errors import UserError
 
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -43,7 +43,7 @@ class FolderSource:
         *,
         image_size: int | None = None,
         strict: bool = False,
-        progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+        progress: Progress = silent,
     ) -> None:
         if image_size is not None and image_size < 1:
             raise UserError(f"image size {image_size}: give the side in pixels, 1 or more")
@@ -88,9 +88,7 @@ class FolderSource:
                 continue
             yield image, label
 
-    def _look(
-        self, files: Labelled, looks: Counter[images.Look], progress: Callable[[str, int, int], None]
-    ) -> Labelled:
+    def _look(self, files: Labelled, looks: Counter[images.Look], progress: Progress) -> Labelled:
         readable = []
         for done, (path, label) in enumerate(files):
             try:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.shards import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label, stream
 from pipeline.data.sources import images
-from pipeline.data.sources.base import Sample, holdout_mask
+from pipeline.data.sources.base import Progress, Sample, holdout_mask, silent
 from pipeline.errors import UserError
 
 _TEST_NAMES = ("test", "val")
+_BLOCK = 512  # bytes; a tar is made of such blocks
 _MAX_LABEL = 65535  # beyond it a "label" is an id or a mistake
 
 
@@ -40,7 +41,7 @@ class WebDatasetSource:
         *,
         image_size: int | None = None,
         strict: bool = False,
-        progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+        progress: Progress = silent,
     ) -> None:
         if image_size is not None and image_size < 1:
             raise UserError(f"image size {image_size}: give the side in pixels, 1 or more")
@@ -57,7 +58,7 @@ class WebDatasetSource:
             progress("reading labels", done, len(paths))
             try:
                 self._labels[path] = self._scan(path, looks)
-            except _BrokenShard as cause:
+            except _BrokenShardError as cause:
                 if strict:
                     raise UserError(f"Shard {path} {cause}. Replace it, or allow skipping it.") from None
                 left_out.append(f"{path.name} {cause}")
@@ -91,7 +92,7 @@ class WebDatasetSource:
     def _scan(self, path: Path, looks: Counter[images.Look]) -> list[tuple[str, int]]:
         """Keys and labels of a tar's readable samples; their headers are added to ``looks``."""
         if not _has_end(path):
-            raise _BrokenShard("is truncated (a tar ends with a block of zeros)")
+            raise _BrokenShardError("is truncated (a tar ends with a block of zeros)")
         labels, seen = [], Counter[images.Look]()
         try:
             for sample in stream([path]):
@@ -103,7 +104,7 @@ class WebDatasetSource:
                     continue
                 labels.append((sample["__key__"], label))
         except (tarfile.TarError, EOFError, OSError, ValueError) as cause:
-            raise _BrokenShard(f"cannot be read ({cause})") from None
+            raise _BrokenShardError(f"cannot be read ({cause})") from None
         looks += seen
         return labels
 
@@ -146,7 +147,7 @@ class WebDatasetSource:
         self.skipped += 1
 
 
-class _BrokenShard(Exception):
+class _BrokenShardError(Exception):
     """A tar that cannot be read; the message is a clause."""
 
 
@@ -158,8 +159,8 @@ def tars(folder: Path) -> list[Path]:
 def _has_end(path: Path) -> bool:
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(max(0, size - 512))
-        return size >= 1024 and not any(file.read())
+        file.seek(max(0, size - _BLOCK))
+        return size > _BLOCK and not any(file.read())
 
 
 def _image(sample: dict[str, Any]) -> bytes:

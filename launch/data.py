@@ -1,0 +1,91 @@
+"""`launch prepare` and the data half of `launch list`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipeline.data import prepare
+from pipeline.data.index import DataIndex
+from pipeline.data.registry import DATASETS
+
+
+def prepare_data(
+    name: str,
+    console: Console,
+    *,
+    source: str | None,
+    data_dir: Path | None,
+    image_size: int | None,
+    strict: bool,
+) -> None:
+    """Prepares a data set and says what is there now."""
+    with ProgressLine(console) as line:
+        folder = prepare.prepare(
+            name, source=source, data_dir=data_dir, image_size=image_size, strict=strict, progress=line.report
+        )
+    index = DataIndex.load(folder)
+    console.print(f"{describe(index)}, in {folder}", highlight=False, soft_wrap=True)
+
+
+def describe(index: DataIndex) -> str:
+    """One line about a prepared data set."""
+    channels, height, width = index.shape
+    counts = ", ".join(f"{split.count:,} {name}" for name, split in index.splits.items())
+    return (
+        f"{index.name}: {counts} images of {height}×{width}×{channels}, {len(index.classes)} classes, "
+        f"{index.num_bytes / 2**20:.0f} MiB"
+    )
+
+
+def print_data_sets(console: Console, data_dir: Path | None) -> None:
+    """Every data set by name, and whether it is prepared here."""
+    table = Table("data set", "what it is", "prepared here", title="Data sets: --data NAME", title_justify="left")
+    for name, facts in DATASETS.items():
+        index = prepare.is_prepared(name, data_dir)
+        if index is not None:
+            state = "yes, " + describe(index).split(": ", 1)[1]
+        else:
+            state = "on first use" if facts.embedded else f"no: launch prepare {name}"
+        table.add_row(name, facts.title, state)
+    console.print(table)
+    console.print(
+        "Also --data FOLDER: images by class, or WebDataset shards. "
+        f"Prepared sets lie in {data_dir or prepare.default_data_dir()}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+class ProgressLine:
+    """A bar per piece of work on a terminal; elsewhere a line when one begins."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> ProgressLine:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """``done`` of ``total`` of a piece of work; total 0 where it is not known."""
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total or None)
+            if not self._console.is_terminal:
+                self._console.print(what, highlight=False, soft_wrap=True)
+        self._progress.update(self._tasks[what], completed=done, total=total or None)

@@ -1,0 +1,122 @@
+"""What can be done with a run afterwards: evaluate it, ask it about images, export it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.table import Table
+
+from launch.display import warn
+from launch.runfolder import load_config
+from pipeline import load, resolve
+from pipeline import settings as settings_module
+from pipeline.data.augment import Augment
+from pipeline.errors import UserError
+from pipeline.evaluate import evaluate
+from pipeline.export import read
+from pipeline.layer import LocalLayer
+from pipeline.messages import Kind
+from pipeline.settings import Settings
+
+
+def evaluate_run(run: Path, console: Console, *, batch_size: int | None = None) -> None:
+    """Test accuracy and Fisher criterion of every layer of a run, from its saved weights."""
+    values = load_config(run)
+    settings: Settings = settings_module.from_dict(values["settings"], source=str(run / "config.json"))
+    weights, _ = read(run / "model.safetensors")
+    dataset = resolve.open_data(settings)
+    if dataset.index.content_hash != values["data"]["content_hash"]:
+        warn(f"{settings.data.data} is no longer what the run learned from; the figures will differ.")
+    spec = resolve.place(resolve.resolve(settings, dataset), dataset, resolve.local_devices("auto", 1))
+    device = spec.stage_device(0)
+    torch.set_num_threads(settings.pipeline.threads)
+    layers = [LocalLayer(spec, index, device) for index in range(spec.num_layers)]
+    for layer in layers:
+        layer.load_weights({name: value.to(device) for name, value in weights.items()})
+    augment = Augment(spec.augment, seed=settings.train.seed, device=device)
+    batches = dataset.batches("test", epoch=0, batch_size=batch_size or settings.train.batch_size)
+    report = evaluate(spec, layers, augment, batches, kind=Kind.TEST, epoch=0)
+
+    table = Table(title=f"{settings.net.describe()} on {spec.data_name}, {dataset.count('test'):,} test images")
+    columns = ["layer", "accuracy", *([f"top-{spec.top_k}"] if spec.top_k > 1 else []), "Fisher criterion", "loss"]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for layer_report in report.layers:
+        row = [str(layer_report.layer + 1), _percent(layer_report.accuracy)]
+        if spec.top_k > 1:
+            row.append(_percent(layer_report.top_k))
+        table.add_row(*row, f"{layer_report.fisher:.1f}", f"{layer_report.loss:.3f}")
+    console.print(table)
+    if report.layers[-1].accuracy is None:
+        console.print("This run ended before its readouts were trained, so it has no accuracy.", highlight=False)
+
+
+def predict(run: Path, files: list[Path], console: Console, *, top: int = 3) -> None:
+    """The most likely classes of images, from a run folder or an exported file."""
+    network = load(run / "model.safetensors" if run.is_dir() else run)
+    images = torch.stack([_open_image(file, network.shape) for file in files])
+    with torch.no_grad():
+        probabilities = network(images).softmax(dim=1)
+    for file, row in zip(files, probabilities, strict=True):
+        best = row.topk(min(top, len(row)))
+        said = ", ".join(
+            f"{network.classes[index]} {share:.1%}"
+            for share, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        )
+        console.print(f"{file}: {said}", highlight=False, soft_wrap=True)
+
+
+def export(run: Path, file: Path, console: Console) -> None:
+    """Copies a run's network to one file that ``pipeline.load`` reads without Ray."""
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file}: give the file a name that ends in .safetensors.")
+    if file.exists():
+        raise UserError(f"{file} exists. Give another name, or remove it.")
+    source = run / "model.safetensors"
+    weights, card = read(source)
+    part = file.with_name(f".{file.name}.part")
+    try:
+        shutil.copyfile(source, part)
+        part.replace(file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{file}: cannot be written ({error.strerror}). Choose another place.") from error
+    parameters = sum(value.numel() for value in weights.values())
+    console.print(
+        f"{file}: {card.net.describe()} for {len(card.classes)} classes, {parameters:,} parameters, "
+        f"{file.stat().st_size / 2**20:.1f} MiB. Load it with: from pipeline import load; load({str(file)!r})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _open_image(file: Path, shape: tuple[int, int, int]) -> torch.Tensor:
+    """An image file as (C, H, W) uint8: colours or grey as the network's, cut to a centred square, resized."""
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise UserError(f"This network takes images of {channels} channels; only grey and colour files can be read.")
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("L" if channels == 1 else "RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file.") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{file}: not an image that Pillow can read ({error}).") from error
+    if image.size != (width, height):
+        scale = min(image.width / width, image.height / height)
+        crop_width, crop_height = width * scale, height * scale
+        left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
+        image = image.resize(
+            (width, height), Image.Resampling.BILINEAR, box=(left, top, left + crop_width, top + crop_height)
+        )
+    pixels = np.asarray(image).reshape(height, width, channels)
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.2%}"

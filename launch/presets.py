@@ -1,0 +1,91 @@
+"""What can be launched: each preset is a run's settings, with what the paper reports for it (seed 001, Tables 1 and 3).
+
+Values that a preset does not name are the paper's: see ``pipeline.settings``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pipeline.nets import MlpSettings, VitSettings
+from pipeline.settings import DataSettings, HeadSettings, Settings, TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings under a name.
+
+    Attributes:
+        title: one line for lists.
+        paper: what the paper reports, row by row, and how to get each row.
+    """
+
+    title: str
+    paper: str
+    settings: Settings
+
+
+_VIT_CIFAR10 = Settings(
+    data=DataSettings(data="cifar10"),
+    net=VitSettings(dim=128, heads=4, depth=5),
+)
+
+PRESETS: dict[str, Preset] = {
+    "cff-vit": Preset(
+        title="Contrastive Forward-Forward, ViT[64 4 4], on scikit-learn's digits: the quick look",
+        paper="""No row of the paper: 8×8 digits, small enough for a laptop in a minute.
+Any other data set works too: --data mnist, --data FOLDER. The paper's own runs are the presets beside this one.""",
+        settings=Settings(
+            data=DataSettings(data="digits"),
+            net=VitSettings(dim=64, heads=4, depth=4),
+            train=TrainSettings(epochs=40, batch_size=128),
+            head=HeadSettings(head_epochs=20, head_lr=5e-3),
+        ),
+    ),
+    "cff-vit-cifar10": Preset(
+        title="Contrastive Forward-Forward, ViT[128 4 5], CIFAR-10",
+        paper="""Test accuracy in the paper, CFF+M (Table 3):
+  ViT[128 4 5]  80.42   with --randaugment-ops 3  81.73
+  ViT[192 6 6]  79.74   with --randaugment-ops 3  85.17   --dim 192 --heads 6 --depth 6
+  ViT[240 6 7]  79.96   with --randaugment-ops 3  85.37   --dim 240 --heads 6 --depth 7
+Plain CFF, ViT[128 4 5] (Table 1): 78.70, with --margin-first 0 --margin-last 0.
+Class token (Table 5): 76.63, with --randaugment-ops 3 --pooling token. One-forward (Table 6): 1.42 less, --views 1.""",
+        settings=_VIT_CIFAR10,
+    ),
+    "cff-vit-cifar100": Preset(
+        title="Contrastive Forward-Forward, ViT[192 6 6], CIFAR-100",
+        paper="""Top-5 test accuracy in the paper, CFF+M (Table 3):
+  ViT[192 6 6]  80.39   with --randaugment-ops 3  84.28
+  ViT[240 6 7]  78.44   with --randaugment-ops 3  84.29   --dim 240 --heads 6 --depth 7
+Plain CFF, ViT[192 6 6] (Table 1): 79.23, with --margin-first 0 --margin-last 0.""",
+        settings=replace(
+            _VIT_CIFAR10, data=DataSettings(data="cifar100"), net=VitSettings(dim=192, heads=6, depth=6)
+        ),
+    ),
+    "cff-vit-tiny-imagenet": Preset(
+        title="Contrastive Forward-Forward, ViT[240 6 7], Tiny ImageNet",
+        paper="""Top-10 test accuracy in the paper, CFF+M (Table 3):
+  ViT[240 6 7]  73.23   with --randaugment-ops 3  76.06
+Plain CFF (Table 1): 72.43, with --margin-first 0 --margin-last 0.""",
+        settings=replace(
+            _VIT_CIFAR10, data=DataSettings(data="tiny-imagenet"), net=VitSettings(dim=240, heads=6, depth=7)
+        ),
+    ),
+    "cff-mlp-mnist": Preset(
+        title="Contrastive Forward-Forward, MLP[500 3], MNIST",
+        paper="""Test accuracy in the paper, CFF+M:
+  MLP[500 3]  97.69 (Table 1), 97.30 (Table 3)
+  MLP[800 4]  97.62 (Table 3)   --width 800 --depth 4
+Plain CFF, MLP[500 3] (Table 1): 96.33, with --margin-first 0 --margin-last 0.""",
+        settings=Settings(data=DataSettings(data="mnist"), net=MlpSettings(width=500, depth=3)),
+    ),
+    "cff-mlp-cifar10": Preset(
+        title="Contrastive Forward-Forward, MLP[800 4], CIFAR-10",
+        paper="""Test accuracy in the paper, CFF+M, MLP[800 4]:
+  57.33 with random crop (Table 1); 54.55 with --crop-padding 0 (Table 3)
+Plain CFF (Table 1): 54.32, with --margin-first 0 --margin-last 0.""",
+        settings=replace(_VIT_CIFAR10, net=MlpSettings(width=800, depth=4)),
+    ),
+}
+for _name, _preset in PRESETS.items():
+    PRESETS[_name] = replace(_preset, settings=replace(_preset.settings, preset=_name))

@@ -1,0 +1,38 @@
+"""Evaluates trained layers on a split, batch by batch, without a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from pipeline.data.augment import Augment
+from pipeline.data.loader import Batch
+from pipeline.layer import LocalLayer
+from pipeline.messages import Kind
+from pipeline.metrics import EvaluationTally, PassReport
+from pipeline.spec import RunSpec
+
+
+def evaluate(
+    spec: RunSpec, layers: Sequence[LocalLayer], augment: Augment, batches: Iterable[Batch], *, kind: Kind, epoch: int
+) -> PassReport:
+    """Loss, accuracy and Fisher criterion of every layer; with kind TEST also every prediction."""
+    device, rule = layers[0].device, layers[0].rule
+    tallies = [EvaluationTally.of(spec, layer.index, layer.net.features, device) for layer in layers]
+    ids, true = [], []
+    for batch in batches:
+        streams, labels = rule.enter(augment.plain(batch.images)), batch.labels.to(device)
+        for layer, tally in zip(layers, tallies, strict=True):
+            streams = layer.evaluate(streams, labels, tally)
+        ids.append(batch.ids)
+        true.append(batch.labels)
+    test = kind is Kind.TEST
+    return PassReport(
+        stage=0,
+        kind=kind.name,
+        epoch=epoch,
+        layers=[tally.report(with_predictions=test) for tally in tallies],
+        ids=torch.cat(ids).numpy() if test else None,
+        labels=torch.cat(true).numpy() if test else None,
+    )
