@@ -47,7 +47,7 @@ def train(settings: Settings, console: Console) -> int:
         interrupted = stack.enter_context(_interrupts())
         pipe = settings.pipeline
         if pipe.executor == "ray":
-            devices = stack.enter_context(ray_cluster(pipe, settings.net.num_layers))
+            devices = stack.enter_context(ray_cluster(settings))
         else:
             devices = resolve.local_devices(pipe.device, pipe.threads)
         spec = resolve.place(settings, dataset, devices)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from pipeline.errors import RunError
+from pipeline.errors import RunError, StageFailedError
 from pipeline.history import History, RunResult
 from pipeline.layer import State
 from pipeline.messages import Kind
@@ -117,22 +117,24 @@ def conduct(
         collect()
     except RunError as error:
         result.status = "failed"
-        error.result = _salvage(crew, result)
+        error.result = result if _salvage(crew, result) else None
         raise
     if stop_by is not None:
         result.status = "interrupted"
-        return _salvage(crew, result)
+        if not _salvage(crew, result):
+            raise StageFailedError("a stage died while the run was being stopped: nothing of this run could be kept")
+        return result
     result.seconds["readouts_and_test"] = time.perf_counter() - begun - result.seconds["layers"]
     result.last = crew.trained()
     result.weights = crew.weights()
     return result
 
 
-def _salvage(crew: Crew, result: RunResult) -> RunResult | None:
-    """What was learned by an unfinished run: the best validated weights, or where there are none the present ones."""
+def _salvage(crew: Crew, result: RunResult) -> bool:
+    """Takes what an unfinished run learned: the best validated weights, or where there are none the present ones."""
     try:
         result.last = crew.trained()
         result.weights = crew.weights() if result.best_epoch is None else crew.candidate(result.best_epoch)
     except RunError:  # a stage died and took its layers along; the error that ends the run names it
-        return None
-    return result
+        return False
+    return True

@@ -124,16 +124,20 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
     )
 
 
+def num_stages(settings: Settings, num_devices: int) -> int:
+    """Stages of a run on so many devices: as asked for, or as many as devices and at most as many as layers."""
+    if settings.pipeline.executor == "serial":
+        return 1
+    wanted = settings.pipeline.stages
+    return max(1, min(settings.net.num_layers, num_devices)) if wanted == "auto" else wanted
+
+
 def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
     """The run on these devices. ``settings`` come from ``resolve``. Raises UserError or ResourcesError."""
     index = dataset.index
     facts = DATASETS.get(settings.data.data)
     num_layers = settings.net.num_layers
-    stages = settings.pipeline.stages
-    if settings.pipeline.executor == "serial":
-        stages = 1
-    elif stages == "auto":
-        stages = max(1, min(num_layers, devices.count))
+    stages = num_stages(settings, devices.count)
     transport = settings.pipeline.transport
     if transport == "auto":
         transport = "nccl" if devices.kind == "cuda" and settings.pipeline.executor == "ray" else "gloo"

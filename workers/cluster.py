@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import ray
 
 from pipeline.errors import ResourcesError
-from pipeline.resolve import Devices, local_devices
-from pipeline.settings import PipelineSettings
+from pipeline.resolve import Devices, local_devices, num_stages
+from pipeline.settings import PipelineSettings, Settings
 
 _CONNECT_TIMEOUT = 5.0
 _OBJECT_STORE = 256 << 20  # bytes; only set-up, metrics and weights pass through it
@@ -21,32 +21,37 @@ _DEFAULT_PORT = 6379
 
 
 @contextmanager
-def ray_cluster(settings: PipelineSettings, num_layers: int) -> Iterator[Devices]:
+def ray_cluster(settings: Settings) -> Iterator[Devices]:
     """Ray for a run; gives the devices that stages can be placed on. A private cluster ends with the block.
 
     Raises:
         ResourcesError: the cluster cannot be reached, or has no GPU where CUDA is asked for.
     """
     if ray.is_initialized():  # a notebook or a test that keeps its own cluster
-        yield _cluster_devices(settings)
+        yield _cluster_devices(settings.pipeline)
         return
+    pipe = settings.pipeline
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a training run calls nobody
-    address = settings.ray_address or os.environ.get("RAY_ADDRESS") or "local"
-    common = {"logging_level": logging.ERROR, "log_to_driver": False}
+    address = pipe.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        devices = local_devices(settings.device, settings.threads)
-        stages = settings.stages if settings.stages != "auto" else min(num_layers, devices.count)
-        cores = max(len(os.sched_getaffinity(0)), stages * settings.threads)
+        devices = local_devices(pipe.device, pipe.threads)
+        # More stages than cores take turns; Ray must not refuse them on a machine that is theirs alone.
+        cores = max(len(os.sched_getaffinity(0)), num_stages(settings, devices.count) * pipe.threads)
         ray.init(
-            address="local", num_cpus=cores, object_store_memory=_OBJECT_STORE, include_dashboard=False, **common
+            address="local",
+            num_cpus=cores,
+            object_store_memory=_OBJECT_STORE,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
         )
     else:
         _reach(address)
         try:
-            ray.init(address=address, **common)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ResourcesError(_unreachable(address, str(error).splitlines()[0])) from error
-        devices = _cluster_devices(settings)
+        devices = _cluster_devices(pipe)
     try:
         yield devices
     finally:

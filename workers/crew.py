@@ -78,8 +78,8 @@ class RayCrew:
         gpus = 1 if self._spec.device == "cuda" else 0
         # On a GPU machine a stage's core only launches kernels: it must not be what a small machine lacks.
         bundle = {"CPU": float(pipe.threads)} | ({"GPU": float(gpus)} if gpus else {})
-        self._group = placement_group([bundle] * self._spec.num_stages, strategy="PACK")
-        if not self._group.wait(pipe.resource_timeout):
+        group = self._group = placement_group([bundle] * self._spec.num_stages, strategy="PACK")
+        if not group.wait(pipe.resource_timeout):
             raise ResourcesError(_missing(bundle, self._spec.num_stages, pipe.resource_timeout))
         # Ray's masking of CUDA_VISIBLE_DEVICES slows NCCL on NVSwitch hosts; stages choose their device themselves.
         environment = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}} if gpus else None
@@ -90,7 +90,7 @@ class RayCrew:
                 "name": f"localpipe-{run}-{role}-{number + 1}",
                 "max_concurrency": _BESIDE,
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                    self._group, placement_group_bundle_index=bundle_index
+                    group, placement_group_bundle_index=bundle_index
                 ),
                 **resources,
                 **({"runtime_env": environment} if environment else {}),

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from pipeline.shapes import edge_bytes
 from pipeline.spec import RunSpec
@@ -38,11 +39,11 @@ class EdgeGroups:
     timeout: float
 
     def join(
-        self, rank: int, device: torch.device, store: dist.Store | None = None
+        self, rank: int, device: torch.device, store: TCPStore | None = None
     ) -> dict[str, dist.ProcessGroup]:
         """Makes every edge's group, in the same order on every rank; returns this rank's by name."""
         timeout = timedelta(seconds=self.timeout)
-        store = store or dist.TCPStore(self.host, self.port, is_master=False, timeout=timeout)
+        store = store or TCPStore(self.host, self.port, is_master=False, timeout=timeout)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=self.num_ranks, timeout=timeout)
         groups = {}
         for edge in self.edges:

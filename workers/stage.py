@@ -7,6 +7,7 @@ from datetime import timedelta
 import ray
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from pipeline import stage as stages
 from pipeline.channel import Buffer, DistReceiver, DistSender, HostBuffer, NcclBuffer, Receiver, Sender
@@ -25,12 +26,12 @@ class StageWorker:
         self.spec, self.index = spec, index
         self._reports: list[PassReport] = []
         self._clock = Clock()
-        self._device = _own_device(spec, index)
+        self._device = _own_device(spec)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         torch.set_num_threads(spec.settings.pipeline.threads)
         self._stage = Stage(spec, index, self._device, report=self._reports.append, clock=self._clock)
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
         self._inbox: Receiver | None = None
         self._outbox: Sender | None = None
 
@@ -42,7 +43,7 @@ class StageWorker:
         """Opens the store at which all workers meet; returns its host and port. Asked of the first stage."""
         host = ray.util.get_node_ip_address()
         timeout = timedelta(seconds=self.spec.settings.pipeline.stall_timeout)
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
         return host, self._store.port
 
     def connect(self, groups: EdgeGroups) -> None:
@@ -104,8 +105,8 @@ class StageWorker:
         return self._stage.trained()
 
 
-def _own_device(spec: RunSpec, index: int) -> torch.device:
-    """The GPU that Ray gave this actor. CUDA_VISIBLE_DEVICES is left alone (see ``workers.crew``), so ids are global."""
+def _own_device(spec: RunSpec) -> torch.device:
+    """The GPU that Ray gave this actor; ids count all of the node's, since ``workers.crew`` turns Ray's masking off."""
     if spec.device == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", int(ray.get_gpu_ids()[0]))

@@ -44,9 +44,9 @@ class _NetworkError(Exception):
 
 def _continue(url: str, part: Path, start: int, progress: Progress) -> None:
     # A person may well give a file:// or ftp:// address; what arrives is checked by md5.
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310
     try:
-        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
     except urllib.error.HTTPError as cause:
         if cause.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
             part.unlink()  # longer than the file: of something else

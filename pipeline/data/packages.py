@@ -78,7 +78,9 @@ def _emptied(folder: Path) -> Path:
 def _run(command: list[str], folder: Path) -> None:
     tool = " ".join(command[:3])
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(  # noqa: S603 - commands of this file alone
+            command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+        )
     except FileNotFoundError:
         raise UnreachableError(f"{command[0]} is not installed") from None
     except subprocess.TimeoutExpired:

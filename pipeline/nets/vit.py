@@ -112,13 +112,15 @@ class EncoderLayer(Layer):
         if self.embedding is not None:
             x = self.embedding(x)
         x = x + self._attend(self.norm1(x))
-        return x + self.contract(F.gelu(self.expand(self.norm2(x))))
+        mixed: Tensor = x + self.contract(F.gelu(self.expand(self.norm2(x))))
+        return mixed
 
     def _attend(self, x: Tensor) -> Tensor:
         n, t, e = x.shape
         q, k, v = self.qkv(x).view(n, t, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)  # (N, heads, T, E/heads)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.project(mixed.transpose(1, 2).reshape(n, t, e))
+        projected: Tensor = self.project(mixed.transpose(1, 2).reshape(n, t, e))
+        return projected
 
     def pool(self, activations: Tensor) -> Tensor:
         return activations[:, 0] if self.pooling == "token" else activations.mean(dim=1)

@@ -59,9 +59,9 @@ def margin(settings: CffSettings, index: int, num_layers: int) -> float:
         case "linear":
             return first + (last - first) * x
         case "parabolic":
-            return last + (first - last) * ((x - 1) ** 2) ** k
+            return last + (first - last) * float((1 - x) ** (2 * k))
         case "cosine":
-            return last + (first - last) * (1 + math.cos(math.pi * x**k)) / 2
+            return last + (first - last) * (1 + math.cos(math.pi * float(x**k))) / 2
         case "exponential":
             return float(first * (last / first) ** (x**k))
 

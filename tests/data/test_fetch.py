@@ -6,6 +6,7 @@ import http.server
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -18,7 +19,7 @@ CONTENT = bytes(range(256)) * 4096  # 1 MiB
 class Handler(http.server.BaseHTTPRequestHandler):
     ranges = True
     break_at: int | None = None  # bytes after which the first connection breaks
-    seen: list[str | None] = []
+    seen: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
         cls = type(self)
@@ -37,7 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         end, cls.break_at = cls.break_at or len(CONTENT), None
         self.wfile.write(CONTENT[start:end])
 
-    def log_message(self, format: str, *arguments: object) -> None:
+    def log_message(self, *arguments: object) -> None:
         """Quiet."""
 
 

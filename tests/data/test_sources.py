@@ -118,7 +118,7 @@ def test_cifar_archives_give_images_and_fine_labels_in_order(tmp_path: Path, nam
         assert [label for _, label in read] == labels.tolist()
 
 
-def test_a_cifar_archive_with_a_missing_batch_is_refused(tmp_path: Path) -> None:
+def test_a_cifar_archive_with_a_missing_batch_is_refused() -> None:
     files, _ = archives.cifar_members("cifar10", binary=True)
     del files["data_batch_3.bin"]
     with pytest.raises(UserError, match="This is not cifar10"):

@@ -1,0 +1,135 @@
+"""Law 2: a run's numbers belong to its settings and seed. Every executor gives the serial reference's bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from pipeline import local, reference
+from pipeline.history import RunResult
+from pipeline.messages import Kind
+from pipeline.nets import MlpSettings
+from pipeline.settings import AugmentSettings, DataSettings, HeadSettings, Settings
+from tests.conftest import make_run
+
+
+@cache
+def serial(settings: Settings) -> RunResult:
+    return reference.train(*make_run(settings))
+
+
+def assert_same(got: RunResult, want: RunResult) -> None:
+    """Every parameter, optimizer state, loss, score and prediction, bit for bit."""
+    assert want.status == got.status == "finished"
+    assert got.best_epoch == want.best_epoch
+    for have, expected in ((got.weights, want.weights), (got.last, want.last)):
+        assert have.keys() == expected.keys()
+        different = [name for name, value in expected.items() if not torch.equal(have[name], value)]
+        assert not different
+    assert any(".optimizer." in name and "exp_avg_sq" in name for name in want.last)
+    assert any(".readout." in name for name in want.weights)
+    for kind in (Kind.TRAIN, Kind.VALIDATE, Kind.READOUT, Kind.TEST):
+        assert got.history.epochs(kind) == want.history.epochs(kind)
+        for epoch in want.history.epochs(kind):
+            for mine, theirs in zip(
+                got.history.layers(kind, epoch) or [], want.history.layers(kind, epoch) or [], strict=True
+            ):
+                assert mine.losses.tobytes() == theirs.losses.tobytes()
+                assert (mine.loss, mine.accuracy, mine.top_k, mine.readout_loss, mine.fisher) == (
+                    theirs.loss,
+                    theirs.accuracy,
+                    theirs.top_k,
+                    theirs.readout_loss,
+                    theirs.fisher,
+                )
+    mine_predicted, predicted = got.history.predictions(), want.history.predictions()
+    assert mine_predicted is not None
+    assert predicted is not None
+    assert (mine_predicted == predicted).all()
+
+
+def through_ray(settings: Settings, stages: int) -> RunResult:
+    from workers import crew
+
+    pipe = replace(settings.pipeline, executor="ray")
+    spec, _ = make_run(replace(settings, pipeline=pipe), stages=stages)
+    return crew.train(spec)
+
+
+def through_threads(settings: Settings, stages: int) -> RunResult:
+    pipe = replace(settings.pipeline, executor="threads")
+    return local.train(*make_run(replace(settings, pipeline=pipe), stages=stages))
+
+
+def with_views(settings: Settings, views: int) -> Settings:
+    return replace(settings, method=replace(settings.method, views=views))
+
+
+def test_the_reference_takes_at_least_thirty_steps_with_validation_between(small_settings: Settings) -> None:
+    history = serial(small_settings).history
+    assert min(len(losses) for losses in history.step_losses().values()) >= 30
+    assert history.epochs(Kind.VALIDATE) == [0, 1]
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("depth", [1, 4])
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_ray_gives_the_serial_bits(
+    small_settings: Settings, cluster: None, stages: int, depth: int, views: int
+) -> None:
+    settings = with_views(small_settings, views)
+    want = serial(settings)
+    assert_same(through_ray(replace(settings, pipeline=replace(settings.pipeline, queue_depth=depth)), stages), want)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 4])
+def test_threads_give_the_serial_bits(small_settings: Settings, stages: int) -> None:
+    assert_same(through_threads(small_settings, stages), serial(small_settings))
+
+
+VARIANTS = {
+    "online readouts": lambda s: replace(s, head=HeadSettings(mode="online")),
+    "three feeders": lambda s: replace(s, pipeline=replace(s.pipeline, feeders=3)),
+    "bf16": lambda s: replace(s, pipeline=replace(s.pipeline, precision="bf16")),
+    "RandAugment, flip and crop": lambda s: replace(
+        s, augment=AugmentSettings(crop_padding=2, flip="on", randaugment_ops=2)
+    ),
+    "images that fit no memory": lambda s: replace(
+        s, data=DataSettings(data="digits", memory_budget=0, shuffle_window=300)
+    ),
+    "two CPU threads": lambda s: replace(s, pipeline=replace(s.pipeline, threads=2)),
+    "class token": lambda s: replace(s, net=replace(s.net, pooling="token")),
+    "MLP": lambda s: replace(s, net=MlpSettings(width=24, depth=3)),
+    "less data, wrong labels": lambda s: replace(
+        s, data=DataSettings(data="digits", train_fraction=0.6, label_noise=0.2)
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_setting_gives_the_serial_bits(small_settings: Settings, variant: str) -> None:
+    settings = VARIANTS[variant](small_settings)
+    assert_same(through_threads(settings, 3), serial(settings))
+
+
+@pytest.mark.parametrize("variant", ["online readouts", "three feeders", "two CPU threads"])
+def test_ray_gives_the_serial_bits_with(small_settings: Settings, cluster: None, variant: str) -> None:
+    settings = VARIANTS[variant](small_settings)
+    assert_same(through_ray(settings, 2), serial(settings))
+
+
+def test_another_seed_gives_other_bits(small_settings: Settings) -> None:
+    other = reference.train(*make_run(replace(small_settings, train=replace(small_settings.train, seed=1))))
+    want = serial(small_settings)
+    assert not any(
+        torch.equal(other.last[name], value) for name, value in want.last.items() if name.endswith("qkv.weight")
+    )
+
+
+def test_where_images_are_kept_does_not_change_the_numbers(small_settings: Settings) -> None:
+    kept = replace(small_settings, data=DataSettings(data="digits", shuffle_window=300))
+    streamed = VARIANTS["images that fit no memory"](small_settings)
+    assert_same(serial(streamed), serial(kept))
