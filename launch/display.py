@@ -65,6 +65,8 @@ class Display:
         """Takes where the stages are."""
         if not statuses:
             return
+        if not self._statuses:
+            self._begun = time.perf_counter()  # start-up does not count into the time left
         self._statuses = statuses
         for status, meter in zip(statuses, self._meters, strict=True):
             meter.add(status)
@@ -78,7 +80,11 @@ class Display:
             self._progress.update(self._readouts_task, completed=done)
         if self._live is not None:
             self._live.update(self._picture())
-        elif time.perf_counter() - self._last_line > _PLAIN_EVERY and first.kind == Kind.TRAIN.name:
+        elif (
+            time.perf_counter() - self._last_line > _PLAIN_EVERY
+            and first.kind == Kind.TRAIN.name
+            and self._meters[0].images_per_second
+        ):
             self._line(f"{self._place(first)}: {self._rates()}")
 
     def observe(self, report: PassReport) -> None:

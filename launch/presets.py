@@ -38,7 +38,7 @@ Any other data set works too: --data mnist, --data FOLDER. The paper's own runs 
         settings=Settings(
             data=DataSettings(data="digits"),
             net=VitSettings(dim=64, heads=4, depth=4),
-            train=TrainSettings(epochs=40, batch_size=128),
+            train=TrainSettings(epochs=60, batch_size=64),
             head=HeadSettings(head_epochs=20, head_lr=5e-3),
         ),
     ),

@@ -7,7 +7,7 @@
     model.safetensors    the kept weights with readouts: what `launch export` copies and `pipeline.load` reads
     last.safetensors     weights and optimizer states at the end of the layers' training
     predictions.csv      the last layer's prediction for every test image
-    summary.json         every figure that the run printed (docs/summary.md)
+    summary.json         every figure that the run printed (launch/summary.md)
 """
 
 from __future__ import annotations

@@ -117,6 +117,7 @@ def save(file: Path, weights: State, card: Card) -> None:
     part = file.with_name(f".{file.name}.part")
     try:
         save_file({name: value.contiguous() for name, value in weights.items()}, part, metadata={_KEY: _dump(card)})
+        part.chmod(0o644)  # safetensors leaves it to its owner alone
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -27,6 +29,7 @@ from workers.stage import StageWorker
 _BESIDE = 4  # calls that an actor answers at once, its main work among them
 _AFTERSHOCK = 1.0  # seconds in which the neighbours of a dead worker report their loss
 _ANSWER = 2.0  # seconds for a look at a stage; one that is slower is looked at again next time
+_LOOK = 0.2  # seconds between two looks at whether the person wants to stop
 _FETCH = 60.0  # seconds for weights to arrive
 
 
@@ -43,15 +46,15 @@ def train(
         ResourcesError: the cluster does not have the devices, also after waiting.
         StageFailedError, NonFiniteLossError: a worker failed; the message names it.
     """
-    with RayCrew(spec) as crew:
+    with RayCrew(spec, interrupted) as crew:
         return conduct(spec, crew, observe=observe, follow=follow, interrupted=interrupted)
 
 
 class RayCrew:
     """Implements ``pipeline.conduct.Crew``. A context manager: on leaving it every actor is gone."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: RunSpec, interrupted: Callable[[], bool] = lambda: False) -> None:
+        self._spec, self._interrupted = spec, interrupted
         self._group: PlacementGroup | None = None
         self._stages: list[Any] = []
         self._feeders: list[Any] = []
@@ -79,7 +82,7 @@ class RayCrew:
         # On a GPU machine a stage's core only launches kernels: it must not be what a small machine lacks.
         bundle = {"CPU": float(pipe.threads)} | ({"GPU": float(gpus)} if gpus else {})
         group = self._group = placement_group([bundle] * self._spec.num_stages, strategy="PACK")
-        if not group.wait(pipe.resource_timeout):
+        if not self._done([group.ready()], pipe.resource_timeout):
             raise ResourcesError(_missing(bundle, self._spec.num_stages, pipe.resource_timeout))
         # Ray's masking of CUDA_VISIBLE_DEVICES slows NCCL on NVSwitch hosts; stages choose their device themselves.
         environment = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}} if gpus else None
@@ -113,12 +116,23 @@ class RayCrew:
         self.devices = self._all([stage.describe.remote() for stage in self._stages])
         self._running = {stage.run.remote(): _name(self._spec, index) for index, stage in enumerate(self._stages)}
 
-    def _all(self, refs: list[Any], timeout: float | None = None) -> list[Any]:
-        """The answers of every worker. Raises StageFailedError where one died or failed."""
+    def _all(self, refs: list[Any]) -> list[Any]:
+        """The answers of every worker while the run is set up. Raises StageFailedError where one died or failed."""
         try:
-            return list(ray.get(refs, timeout=timeout))
+            self._done(refs, math.inf)
+            return list(ray.get(refs))
         except RayError as error:
             raise _failure("a worker", error) from error
+
+    def _done(self, refs: list[Any], seconds: float) -> bool:
+        """Waits for answers while the run is set up. Raises KeyboardInterrupt when asked to stop: nothing is learned yet."""
+        end = time.perf_counter() + seconds
+        while True:
+            _, open_ = ray.wait(refs, num_returns=len(refs), timeout=_LOOK)
+            if self._interrupted():
+                raise KeyboardInterrupt
+            if not open_ or time.perf_counter() > end:
+                return not open_
 
     def feed(self, passes: Sequence[Pass]) -> None:
         for number, feeder in enumerate(self._feeders):
@@ -167,7 +181,11 @@ class RayCrew:
         return self._merged([stage.trained.remote() for stage in self._stages])
 
     def _merged(self, refs: list[Any]) -> State:
-        return {name: value for state in self._all(refs, timeout=_FETCH) for name, value in state.items()}
+        try:
+            states = ray.get(refs, timeout=_FETCH)
+        except RayError as error:
+            raise _failure("a stage", error) from error
+        return {name: value for state in states for name, value in state.items()}
 
     def close(self) -> None:
         """Ends every actor at once; what they had to say has been fetched."""

@@ -1,0 +1,193 @@
+"""What several tests need: a small run, and two processes joined by a channel as the pipeline joins its stages."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal, Self
+
+import torch
+import torch.distributed as dist
+
+from pipeline.channel import DistReceiver, DistSender, HostBuffer
+from pipeline.data.augment import AugmentConfig
+from pipeline.metrics import Account, Clock
+from pipeline.nets import NetSettings, VitSettings
+from pipeline.rules import CffSettings
+from pipeline.schedule import partition
+from pipeline.settings import HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.spec import RunSpec
+from workers.edges import Edge, EdgeGroups
+
+CPU = torch.device("cpu")
+
+
+def tiny_spec(
+    *,
+    net: NetSettings | None = None,
+    method: CffSettings | None = None,
+    num_classes: int = 3,
+    batch_size: int = 6,
+    stages: int = 1,
+    seed: int = 0,
+    lr: float = 4e-3,
+    head: Literal["after", "online"] = "after",
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> RunSpec:
+    """A run on 8×8 images in one channel that a test can hold in its head; no data lie behind it."""
+    settings = Settings(
+        net=net or VitSettings(dim=8, heads=2, depth=3, patch=2),
+        method=method or CffSettings(),
+        train=TrainSettings(epochs=2, batch_size=batch_size, seed=seed, lr=lr),
+        head=HeadSettings(mode=head, head_epochs=1, head_lr=1e-2),
+        pipeline=PipelineSettings(executor="threads", stages=stages, device="cpu", precision=precision),
+    )
+    return RunSpec(
+        settings=settings,
+        data_folder="/nowhere",
+        data_name="none",
+        content_hash="0",
+        shape=(1, 8, 8),
+        classes=tuple(str(label) for label in range(num_classes)),
+        augment=AugmentConfig(crop_padding=1, flip=False, mean=(0.5,), std=(0.25,)),
+        top_k=2,
+        stages=partition(settings.net.num_layers, stages),
+        device="cpu",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two processes and a gloo channel between them
+
+_EDGE = "stage 1 → stage 2"
+# Forked from a process that has imported torch and started nothing: a pair of ends starts in a moment.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "pipeline.channel", "workers.edges", "tests.support"])
+
+
+@dataclass
+class End:
+    """One end of a channel, inside its process: the channel, its clock, and a line to the test."""
+
+    clock: Clock
+    sent: Any  # a shared counter: messages that ``send`` has returned from
+    _line: multiprocessing.connection.Connection
+    _sender: DistSender | None = None
+    _receiver: DistReceiver | None = None
+
+    @property
+    def sender(self) -> DistSender:
+        assert self._sender is not None
+        return self._sender
+
+    @property
+    def receiver(self) -> DistReceiver:
+        assert self._receiver is not None
+        return self._receiver
+
+    def tell(self, word: str) -> None:
+        """Lets the test, which waits for ``word`` in ``Pair.expect``, go on."""
+        self._line.send(("told", word))
+
+    def account(self) -> Account:
+        return self.clock.read()
+
+
+Work = Callable[[End], Any]
+
+
+@dataclass
+class Pair:
+    """A sender and a receiver process. Each runs a function of the test module on its ``End``."""
+
+    sending: Work
+    receiving: Work
+    depth: int = 2
+    payload: int = 1 << 16
+    stall_timeout: float = 60.0
+    processes: list[Any] = field(default_factory=list)
+    lines: list[multiprocessing.connection.Connection] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
+        self._store = store  # lives as long as the pair
+        edge = Edge(_EDGE, 0, 1, self.payload, nccl=False)
+        groups = EdgeGroups((edge,), num_ranks=2, host="127.0.0.1", port=store.port, timeout=self.stall_timeout)
+        sent = _CONTEXT.Value("q", 0)
+        for rank, work in enumerate((self.sending, self.receiving)):
+            ours, theirs = _CONTEXT.Pipe()
+            arguments = (rank, work, groups, self.depth, self.stall_timeout, sent, theirs)
+            process = _CONTEXT.Process(target=_end, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self.processes.append(process)
+            self.lines.append(ours)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, line in zip(self.processes, self.lines, strict=True):
+            process.kill()
+            process.join(10)
+            line.close()
+
+    def expect(self, rank: int, word: str, timeout: float = 30.0) -> None:
+        """Waits until an end tells ``word``."""
+        answer = self._hear(rank, timeout)
+        assert answer == ("told", word), answer
+
+    def result(self, rank: int, timeout: float = 30.0) -> Any:
+        """What an end's function returned. Raises AssertionError with its traceback where it raised."""
+        kind, value = self._hear(rank, timeout)
+        assert kind == "returned", value
+        return value
+
+    def kill(self, rank: int) -> float:
+        """SIGKILL to an end. Returns the moment, on the clock that all processes share."""
+        moment = time.monotonic()
+        self.processes[rank].kill()
+        self.processes[rank].join(10)
+        return moment
+
+    def _hear(self, rank: int, timeout: float) -> tuple[str, Any]:
+        if not self.lines[rank].poll(timeout):
+            raise AssertionError(f"rank {rank} said nothing for {timeout:g} s")
+        answer: tuple[str, Any] = self.lines[rank].recv()
+        return answer
+
+
+def run_pair(sending: Work, receiving: Work, *, timeout: float = 30.0, **settings: Any) -> tuple[Any, Any]:
+    """Runs both ends to their end; what their functions returned."""
+    with Pair(sending, receiving, **settings) as pair:
+        return pair.result(0, timeout), pair.result(1, timeout)
+
+
+def _end(
+    rank: int,
+    work: Work,
+    groups: EdgeGroups,
+    depth: int,
+    stall_timeout: float,
+    sent: Any,
+    line: multiprocessing.connection.Connection,
+) -> None:
+    torch.set_num_threads(1)
+    try:
+        handles = groups.join(rank, CPU)
+        (edge,) = groups.edges
+        end = End(Clock(), sent, line)
+        if rank == edge.sender:
+            buffer = HostBuffer(edge.payload, edge.receiver, handles[edge.name], pinned=False)
+            end._sender = DistSender(edge.name, buffer, stall_timeout=stall_timeout, clock=end.clock)
+        else:
+            buffers = [HostBuffer(edge.payload, edge.sender, handles[edge.name], pinned=False) for _ in range(depth + 1)]
+            end._receiver = DistReceiver(edge.name, buffers, stall_timeout=stall_timeout, clock=end.clock, device=CPU)
+        end.clock.restart()
+        line.send(("returned", work(end)))
+        line.poll(30)  # the channel stays open until the test has read both ends and kills them
+    except BaseException:  # whatever it was, the test is to see it
+        line.send(("raised", traceback.format_exc()))

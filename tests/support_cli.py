@@ -1,0 +1,78 @@
+"""Runs `launch` as a person does: a process of its own, in a session of its own, watched from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Launched:
+    """A running `launch` command; standard output and error in one file."""
+
+    process: subprocess.Popen[str]
+    output: Path
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        """Waits until the output holds the text."""
+        end = time.monotonic() + seconds
+        while text not in self.text():
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.text()}"
+            assert time.monotonic() < end, f"{text!r} did not come:\n{self.text()}"
+            time.sleep(0.1)
+
+    def finish(self, seconds: float = 180) -> int:
+        """Waits for the end; returns the exit status."""
+        return self.process.wait(seconds)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: the terminal sends it to every process of the foreground group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def descendants(self) -> dict[int, str]:
+        """Living processes of the command's session and their command lines: Ray's belong to it as well."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended while we looked
+            state, session = fields[0], int(fields[3])
+            if session == self.process.pid and state != "Z" and int(entry.name) != self.process.pid:
+                found[int(entry.name)] = command
+        return found
+
+    def assert_nothing_left(self, seconds: float = 5) -> None:
+        """Every process that the command started is gone, soon after it has ended."""
+        end = time.monotonic() + seconds
+        while (left := self.descendants()) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not left, left
+
+
+def launch(folder: Path, *arguments: str) -> Launched:
+    """Starts `launch` with arguments."""
+    output = folder / "output.txt"
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launch", *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            cwd=_ROOT,
+        )
+    return Launched(process, output)

@@ -1,0 +1,133 @@
+"""A mistake gets one clear message before anything starts, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from launch.cli import main
+from pipeline.data import prepare
+
+_RUN = ["cff-vit", "--executor", "threads", "--device", "cpu"]
+
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "unknown preset": (["cff-vitt"], ["cff-vitt", "Did you mean 'cff-vit'", "cff-mlp-mnist"]),
+    "unknown data set": ([*_RUN, "--data", "cifar11"], ["cifar11", "cifar10"]),
+    "data not prepared": ([*_RUN, "--data", "cifar100"], ["launch prepare cifar100"]),
+    "more stages than layers": ([*_RUN, "--stages", "9"], ["--stages 9", "4 layers", "--stages 4"]),
+    "no stage": ([*_RUN, "--stages", "0"], ["--stages 0", "1 to 4"]),
+    "patch that does not divide": ([*_RUN, "--patch", "3"], ["--patch 3", "8×8", "1, 2, 4, 8"]),
+    "heads that do not divide": ([*_RUN, "--heads", "7"], ["--dim 64", "--heads 7", "1, 2, 4, 8"]),
+    "batch of one": ([*_RUN, "--batch-size", "1"], ["--batch-size 1", "at least 2"]),
+    "fewer images than a batch": ([*_RUN, "--batch-size", "5000"], ["--batch-size 5000", "1294"]),
+    "no temperature": ([*_RUN, "--temperature", "0"], ["--temperature 0", "above 0"]),
+    "margin out of range": ([*_RUN, "--margin-first", "3"], ["--margin-first 3", "between 0 and 2"]),
+    "exponential to zero": (
+        [*_RUN, "--margin-schedule", "exponential", "--margin-last", "0"],
+        ["exponential", "above 0"],
+    ),
+    "no validation": ([*_RUN, "--validation", "0"], ["--validation 0", "between 0 and 1"]),
+    "no epoch": ([*_RUN, "--epochs", "0"], ["--epochs 0", "at least 1"]),
+    "no learning rate": ([*_RUN, "--lr", "0"], ["--lr 0", "above 0"]),
+    "no queue": ([*_RUN, "--queue-depth", "0"], ["--queue-depth 0"]),
+    "no thread": ([*_RUN, "--threads", "0"], ["--threads 0"]),
+    "more feeders than batches": ([*_RUN, "--feeders", "100"], ["--feeders 100", "batches"]),
+    "NCCL between CPUs": ([*_RUN, "--transport", "nccl"], ["--transport nccl", "gloo"]),
+    "stages of a serial run": (["cff-vit", "--executor", "serial", "--stages", "2"], ["serial", "2"]),
+    "RandAugment too strong": (
+        [*_RUN, "--randaugment-ops", "3", "--randaugment-magnitude", "99"],
+        ["99", "30"],
+    ),
+    "no such configuration": ([*_RUN, "--config", "nowhere.json"], ["nowhere.json", "config.json"]),
+    "eval of no run": (["eval", "nowhere"], ["nowhere", "run folder"]),
+    "predict with no run": (["predict", "nowhere", "x.png"], ["nowhere"]),
+    "export to another format": (["export", "nowhere", "x.pt"], ["x.pt", ".safetensors"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    arguments, said = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert len(captured.err.strip().splitlines()) == 1
+    assert all(part in captured.err for part in said), captured.err
+    assert not list(tmp_path.iterdir()), "a refused run leaves nothing"
+
+
+@pytest.mark.parametrize("arguments", [["--epochz", "3"], ["--views", "3"], ["--epochs", "many"], ["--head", "never"]])
+def test_an_unknown_flag_or_value_is_named(arguments: list[str], capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*_RUN, *arguments])
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert arguments[0] in captured.out + captured.err
+
+
+def test_a_folder_without_shards(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "notes.txt").write_text("no images here")
+    assert main([*_RUN, "--data", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path) in said
+    assert "CLASS" in said
+
+
+def test_a_run_folder_that_holds_something_is_kept(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "precious.txt").write_text("results")
+    assert main([*_RUN, "--run-dir", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert (tmp_path / "precious.txt").read_text() == "results"
+
+
+def _damaged_digits(tmp_path: Path, data_dir: Path) -> Path:
+    """Digits with a second shard, cut short."""
+    prepare.prepare("digits")
+    folder = tmp_path / "damaged"
+    shutil.copytree(data_dir / "digits", folder)
+    shard = sorted(folder.glob("*train*.tar"))[-1]
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    return folder
+
+
+def test_a_truncated_shard_is_refused_when_asked(tmp_path: Path, data_dir: Path, capsys: Any) -> None:
+    folder = _damaged_digits(tmp_path, data_dir)
+    assert main([*_RUN, "--data", str(folder), "--strict-data"]) == 2
+    assert "train" in capsys.readouterr().err
+
+
+def test_a_configuration_with_unknown_settings(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"settings": {"train": {"epochs": 3, "momentum": 0.9}}}))
+    assert main([*_RUN, "--config", str(file)]) == 2
+    assert "train.momentum" in capsys.readouterr().err
+    file.write_text(json.dumps({"settings": {"train": {"epochs": "many"}}}))
+    assert main([*_RUN, "--config", str(file)]) == 2
+    assert "train.epochs" in capsys.readouterr().err
+
+
+def test_an_unreachable_cluster(tmp_path: Path, capsys: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: nothing answers there
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert main(["cff-vit", "--ray-address", address, "--run-dir", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert address in said
+    assert "ray start --head" in said
+    assert not ray.is_initialized()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_seen_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    full = shutil._ntuple_diskusage(10**9, 10**9, 1000)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    assert main([*_RUN, "--run-dir", str(tmp_path / "run")]) == 2
+    assert "are free" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
