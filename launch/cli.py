@@ -78,7 +78,10 @@ class ListArguments:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line. Returns the exit status: 0 done, 1 a run failed, 2 a mistake in what was asked, 130 stopped."""
+    """Runs the command line.
+
+    Returns the exit status: 0 done, 1 a run failed, 2 a mistake in what was asked, 130 stopped by hand.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
     try:
@@ -204,7 +207,8 @@ _COMMANDS: dict[str, Callable[[list[str], Console], None]] = {
 
 
 def _print_help(console: Console) -> None:
-    console.print("usage: launch PRESET [flags] | launch COMMAND …      (--help after either says more)\n", highlight=False, markup=False)
+    console.print("usage: launch PRESET [flags]", highlight=False, markup=False)
+    console.print("       launch COMMAND …          --help after either says more\n", highlight=False, markup=False)
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, preset in PRESETS.items():
         table.add_row(f"  {name}", preset.title)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live table on a terminal, plain lines elsewhere; and its result at the end."""
+"""What a person sees of a run: a live table on a terminal, plain lines elsewhere, and its result at the end."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 import sys
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
 from rich.table import Table
 
 from pipeline.history import History
@@ -30,9 +31,9 @@ class Display:
         self._history = History(spec.num_layers)
         self._meters = [_Meter() for _ in range(spec.num_stages)]
         self._statuses: list[Status] = []
+        self._epoch_begun: list[Status] = []
         self._begun = time.perf_counter()
         self._last_line = self._begun
-        self._devices = [spec.device] * spec.num_stages
         settings = spec.settings
         readouts = settings.head.head_epochs if settings.head.mode == "after" else 0
         self._progress = Progress(
@@ -47,9 +48,11 @@ class Display:
         self._readouts_task = self._progress.add_task("readouts", total=readouts, visible=bool(readouts), start=False)
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
+            stages = f"{self._spec.num_stages} stage{'s' if self._spec.num_stages > 1 else ''}"
+            self._live.update(Spinner("dots", text=f"starting {stages}"), refresh=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,6 +69,7 @@ class Display:
         if not statuses:
             return
         if not self._statuses:
+            self._epoch_begun = statuses
             self._begun = time.perf_counter()  # start-up does not count into the time left
         self._statuses = statuses
         for status, meter in zip(statuses, self._meters, strict=True):
@@ -85,7 +89,7 @@ class Display:
             and first.kind == Kind.TRAIN.name
             and self._meters[0].images_per_second
         ):
-            self._line(f"{self._place(first)}: {self._rates()}")
+            self.say(f"{self._place(first)}: {self._rates()}")
 
     def observe(self, report: PassReport) -> None:
         """Takes a pass's report; says a line once an epoch is complete in every layer."""
@@ -98,20 +102,21 @@ class Display:
         if kind is Kind.VALIDATE:
             trained = self._history.layers(Kind.TRAIN, report.epoch) or []
             accuracy = "".join(f" {layer.accuracy:.1%}" for layer in layers if layer.accuracy is not None)
-            self._line(
+            self.say(
                 f"epoch {report.epoch + 1}/{settings.train.epochs}: "
                 f"loss{_numbers([layer.loss for layer in trained])}, "
                 f"validation{_numbers([layer.loss for layer in layers])}{', accuracy' + accuracy if accuracy else ''}, "
-                f"{self._rates()}, left {self._left(report.epoch + 1)}"
+                f"{self._epoch_rates()}, left {self._left(report.epoch + 1)}"
             )
         elif kind is Kind.READOUT:
             number = report.epoch - settings.train.epochs + 1
-            self._line(
+            self.say(
                 f"readouts, epoch {number}/{settings.head.head_epochs}: "
                 f"cross-entropy{_numbers([layer.loss for layer in layers])}"
             )
 
-    def _line(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """A sentence for the person, above the table if there is one."""
         self._last_line = time.perf_counter()
         self._console.print(text, highlight=False, soft_wrap=True)
 
@@ -121,6 +126,17 @@ class Display:
     def _rates(self) -> str:
         used = " ".join(f"{meter.utilisation:.0%}" for meter in self._meters)
         return f"{self._meters[0].images_per_second:,.0f} images/s, utilisation {used}"
+
+    def _epoch_rates(self) -> str:
+        """As ``_rates``, over the whole epoch with its validation."""
+        since, self._epoch_begun = self._epoch_begun, self._statuses
+        if not since or not self._statuses:
+            return self._rates()
+        pairs = list(zip(since, self._statuses, strict=True))
+        used = " ".join(f"{(now.account - then.account).utilisation:.0%}" for then, now in pairs)
+        then, now = pairs[0]
+        wall = now.account.wall - then.account.wall
+        return f"{(now.images - then.images) / wall if wall else 0:,.0f} images/s, utilisation {used}"
 
     def _left(self, done: int) -> str:
         elapsed = time.perf_counter() - self._begun
@@ -135,7 +151,7 @@ class Display:
             table.add_row(
                 str(status.stage + 1),
                 f"{layers[0] + 1}–{layers[-1] + 1}" if len(layers) > 1 else str(layers[0] + 1),
-                self._devices[status.stage],
+                status.device,
                 f"{meter.images_per_second:,.0f}",
                 f"{meter.utilisation:.0%}",
                 f"{status.waiting}/{self._spec.settings.pipeline.queue_depth}",
@@ -171,17 +187,17 @@ class _Meter:
 def print_summary(console: Console, summary: dict[str, Any], folder: str) -> None:
     """The end of a run, for a person."""
     console.print()
-    data = summary["data"]
+    data, best = summary["data"], summary["best_epoch"] or "–"
     console.print(
         f"{summary['status']}: {summary['net']} on {data['name']} ({data['train']:,} training, {data['validate']:,} "
-        f"validation, {data['test']:,} test images), {summary['epochs_finished']} epochs, best {summary['best_epoch'] or '–'}",
+        f"validation, {data['test']:,} test images), {summary['epochs_finished']} epochs, best {best}",
         highlight=False,
         soft_wrap=True,
     )
     top_k = summary["top_k"]
     table = Table(show_edge=False, pad_edge=False)
-    headings = ["layer", "test accuracy", *([f"top-{top_k}"] if top_k > 1 else []), "Fisher criterion", "validation loss"]
-    for heading in headings:
+    top = [f"top-{top_k}"] if top_k > 1 else []
+    for heading in ("layer", "test accuracy", *top, "Fisher criterion", "validation loss"):
         table.add_column(heading, justify="right")
     for layer in summary["layers"]:
         row = [str(layer["layer"]), _percent(layer["test_accuracy"])]
@@ -193,7 +209,8 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
     if speed is not None:
         console.print(
             f"speed: {speed['images_per_second']:,.0f} images/s; speed-up {speed['measured_speedup']:.2f}× measured, "
-            f"{speed['ideal_speedup']:.2f}× ideal for {summary['stages']} stage{'s' if summary['stages'] > 1 else ''}",
+            f"{speed['ideal_speedup']:.2f}× ideal for {summary['stages']} stage{'s' if summary['stages'] > 1 else ''}"
+            f"{' that share fewer cores, so their computing time has waiting in it' if speed['cores_shared'] else ''}",
             highlight=False,
             soft_wrap=True,
         )

@@ -58,9 +58,7 @@ Class token (Table 5): 76.63, with --randaugment-ops 3 --pooling token. One-forw
   ViT[192 6 6]  80.39   with --randaugment-ops 3  84.28
   ViT[240 6 7]  78.44   with --randaugment-ops 3  84.29   --dim 240 --heads 6 --depth 7
 Plain CFF, ViT[192 6 6] (Table 1): 79.23, with --margin-first 0 --margin-last 0.""",
-        settings=replace(
-            _VIT_CIFAR10, data=DataSettings(data="cifar100"), net=VitSettings(dim=192, heads=6, depth=6)
-        ),
+        settings=replace(_VIT_CIFAR10, data=DataSettings(data="cifar100"), net=VitSettings(dim=192, heads=6, depth=6)),
     ),
     "cff-vit-tiny-imagenet": Preset(
         title="Contrastive Forward-Forward, ViT[240 6 7], Tiny ImageNet",

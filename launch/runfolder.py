@@ -1,13 +1,13 @@
 """The folder that a run leaves: settings, metrics, TensorBoard events, weights, predictions, summary.
 
-    config.json          resolved settings and the data's facts; give it back with --config
-    metrics.jsonl        one line per layer and pass
-    steps.safetensors    the loss of every layer at every step
-    events.out.tfevents* for TensorBoard
-    model.safetensors    the kept weights with readouts: what `launch export` copies and `pipeline.load` reads
-    last.safetensors     weights and optimizer states at the end of the layers' training
-    predictions.csv      the last layer's prediction for every test image
-    summary.json         every figure that the run printed (launch/summary.md)
+config.json          resolved settings and the data's facts; give it back with --config
+metrics.jsonl        one line per layer and pass
+steps.safetensors    the loss of every layer at every step
+events.out.tfevents* for TensorBoard
+model.safetensors    the kept weights with readouts: what `launch export` copies and `pipeline.load` reads
+last.safetensors     weights and optimizer states at the end of the layers' training
+predictions.csv      the last layer's prediction for every test image
+summary.json         every figure that the run printed (launch/summary.md)
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class RunFolder:
             self._metrics = (path / "metrics.jsonl").open("a", buffering=1)
             self._events = SummaryWriter(str(path))
         except OSError as error:
-            raise UserError(f"--run-dir {path}: cannot be written ({error.strerror}). Choose another folder.") from error
+            raise UserError(f"--run-dir {path}: cannot be written ({error.strerror}). Choose another.") from error
         self._logging = True
         self._steps = dict.fromkeys(range(spec.num_layers), 0)
 

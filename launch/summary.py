@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from pipeline.data.loader import Dataset
 from pipeline.history import RunResult
 from pipeline.messages import Kind
 from pipeline.metrics import LayerReport, Spent
+from pipeline.resolve import num_cores
 from pipeline.schedule import fill, ideal_speedup
 from pipeline.spec import RunSpec
 
@@ -92,6 +92,7 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) 
         "ideal_speedup": ideal_speedup(busy, steps),
         "fill": fill(steps, spec.num_stages),
         "wall_seconds": wall,
+        "cores_shared": spec.device == "cpu" and spec.num_stages * spec.settings.pipeline.threads > num_cores(),
         "stages": [
             {
                 "stage": number + 1,
@@ -111,7 +112,7 @@ def _machine() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cores(),
         "gpus": gpus,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

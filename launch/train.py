@@ -102,7 +102,7 @@ def _run(
         case "threads":
             return local.train(spec, dataset, observe=observe, follow=follow, interrupted=interrupted.is_set)
         case "ray":
-            return crew.train(spec, observe=observe, follow=follow, interrupted=interrupted.is_set)
+            return crew.train(spec, observe=observe, follow=follow, interrupted=interrupted.is_set, notify=display.say)
 
 
 @contextmanager
@@ -125,12 +125,10 @@ def _interrupts() -> Iterator[threading.Event]:
 
 def _announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
     settings = spec.settings
-    stages = " | ".join(
-        ",".join(str(layer + 1) for layer in layers) for layers in spec.stages
-    )
+    stages = " | ".join(",".join(str(layer + 1) for layer in layers) for layers in spec.stages)
     console.print(
-        f"{settings.preset}: {settings.net.describe()} on {spec.data_name}, {dataset.count('train'):,} training images, "
-        f"{len(spec.classes)} classes; {settings.train.epochs} epochs, batches of {settings.train.batch_size}",
+        f"{settings.preset}: {settings.net.describe()} on {spec.data_name}, {dataset.count('train'):,} training "
+        f"images, {len(spec.classes)} classes; {settings.train.epochs} epochs, batches of {settings.train.batch_size}",
         highlight=False,
         soft_wrap=True,
     )

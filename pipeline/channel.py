@@ -77,7 +77,9 @@ class LocalChannel:
 
     def send(self, message: Message) -> None:
         with self._sender_clock.measure(Spent.COPY):
-            tensors = {name: tensor.clone() for name, tensor in message.tensors.items()}
+            # Contiguous, as they come off a wire: another layout may mean other rounding.
+            contiguous = torch.contiguous_format
+            tensors = {name: t.clone(memory_format=contiguous) for name, t in message.tensors.items()}
         copy = Message(message.kind, message.epoch, message.step, message.position, message.last, tensors)
         with self._sender_clock.measure(Spent.WAIT_OUT):
             self._repeat(lambda: self._queue.put(copy, timeout=self._POLL), queue.Full, "took no message")
@@ -197,6 +199,7 @@ class DistReceiver:
         self.name = name
         self._buffers, self._clock, self._timeout, self._device = buffers, clock, stall_timeout, device
         self._works: list[list[dist.Work]] = [[] for _ in buffers]
+        self._copied: torch.cuda.Event | None = None  # a copy out of the last buffer that may still be under way
         self._sequence = 0
         for slot in range(len(buffers)):
             self._post(slot)
@@ -209,6 +212,8 @@ class DistReceiver:
     def receive(self) -> Message:
         slot = self._sequence % len(self._buffers)
         with self._clock.measure(Spent.WAIT_IN):
+            if self._copied is not None:
+                self._copied.synchronize()
             if self._sequence > 0:
                 self._post((self._sequence - 1) % len(self._buffers))  # the message before is done with
             with _peer(self.name, "sent nothing", self._timeout):
@@ -219,6 +224,8 @@ class DistReceiver:
         with self._clock.measure(Spent.COPY):
             message = unpack(buffer.header, buffer.payload, self._sequence)
             message.tensors = {name: t.to(self._device, non_blocking=True) for name, t in message.tensors.items()}
+            if self._device.type == "cuda" and not buffer.payload.is_cuda:
+                self._copied = torch.cuda.current_stream(self._device).record_event()
         self._sequence += 1
         return message
 

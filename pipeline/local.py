@@ -91,7 +91,7 @@ class ThreadCrew:
                 work()
             except RunError as error:
                 self._failures.append(error)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (whatever it is, the run ends with it)
                 failed = StageFailedError(f"{name} failed: {type(error).__name__}: {error}")
                 failed.__cause__ = error
                 self._failures.append(failed)

@@ -23,7 +23,7 @@ LABELS = "labels"
 IDS = "ids"
 
 _MAGIC = 0x4C50_4D31  # "LPM1"
-_HEAD = struct.Struct("<IBBHiqqqQ")  # magic, kind, last, number of tensors, epoch, step, position, sequence, payload bytes
+_HEAD = struct.Struct("<IBBHiqqqQ")  # magic, kind, last, tensors, epoch, step, position, sequence, payload
 _ENTRY = struct.Struct("<31pBB7qQ")  # name, dtype, dimensions, shape, offset
 _MAX_NAME, _MAX_DIMS = 30, 7
 _MAX_TENSORS = (HEADER_BYTES - _HEAD.size) // _ENTRY.size
@@ -117,16 +117,21 @@ def unpack(header: Tensor, payload: Tensor, sequence: int) -> Message:
         raise ChannelError(f"message {got} arrived where message {sequence} was due: one was lost or repeated")
     if size > len(payload) or count > _MAX_TENSORS:
         raise ChannelError(f"message {sequence} announces {size:,} bytes in {count} tensors: too large for the channel")
-    tensors = {}
-    for i in range(count):
-        name, dtype, dims, *shape_offset = _ENTRY.unpack_from(written, _HEAD.size + i * _ENTRY.size)
-        shape, offset = shape_offset[:dims], shape_offset[-1]
-        element = _DTYPES[dtype]
-        end = offset + math.prod(shape) * element.itemsize
-        if end > size:
-            raise ChannelError(f"message {sequence}: tensor {name!r} of shape {shape} reaches beyond the message's end")
-        tensors[name.decode()] = payload[offset:end].view(element).view(shape)
-    return Message(Kind(kind), epoch, step, position, bool(last), tensors)
+    try:
+        tensors = dict(_tensor(written, i, payload[:size]) for i in range(count))
+        return Message(Kind(kind), epoch, step, position, bool(last), tensors)
+    except (ValueError, IndexError, RuntimeError) as error:  # no such kind or dtype, a shape that cannot be
+        raise ChannelError(f"message {sequence} has a damaged header: {error}") from error
+
+
+def _tensor(header: bytes, number: int, payload: Tensor) -> tuple[str, Tensor]:
+    """Name and tensor that entry ``number`` of a header describes, a view of the payload."""
+    name, dtype, dims, *shape, offset = _ENTRY.unpack_from(header, _HEAD.size + number * _ENTRY.size)
+    element, shape = _DTYPES[dtype], shape[:dims]
+    end = offset + math.prod(shape) * element.itemsize
+    if dims > _MAX_DIMS or min(shape, default=0) < 0 or offset % ALIGNMENT or end > len(payload):
+        raise ValueError(f"tensor {name!r} of shape {shape} does not lie within the message")
+    return name.decode(), payload[offset:end].view(element).view(shape)
 
 
 def sequence_of(header: Tensor) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,34 +33,57 @@ class Spent(StrEnum):
 
 
 class Clock:
-    """Seconds spent by kind, since the clock was started. One thread writes it; any may read it."""
+    """Seconds spent by kind, since the clock was started. One thread measures; any may read, also amid a measurement.
+
+    Every moment belongs to one kind at most, that of the innermost measurement, so nothing counts twice.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kind: Spent | None = None
         self.restart()
 
     def restart(self) -> None:
         """Begins anew, with nothing spent."""
-        self._started = time.perf_counter()
-        self._seconds = dict.fromkeys(Spent, 0.0)
-        self._nested = 0.0
-        self._last_lap = Account(wall=0.0, seconds=dict.fromkeys(Spent, 0.0))
+        with self._lock:
+            self._started = self._since = time.perf_counter()
+            self._seconds = dict.fromkeys(Spent, 0.0)
+            self._last_lap = Account(wall=0.0, seconds=dict.fromkeys(Spent, 0.0))
 
     @contextmanager
     def measure(self, kind: Spent) -> Iterator[None]:
-        """Accounts for the block's time as ``kind``; time measured inside it is taken off, so nothing counts twice."""
-        outer, self._nested = self._nested, 0.0
-        begin = time.perf_counter()
+        """Accounts for the block's time as ``kind``, but for what is measured inside it."""
+        outer = self._switch(kind)
         try:
             yield
         finally:
-            elapsed = time.perf_counter() - begin
-            self._seconds[kind] += elapsed - self._nested
-            self._nested = outer + elapsed
+            self._switch(outer)
 
     def read(self) -> Account:
         """The account since the clock was started."""
-        wall = time.perf_counter() - self._started
-        return Account(wall=wall, seconds=dict(self._seconds))
+        with self._lock:
+            now = self._settle()
+            return _without_overlap(now - self._started, dict(self._seconds))
+
+    def credit(self, kind: Spent, seconds: float) -> None:
+        """Adds time that a GPU spent while the host waited or went on; what it overlaps is taken off the waiting."""
+        with self._lock:
+            self._seconds[kind] += seconds
+
+    def _switch(self, kind: Spent | None) -> Spent | None:
+        """From now on time is spent on ``kind``. Returns on what it was spent before."""
+        with self._lock:
+            self._settle()
+            before, self._kind = self._kind, kind
+        return before
+
+    def _settle(self) -> float:
+        """Accounts for the time until now, which it returns."""
+        now = time.perf_counter()
+        if self._kind is not None:
+            self._seconds[self._kind] += now - self._since
+        self._since = now
+        return now
 
     def lap(self) -> Account:
         """The account since the last lap."""
@@ -91,6 +116,40 @@ class Account:
         return self.seconds[Spent.BUSY] / self.wall if self.wall > 0 else 0.0
 
 
+def _without_overlap(wall: float, seconds: dict[Spent, float]) -> Account:
+    """While a GPU computes, its host already waits for the next message: that moment counts as busy alone."""
+    excess = sum(seconds.values()) - wall
+    for kind in (Spent.WAIT_IN, Spent.WAIT_OUT, Spent.COPY):
+        taken = min(max(excess, 0.0), seconds[kind])
+        seconds[kind] -= taken
+        excess -= taken
+    return Account(wall=wall, seconds=seconds)
+
+
+class BusyMeter:
+    """Accounts for each step's time: the host's on a CPU, the kernels' by CUDA events on a GPU, without a stall."""
+
+    def __init__(self, clock: Clock, device: torch.device) -> None:
+        self._clock, self._device = clock, device
+        self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around one step's work."""
+        if self._device.type != "cuda":
+            with self._clock.measure(Spent.BUSY):
+                yield
+            return
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record(torch.cuda.current_stream(self._device))
+        yield
+        end.record(torch.cuda.current_stream(self._device))
+        self._pending.append((begin, end))
+        while self._pending and self._pending[0][1].query():
+            begin, end = self._pending.popleft()
+            self._clock.credit(Spent.BUSY, begin.elapsed_time(end) / 1000)
+
+
 @dataclass(kw_only=True)
 class Status:
     """Where a stage is right now, for whoever watches.
@@ -101,6 +160,7 @@ class Status:
         images: images in training batches so far (an image counts once, whatever the number of views).
         losses: the latest loss of each of the stage's layers, NaN before the first.
         waiting: messages in the stage's queue.
+        device: what the stage runs on, for people.
         account: the stage's clock.
     """
 
@@ -112,6 +172,7 @@ class Status:
     images: int = 0
     losses: list[float] = field(default_factory=list)
     waiting: int = 0
+    device: str = ""
 
 
 @dataclass(kw_only=True)
@@ -179,7 +240,8 @@ class TrainTally:
 
     def report(self) -> LayerReport:
         losses = torch.stack(self.losses).float().cpu().numpy() if self.losses else np.zeros(0, np.float32)
-        return LayerReport(layer=self.layer, losses=losses, loss=float(losses.astype(np.float64).mean()) if len(losses) else 0.0)
+        mean = float(losses.astype(np.float64).mean()) if len(losses) else 0.0
+        return LayerReport(layer=self.layer, losses=losses, loss=mean)
 
 
 class EvaluationTally:
@@ -202,7 +264,7 @@ class EvaluationTally:
         return cls(layer, num_classes=len(spec.classes), features=features, top_k=spec.top_k, device=device)
 
     def add(self, loss: Tensor, features: Tensor, labels: Tensor, scores: Tensor | None) -> None:
-        """Adds a batch: local loss (), pooled features (N, C), labels (N,), the readout's scores (N, K) if there is one."""
+        """Adds a batch: local loss (), pooled features (N, C), labels (N,), the readout's scores (N, K) or None."""
         self.count += len(labels)
         self.loss_sum += loss.double() * len(labels)
         self.moments.add(features, labels)

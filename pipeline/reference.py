@@ -14,8 +14,8 @@ import torch
 
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch, Dataset, Split
-from pipeline.evaluate import evaluate
 from pipeline.errors import NonFiniteLossError, RunError
+from pipeline.evaluate import evaluate
 from pipeline.history import History, RunResult
 from pipeline.layer import LocalLayer, State
 from pipeline.messages import Kind
@@ -56,7 +56,7 @@ def train(
     online = settings.head.mode == "online"
 
     clock, history = Clock(), History(spec.num_layers)
-    status = Status(stage=0, account=clock.read(), losses=[math.nan] * spec.num_layers)
+    status = Status(stage=0, account=clock.read(), losses=[math.nan] * spec.num_layers, device=str(device))
     result = RunResult(status="finished", best_epoch=None, weights={}, last={}, history=history, devices=[str(device)])
 
     def batches(split: Split, kind: Kind, epoch: int) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""From what a person asked for to a run that can start: every "auto" settled, every mistake found before any worker is."""
+"""From what a person asked for to a run that can start: every "auto" settled, every mistake found first."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ class Devices:
     count: int
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def local_devices(wanted: str, threads: int) -> Devices:
     """This machine's devices. ``wanted`` is "auto", "cpu" or "cuda".
 
@@ -37,7 +42,7 @@ def local_devices(wanted: str, threads: int) -> Devices:
         raise ResourcesError(f"--device cuda: {build}. Use --device cpu, or install a CUDA build of PyTorch.")
     if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()):
         return Devices("cuda", torch.cuda.device_count())
-    return Devices("cpu", max(1, len(os.sched_getaffinity(0)) // threads))
+    return Devices("cpu", max(1, num_cores() // threads))
 
 
 def open_data(settings: Settings) -> Dataset:
@@ -99,7 +104,9 @@ def check(settings: Settings) -> None:
     if pipe.stages != "auto":
         partition(settings.net.num_layers, pipe.stages)
     if pipe.executor == "serial" and pipe.stages not in ("auto", 1):
-        raise UserError(f"--executor serial has one stage, not {pipe.stages}. Leave --stages out, or use --executor ray.")
+        raise UserError(
+            f"--executor serial has one stage, not {pipe.stages}. Leave --stages out, or use --executor ray."
+        )
 
 
 def resolve(settings: Settings, dataset: Dataset) -> Settings:

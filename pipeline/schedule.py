@@ -1,4 +1,4 @@
-"""The order of everything: which layers form a stage, which passes a run makes, and what a pipeline could gain at best."""
+"""The order of everything: which layers form a stage, which passes a run makes, what a pipeline gains at best."""
 
 from __future__ import annotations
 

@@ -74,10 +74,10 @@ class TrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """Stage 2 of the method: a linear classifier (LayerNorm + Linear) on the pooled features of every layer."""
+    """Stage 2 of the method: a linear classifier (LayerNorm + Linear) on each layer's pooled features."""
 
     mode: Annotated[Literal["after", "online"], tyro.conf.arg(name="head")] = "after"
-    """after: on the frozen encoder, when it has learned (the paper). online: along with it, as one more local layer."""
+    """after: on the frozen layers, once they have learned (the paper). online: along with them, one more local layer."""
     head_epochs: int = 50
     """Passes over the training images for --head after."""
     head_lr: float = 5e-4
@@ -89,7 +89,7 @@ class PipelineSettings:
     """Where the work is done. Only `threads` and `precision` change bits."""
 
     executor: Literal["ray", "threads", "serial"] = "ray"
-    """ray: a Ray actor per stage. threads: a thread per stage in this process. serial: one plain loop, the reference."""
+    """ray: an actor per stage. threads: a thread per stage, in this process. serial: one plain loop, the reference."""
     stages: int | Literal["auto"] = "auto"
     """Pipeline stages. auto: as many as devices, at most as many as layers."""
     queue_depth: int = 2
@@ -105,7 +105,7 @@ class PipelineSettings:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the layers' matrix products (autocast). Changes bits."""
     ray_address: str | None = None
-    """Ray cluster to join, such as auto or ray://head:10001. Default: $RAY_ADDRESS, else a private one on this machine."""
+    """Ray cluster to join, such as auto or ray://head:10001. Default: $RAY_ADDRESS, else a private one here."""
     resource_timeout: float = 60.0
     """Seconds to wait for the devices that the stages ask for."""
     stall_timeout: float = 300.0
@@ -143,7 +143,9 @@ def from_dict(values: dict[str, Any], *, source: str) -> Settings:
     """Settings from JSON values. Raises UserError naming ``source`` and each value that does not fit."""
     unknown = _unknown_keys(values, to_dict_template())
     if unknown:
-        raise UserError(f"{source}: unknown settings {', '.join(unknown)}. Remove them or use the version that wrote it.")
+        raise UserError(
+            f"{source}: unknown settings {', '.join(unknown)}. Remove them or use the version that wrote them."
+        )
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:

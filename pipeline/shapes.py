@@ -1,4 +1,4 @@
-"""How large the messages between stages can get: a dry run of the net on the meta device, without memory or arithmetic."""
+"""How large messages between stages can get: a dry run of the net on the meta device, without memory or arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run, resolved: settings without any "auto" left, and the facts of its data. Every worker builds its part from it."""
+"""A run, resolved: settings without any "auto" left, and the facts of its data. Workers build their parts from it."""
 
 from __future__ import annotations
 

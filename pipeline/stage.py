@@ -19,7 +19,7 @@ from pipeline.errors import ChannelError, NonFiniteLossError
 from pipeline.feed import IMAGES
 from pipeline.layer import LocalLayer, State
 from pipeline.messages import IDS, LABELS, Kind, Message
-from pipeline.metrics import Clock, EvaluationTally, PassReport, Spent, Status, TrainTally
+from pipeline.metrics import BusyMeter, Clock, EvaluationTally, PassReport, Status, TrainTally
 from pipeline.rules import Streams
 from pipeline.spec import RunSpec
 
@@ -134,9 +134,10 @@ class Stage:
 
     def _enter(self, message: Message, num_views: int) -> tuple[Streams, Tensor]:
         """The batch's streams and labels; the first stage makes ``num_views`` random views, or with 0 the plain one."""
-        labels = message.tensors[LABELS]
+        labels = message.tensors[LABELS].to(self.device, non_blocking=True)
         if self._augment is None:
-            return {name: t for name, t in message.tensors.items() if name not in (LABELS, IDS)}, labels
+            streams = {name: tensor for name, tensor in message.tensors.items() if name not in (LABELS, IDS)}
+            return {name: tensor.to(self.device, non_blocking=True) for name, tensor in streams.items()}, labels
         if IMAGES not in message.tensors:
             raise ChannelError(f"stage 1 got {sorted(message.tensors)} where it needs {IMAGES!r}")
         images = message.tensors[IMAGES]
@@ -186,6 +187,7 @@ class Stage:
             images=self._images,
             losses=losses,
             account=self._clock.read(),
+            device=str(self.device),
         )
 
     def keep_only(self, best: int, upto: int) -> None:
@@ -219,10 +221,11 @@ class Stage:
 def run(stage: Stage, inbox: Receiver, outbox: Sender | None, clock: Clock) -> None:
     """Works on messages until the stop token. What is not waiting or copying counts as busy."""
     send = outbox.send if outbox is not None else _keep
+    busy = BusyMeter(clock, stage.device)
     more = True
     while more:
         message = inbox.receive()
-        with clock.measure(Spent.BUSY):
+        with busy.step():
             more = stage.handle(message, send)
     if outbox is not None:
         outbox.close()

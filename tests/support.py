@@ -12,11 +12,11 @@ from datetime import timedelta
 from typing import Any, Literal, Self
 
 import torch
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
-from pipeline.channel import DistReceiver, DistSender, HostBuffer
+from pipeline.channel import Buffer, DistReceiver, DistSender, HostBuffer
 from pipeline.data.augment import AugmentConfig
-from pipeline.metrics import Account, Clock
+from pipeline.metrics import Clock
 from pipeline.nets import NetSettings, VitSettings
 from pipeline.rules import CffSettings
 from pipeline.schedule import partition
@@ -75,27 +75,23 @@ class End:
     """One end of a channel, inside its process: the channel, its clock, and a line to the test."""
 
     clock: Clock
-    sent: Any  # a shared counter: messages that ``send`` has returned from
-    _line: multiprocessing.connection.Connection
-    _sender: DistSender | None = None
-    _receiver: DistReceiver | None = None
+    num_sent: Any  # a counter that both ends see; the sender's function counts
+    channel: DistSender | DistReceiver
+    line: multiprocessing.connection.Connection
 
     @property
     def sender(self) -> DistSender:
-        assert self._sender is not None
-        return self._sender
+        assert isinstance(self.channel, DistSender)
+        return self.channel
 
     @property
     def receiver(self) -> DistReceiver:
-        assert self._receiver is not None
-        return self._receiver
+        assert isinstance(self.channel, DistReceiver)
+        return self.channel
 
     def tell(self, word: str) -> None:
         """Lets the test, which waits for ``word`` in ``Pair.expect``, go on."""
-        self._line.send(("told", word))
-
-    def account(self) -> Account:
-        return self.clock.read()
+        self.line.send(("told", word))
 
 
 Work = Callable[[End], Any]
@@ -110,18 +106,18 @@ class Pair:
     depth: int = 2
     payload: int = 1 << 16
     stall_timeout: float = 60.0
-    processes: list[Any] = field(default_factory=list)
-    lines: list[multiprocessing.connection.Connection] = field(default_factory=list)
+    processes: list[Any] = field(default_factory=list, init=False)
+    lines: list[multiprocessing.connection.Connection] = field(default_factory=list, init=False)
 
     def __enter__(self) -> Self:
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
-        self._store = store  # lives as long as the pair
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
+        self._store = store  # it and the counter live as long as the pair
         edge = Edge(_EDGE, 0, 1, self.payload, nccl=False)
         groups = EdgeGroups((edge,), num_ranks=2, host="127.0.0.1", port=store.port, timeout=self.stall_timeout)
-        sent = _CONTEXT.Value("q", 0)
+        num_sent = self._num_sent = _CONTEXT.Value("q", 0)
         for rank, work in enumerate((self.sending, self.receiving)):
             ours, theirs = _CONTEXT.Pipe()
-            arguments = (rank, work, groups, self.depth, self.stall_timeout, sent, theirs)
+            arguments = (rank, work, groups, self.depth, self.stall_timeout, num_sent, theirs)
             process = _CONTEXT.Process(target=_end, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -172,22 +168,25 @@ def _end(
     groups: EdgeGroups,
     depth: int,
     stall_timeout: float,
-    sent: Any,
+    num_sent: Any,
     line: multiprocessing.connection.Connection,
 ) -> None:
     torch.set_num_threads(1)
+    clock = Clock()
     try:
         handles = groups.join(rank, CPU)
         (edge,) = groups.edges
-        end = End(Clock(), sent, line)
+        peer = edge.receiver if rank == edge.sender else edge.sender
+        count = 1 if rank == edge.sender else depth + 1
+        buffers: list[Buffer] = [HostBuffer(edge.payload, peer, handles[edge.name], pinned=False) for _ in range(count)]
+        channel: DistSender | DistReceiver
         if rank == edge.sender:
-            buffer = HostBuffer(edge.payload, edge.receiver, handles[edge.name], pinned=False)
-            end._sender = DistSender(edge.name, buffer, stall_timeout=stall_timeout, clock=end.clock)
+            channel = DistSender(edge.name, buffers[0], stall_timeout=stall_timeout, clock=clock)
         else:
-            buffers = [HostBuffer(edge.payload, edge.sender, handles[edge.name], pinned=False) for _ in range(depth + 1)]
-            end._receiver = DistReceiver(edge.name, buffers, stall_timeout=stall_timeout, clock=end.clock, device=CPU)
-        end.clock.restart()
-        line.send(("returned", work(end)))
-        line.poll(30)  # the channel stays open until the test has read both ends and kills them
-    except BaseException:  # whatever it was, the test is to see it
+            channel = DistReceiver(edge.name, buffers, stall_timeout=stall_timeout, clock=clock, device=CPU)
+        clock.restart()
+        line.send(("returned", work(End(clock, num_sent, channel, line))))
+        line.poll(30)  # the channel stays open until the test has heard both ends
+    except BaseException:  # noqa: BLE001 - whatever it was, the test is to see it
         line.send(("raised", traceback.format_exc()))
+        line.poll(30)

@@ -92,7 +92,7 @@ def _damaged_digits(tmp_path: Path, data_dir: Path) -> Path:
     prepare.prepare("digits")
     folder = tmp_path / "damaged"
     shutil.copytree(data_dir / "digits", folder)
-    shard = sorted(folder.glob("*train*.tar"))[-1]
+    shard = max(folder.glob("*train*.tar"))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     return folder
 
@@ -126,7 +126,7 @@ def test_an_unreachable_cluster(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_a_full_disk_is_seen_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    full = shutil._ntuple_diskusage(10**9, 10**9, 1000)  # type: ignore[attr-defined]
+    full = shutil._ntuple_diskusage(10**9, 10**9, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     assert main([*_RUN, "--run-dir", str(tmp_path / "run")]) == 2
     assert "are free" in capsys.readouterr().err

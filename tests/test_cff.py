@@ -1,4 +1,4 @@
-"""The loss of Contrastive Forward-Forward against a double loop, its clamp, its symmetry, and the margins' schedules."""
+"""The loss of Contrastive Forward-Forward against a double loop, its clamp, its symmetry, the margins' schedules."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_gradient_passes_gradcheck_away_from_the_clamp(margin: float, spread: fl
 
 
 def clipped_pair() -> tuple[Tensor, Tensor]:
-    """Two rows of one class at cosine 0.8 in the plane of the first two axes, and one of another class off that plane."""
+    """Two rows of one class at cosine 0.8 in the plane of the first two axes; one of another class off that plane."""
     z = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     return z, torch.tensor([0, 0, 1])
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from launch.cli import main
-from pipeline import local, reference
+from pipeline import export, local, reference
 from pipeline.errors import NonFiniteLossError, ResourcesError
 from pipeline.settings import Settings
 from tests.conftest import make_run
@@ -92,20 +92,18 @@ def test_the_first_bad_step_is_the_same_for_every_executor(small_settings: Setti
 
 
 def test_a_disk_that_fills_up_loses_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from launch import runfolder
-
     run = tmp_path / "run"
-    save = runfolder.save
 
     def full(file: Path, *rest: Any) -> None:
         if file.is_relative_to(run):
             raise OSError(28, "No space left on device")
-        save(file, *rest)
+        export.save(file, *rest)
 
-    monkeypatch.setattr(runfolder, "save", full)
-    monkeypatch.setattr(runfolder.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("launch.runfolder.save", full)
+    monkeypatch.setattr("tempfile.mkdtemp", lambda prefix: str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
-    arguments = ["cff-vit", "--executor", "serial", "--dim", "16", "--heads", "2", "--epochs", "1", "--head-epochs", "1"]
+    arguments = ["cff-vit", "--executor", "serial", "--dim", "16", "--heads", "2"]
+    arguments += ["--epochs", "1", "--head-epochs", "1"]
     assert main([*arguments, "--run-dir", str(run)]) == 0
     captured = capsys.readouterr()
     assert "No space left" in captured.err

@@ -98,7 +98,9 @@ def test_eval_repeats_the_accuracy(run: tuple[Path, str], summary: dict[str, Any
         assert f"{layer['test_accuracy']:.2%}" in printed
 
 
-def test_export_loads_without_ray(run: tuple[Path, str], summary: dict[str, Any], tmp_path: Path, data_dir: Path) -> None:
+def test_export_loads_without_ray(
+    run: tuple[Path, str], summary: dict[str, Any], tmp_path: Path, data_dir: Path
+) -> None:
     file = tmp_path / "digits.safetensors"
     assert main(["export", str(run[0]), str(file)]) == 0
     program = f"import sys; from pipeline import load; load({str(file)!r}); assert 'ray' not in sys.modules"

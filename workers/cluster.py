@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import ray
 
 from pipeline.errors import ResourcesError
-from pipeline.resolve import Devices, local_devices, num_stages
+from pipeline.resolve import Devices, local_devices, num_cores, num_stages
 from pipeline.settings import PipelineSettings, Settings
 
 _CONNECT_TIMEOUT = 5.0
@@ -36,7 +36,7 @@ def ray_cluster(settings: Settings) -> Iterator[Devices]:
     if address == "local":
         devices = local_devices(pipe.device, pipe.threads)
         # More stages than cores take turns; Ray must not refuse them on a machine that is theirs alone.
-        cores = max(len(os.sched_getaffinity(0)), num_stages(settings, devices.count) * pipe.threads)
+        cores = max(num_cores(), num_stages(settings, devices.count) * pipe.threads)
         ray.init(
             address="local",
             num_cpus=cores,

@@ -29,6 +29,7 @@ from workers.stage import StageWorker
 _BESIDE = 4  # calls that an actor answers at once, its main work among them
 _AFTERSHOCK = 1.0  # seconds in which the neighbours of a dead worker report their loss
 _ANSWER = 2.0  # seconds for a look at a stage; one that is slower is looked at again next time
+_SOON = 2.0  # seconds after which a person is told what the run waits for
 _LOOK = 0.2  # seconds between two looks at whether the person wants to stop
 _FETCH = 60.0  # seconds for weights to arrive
 
@@ -39,22 +40,31 @@ def train(
     observe: Callable[[PassReport], None] = lambda report: None,
     follow: Callable[[list[Status]], None] = lambda statuses: None,
     interrupted: Callable[[], bool] = lambda: False,
+    notify: Callable[[str], None] = lambda sentence: None,
 ) -> RunResult:
     """As ``pipeline.reference.train``, each stage in a Ray actor. Ray must be initialised.
+
+    Args:
+        notify: gets a sentence where a person should know why nothing happens.
 
     Raises:
         ResourcesError: the cluster does not have the devices, also after waiting.
         StageFailedError, NonFiniteLossError: a worker failed; the message names it.
     """
-    with RayCrew(spec, interrupted) as crew:
+    with RayCrew(spec, interrupted, notify) as crew:
         return conduct(spec, crew, observe=observe, follow=follow, interrupted=interrupted)
 
 
 class RayCrew:
     """Implements ``pipeline.conduct.Crew``. A context manager: on leaving it every actor is gone."""
 
-    def __init__(self, spec: RunSpec, interrupted: Callable[[], bool] = lambda: False) -> None:
-        self._spec, self._interrupted = spec, interrupted
+    def __init__(
+        self,
+        spec: RunSpec,
+        interrupted: Callable[[], bool] = lambda: False,
+        notify: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self._spec, self._interrupted, self._notify = spec, interrupted, notify
         self._group: PlacementGroup | None = None
         self._stages: list[Any] = []
         self._feeders: list[Any] = []
@@ -82,7 +92,12 @@ class RayCrew:
         # On a GPU machine a stage's core only launches kernels: it must not be what a small machine lacks.
         bundle = {"CPU": float(pipe.threads)} | ({"GPU": float(gpus)} if gpus else {})
         group = self._group = placement_group([bundle] * self._spec.num_stages, strategy="PACK")
-        if not self._done([group.ready()], pipe.resource_timeout):
+        ready = group.ready()
+        soon = min(_SOON, pipe.resource_timeout)
+        if not self._done([ready], soon):
+            wanted = _wanted(bundle, self._spec.num_stages)
+            self._notify(f"Waiting up to {pipe.resource_timeout:g} s for room: {wanted}.")
+        if not self._done([ready], pipe.resource_timeout - soon):
             raise ResourcesError(_missing(bundle, self._spec.num_stages, pipe.resource_timeout))
         # Ray's masking of CUDA_VISIBLE_DEVICES slows NCCL on NVSwitch hosts; stages choose their device themselves.
         environment = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}} if gpus else None
@@ -125,7 +140,7 @@ class RayCrew:
             raise _failure("a worker", error) from error
 
     def _done(self, refs: list[Any], seconds: float) -> bool:
-        """Waits for answers while the run is set up. Raises KeyboardInterrupt when asked to stop: nothing is learned yet."""
+        """Waits for answers while the run is set up. Asked to stop, raises KeyboardInterrupt: nothing is learned yet."""
         end = time.perf_counter() + seconds
         while True:
             _, open_ = ray.wait(refs, num_returns=len(refs), timeout=_LOOK)
@@ -215,11 +230,15 @@ def _failure(name: str, error: RayError) -> RunError:
     return StageFailedError(f"{name} died: {str(error).splitlines()[0]}")
 
 
-def _missing(bundle: dict[str, float], num_stages: int, waited: float) -> str:
+def _wanted(bundle: dict[str, float], num_stages: int) -> str:
     wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in bundle.items())
+    return f"{num_stages} stages need {wanted} each"
+
+
+def _missing(bundle: dict[str, float], num_stages: int, waited: float) -> str:
     there, free = ray.cluster_resources(), ray.available_resources()
     have = ", ".join(f"{there.get(kind, 0):g} {kind} ({free.get(kind, 0):g} free)" for kind in bundle)
     return (
-        f"{num_stages} stages need {wanted} each; after {waited:g} s the cluster has {have}. "
+        f"{_wanted(bundle, num_stages)}; after {waited:g} s the cluster has {have}. "
         "Give fewer --stages, free some, add nodes, or wait longer with --resource-timeout."
     )

@@ -1,4 +1,4 @@
-"""Who is joined to whom: every edge of the pipeline has a process group of its own, made and warmed in one fixed order."""
+"""Who is joined to whom: each edge of the pipeline has a process group of its own, made and warmed in a fixed order."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ class EdgeGroups:
     port: int
     timeout: float
 
-    def join(
-        self, rank: int, device: torch.device, store: TCPStore | None = None
-    ) -> dict[str, dist.ProcessGroup]:
+    def join(self, rank: int, device: torch.device, store: TCPStore | None = None) -> dict[str, dist.ProcessGroup]:
         """Makes every edge's group, in the same order on every rank; returns this rank's by name."""
         timeout = timedelta(seconds=self.timeout)
         store = store or TCPStore(self.host, self.port, is_master=False, timeout=timeout)

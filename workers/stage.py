@@ -65,9 +65,7 @@ class StageWorker:
                 )
             elif edge.sender == self.index:
                 buffer = self._buffer(edge, edge.receiver, handles)
-                self._outbox = DistSender(
-                    edge.name, buffer, stall_timeout=settings.stall_timeout, clock=self._clock
-                )
+                self._outbox = DistSender(edge.name, buffer, stall_timeout=settings.stall_timeout, clock=self._clock)
         self._inbox = MergedReceiver(inboxes) if self.index == 0 else inboxes[0]
 
     def _buffer(self, edge: Edge, peer: int, handles: dict[str, dist.ProcessGroup]) -> Buffer:
@@ -86,6 +84,7 @@ class StageWorker:
 
     def poll(self) -> tuple[Status, list[PassReport]]:
         status = self._stage.status()
+        status.device = self.describe()
         status.waiting = self._inbox.waiting if self._inbox is not None else 0
         count = len(self._reports)
         said = self._reports[:count]

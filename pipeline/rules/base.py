@@ -35,7 +35,8 @@ class Rule(ABC):
 
     def pass_on(self, outputs: Streams) -> Streams:
         """What the next layer receives: detached, computed before this layer's own update."""
-        return {name: tensor.detach() for name, tensor in outputs.items()}
+        # Contiguous, as it would come off a wire: another layout may mean other rounding in the next layer.
+        return {name: tensor.detach().contiguous() for name, tensor in outputs.items()}
 
     def features(self, layer: Layer, outputs: Streams) -> Tensor:
         """Pooled features (V·N, C) that readouts and analyses see."""

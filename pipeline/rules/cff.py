@@ -41,7 +41,9 @@ class CffSettings:
             raise UserError(f"--temperature {self.temperature}: must be above 0 (the paper: 0.15).")
         for name, value in (("--margin-first", self.margin_first), ("--margin-last", self.margin_last)):
             if not 0 <= value <= 2:
-                raise UserError(f"{name} {value}: a margin on cosine similarity lies between 0 and 2 (the paper: 0.4 to 0.1).")
+                raise UserError(
+                    f"{name} {value}: a margin on cosine similarity lies between 0 and 2 (the paper: 0.4 to 0.1)."
+                )
         if self.margin_schedule == "exponential" and min(self.margin_first, self.margin_last) <= 0:
             raise UserError("--margin-schedule exponential needs both margins above 0. Use linear to reach 0.")
         if not self.margin_exponent > 0:

@@ -1,0 +1,80 @@
+# Everything happens in .venv, which the first target makes: nothing is installed anywhere else.
+#
+#   make demo                       with the defaults
+#   make test PYTHON=python3.12     with another Python, 3.11 to 3.13
+#   make demo TORCH='torch==2.13.0+cpu --extra-index-url URL'
+#                                   with another build of torch: URL is the index that PyTorch's own installation page
+#                                   gives for the CPU or for a version of CUDA. Without it pip takes the build that its
+#                                   index offers for this machine. Another version does too, 2.6 at least.
+
+VENV   ?= .venv
+PYTHON ?=
+TORCH  ?= torch==2.13.0
+DEMO   ?= launch cff-vit --stages 2 --device cpu
+ARGS   ?=
+TESTS  ?=
+
+BIN       := $(VENV)/bin
+PIP       := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALLED := $(VENV)/installed
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format pytest constraints clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+install: $(INSTALLED) ## Make .venv with everything in it
+
+demo: $(INSTALLED) ## Train a small Vision Transformer on two stages of this CPU; ARGS='--epochs 5' to change it
+	$(BIN)/$(DEMO) $(ARGS)
+
+test: lint pytest ## Linters, types and the whole test suite
+
+lint: $(INSTALLED) ## Linters and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+pytest: $(INSTALLED) ## The test suite alone; TESTS='tests/test_cff.py -k margin' for a part of it
+	$(BIN)/python -m pytest $(TESTS)
+
+format: $(INSTALLED) ## Put the sources into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Editable, so that it is done once: only new requirements are a reason to do it again.
+# torch comes first and stays: constraints.txt pins the default version, another TORCH takes its place.
+$(INSTALLED): pyproject.toml constraints.txt
+	@found=; \
+	for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
+	    version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	    case $$version in \
+	        3.11|3.12|3.13) echo "Python $$version: $$python"; exec "$$python" -m venv $(VENV) ;; \
+	    esac; \
+	    found="$$found $$python is $$version;"; \
+	done; \
+	echo "localpipe needs Python 3.11, 3.12 or 3.13. Found:$${found:- none of $(or $(PYTHON),python3 python)}" >&2; \
+	echo "Install one of them, or say where it is: make ... PYTHON=/path/to/python3.11" >&2; \
+	exit 1
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(PIP) install -c $(VENV)/constraints.txt $(TORCH)
+	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >> $(VENV)/constraints.txt
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[dev,plots]'
+	@touch $@
+
+# For those who maintain the requirements: one version of everything that suits Python 3.11 to 3.13. What torch's CUDA
+# build needs is left out, as torch pins it itself and the CPU build has no use for it.
+constraints: $(INSTALLED) ## Renew constraints.txt from pyproject.toml
+	$(PIP) install uv
+	{ echo '# What localpipe is tested with, everything included. Made by `make constraints`.'; \
+	  echo '$(TORCH)' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	      --all-extras --no-annotate --no-header pyproject.toml - \
+	    | sed -E '/^(cuda|nvidia|triton)/d; s/ *;.*//; s/^(torch==[^+]*)\+.*/\1/' | uniq; } > $(VENV)/constraints.new
+	mv $(VENV)/constraints.new constraints.txt
+
+clean: ## Remove what tools left behind; .venv and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find pipeline workers launch tests -name __pycache__ -prune -exec rm -rf {} +

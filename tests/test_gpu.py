@@ -1,0 +1,59 @@
+"""What only a GPU shows. Skipped, with the reason, where there is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+
+from pipeline import local, reference, resolve
+from pipeline.history import RunResult
+from pipeline.resolve import Devices
+from pipeline.settings import Settings
+from pipeline.spec import RunSpec
+from tests.test_equality import assert_same
+
+pytestmark = pytest.mark.gpu
+
+Executor = Literal["ray", "threads", "serial"]
+Transport = Literal["gloo", "nccl"]
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs a GPU for each of two stages")
+
+
+def on_gpus(settings: Settings, executor: Executor, transport: Transport, stages: int) -> RunResult:
+    pipe = replace(settings.pipeline, executor=executor, device="cuda", transport=transport, stages=stages)
+    settings = replace(settings, pipeline=pipe)
+    resolve.check(settings)
+    dataset = resolve.open_data(settings)
+    spec: RunSpec = resolve.place(
+        resolve.resolve(settings, dataset), dataset, Devices("cuda", torch.cuda.device_count())
+    )
+    if executor == "serial":
+        return reference.train(spec, dataset)
+    if executor == "threads":
+        return local.train(spec, dataset)
+    from workers import crew
+
+    return crew.train(spec)
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stages_on_a_gpu_give_the_serial_bits(small_settings: Settings, precision: Literal["fp32", "bf16"]) -> None:
+    settings = replace(small_settings, pipeline=replace(small_settings.pipeline, precision=precision))
+    assert_same(on_gpus(settings, "threads", "gloo", 3), on_gpus(settings, "serial", "gloo", 1))
+
+
+@needs_gpu
+def test_activations_staged_through_host_memory_arrive_whole(small_settings: Settings, cluster: None) -> None:
+    assert_same(on_gpus(small_settings, "ray", "gloo", 1), on_gpus(small_settings, "serial", "gloo", 1))
+
+
+@needs_two
+@pytest.mark.parametrize("transport", ["gloo", "nccl"])
+def test_stages_on_two_gpus_give_the_serial_bits(small_settings: Settings, cluster: None, transport: Transport) -> None:
+    assert_same(on_gpus(small_settings, "ray", transport, 2), on_gpus(small_settings, "serial", "gloo", 1))

@@ -1,0 +1,331 @@
+"""Where time goes, told by a clock that a test winds; what a pass says about a layer, against counting it directly."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import metrics
+from pipeline.errors import NonFiniteLossError
+from pipeline.metrics import Account, Clock, EvaluationTally, Spent, TrainTally
+from tests.support import CPU, tiny_spec
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Time
+
+
+class Hands:
+    """The time, as the test sets it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
+    hands = Hands()
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: hands.now))
+    return hands
+
+
+def spent(account: Account) -> dict[str, float]:
+    """What is not zero."""
+    return {kind.value: seconds for kind, seconds in account.seconds.items() if seconds}
+
+
+def test_time_is_accounted_by_kind_and_the_rest_is_other(hands: Hands) -> None:
+    clock = Clock()
+    for kind, seconds in ((Spent.BUSY, 5.0), (Spent.WAIT_IN, 2.0), (Spent.COPY, 1.0)):
+        with clock.measure(kind):
+            hands.pass_by(seconds)
+        hands.pass_by(0.5)
+    account = clock.read()
+    assert account.wall == 9.5
+    assert spent(account) == {"busy": 5.0, "wait_in": 2.0, "copy": 1.0}
+    assert account.other == 1.5
+    assert account.utilisation == pytest.approx(5 / 9.5)
+
+
+def test_time_measured_inside_a_measurement_counts_once(hands: Hands) -> None:
+    """A stage sends amid its step: copying and waiting there are not busy."""
+    clock = Clock()
+    with clock.measure(Spent.BUSY):
+        hands.pass_by(3)
+        with clock.measure(Spent.WAIT_OUT):
+            hands.pass_by(10)
+            with clock.measure(Spent.COPY):
+                hands.pass_by(0.5)
+            hands.pass_by(10)
+        hands.pass_by(4)
+        with clock.measure(Spent.SYNC):
+            hands.pass_by(1)
+    assert spent(clock.read()) == {"busy": 7.0, "wait_out": 20.0, "copy": 0.5, "sync": 1.0}
+    assert clock.read().other == 0
+
+
+def test_same_kind_inside_itself_counts_once(hands: Hands) -> None:
+    clock = Clock()
+    with clock.measure(Spent.BUSY):
+        hands.pass_by(1)
+        with clock.measure(Spent.BUSY):
+            hands.pass_by(2)
+    assert spent(clock.read()) == {"busy": 3.0}
+
+
+def test_measurement_that_ends_in_an_error_still_counts(hands: Hands) -> None:
+    clock = Clock()
+
+    def fail_while_waiting() -> None:
+        with clock.measure(Spent.BUSY):
+            hands.pass_by(1)
+            with clock.measure(Spent.WAIT_OUT):
+                hands.pass_by(2)
+                raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_while_waiting()
+    hands.pass_by(4)
+    assert spent(clock.read()) == {"busy": 1.0, "wait_out": 2.0}
+    assert clock.read().other == 4
+
+
+steps = st.recursive(
+    st.floats(0.125, 8).map(lambda x: round(8 * x) / 8),
+    lambda inner: st.tuples(st.sampled_from(Spent), st.lists(inner, max_size=4)),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(steps, max_size=5))
+def test_wall_is_the_sum_of_all_kinds_and_other_at_every_moment(plan: list[object]) -> None:
+    hands = Hands()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: hands.now))
+        clock = Clock()
+        expected = dict.fromkeys(Spent, 0.0)
+        idle = 0.0
+
+        def carry_out(step: object, kind: Spent | None) -> None:
+            nonlocal idle
+            if isinstance(step, float):
+                hands.pass_by(step)
+                if kind is None:
+                    idle += step
+                else:
+                    expected[kind] += step
+            else:
+                assert isinstance(step, tuple)
+                inside, plan = step
+                with clock.measure(inside):
+                    for inner in plan:
+                        carry_out(inner, inside)
+            account = clock.read()
+            assert account.seconds == expected
+            assert account.other == idle
+            assert account.wall == hands.now - 100
+
+        for step in plan:
+            carry_out(step, None)
+
+
+def test_lap_amid_a_step_ends_at_that_moment(hands: Hands) -> None:
+    """Symptom: the last batch of a pass, in whose middle the report is made, counted in the next pass. A short
+    validation after a long training step then had more busy seconds than seconds, and a utilisation above 1.
+    """
+    clock = Clock()
+    with clock.measure(Spent.BUSY):
+        hands.pass_by(10)
+        training = clock.lap()
+        hands.pass_by(1)
+    with clock.measure(Spent.BUSY):
+        hands.pass_by(0.5)
+        validation = clock.lap()
+    assert (training.wall, spent(training), training.utilisation) == (10, {"busy": 10.0}, 1)
+    assert (validation.wall, spent(validation), validation.utilisation) == (1.5, {"busy": 1.5}, 1)
+
+
+def test_laps_add_up_to_the_whole(hands: Hands) -> None:
+    clock = Clock()
+    laps = []
+    for seconds in (1.0, 2.0, 4.0):
+        with clock.measure(Spent.BUSY):
+            hands.pass_by(seconds)
+        hands.pass_by(0.25)
+        laps.append(clock.lap())
+    assert [lap.wall for lap in laps] == [1.25, 2.25, 4.25]
+    assert laps[0] + laps[1] + laps[2] == clock.read()
+
+
+def test_restarted_clock_has_nothing_spent(hands: Hands) -> None:
+    clock = Clock()
+    with clock.measure(Spent.BUSY):
+        hands.pass_by(3)
+    clock.lap()
+    clock.restart()
+    assert (clock.read().wall, spent(clock.read())) == (0, {})
+    hands.pass_by(2)
+    assert clock.lap().wall == 2
+
+
+def test_clock_can_be_read_by_another_thread_while_it_measures() -> None:
+    clock, stop = Clock(), threading.Event()
+    readings: list[Account] = []
+
+    def watch() -> None:
+        while not stop.is_set():
+            readings.append(clock.read())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(2000):
+        with clock.measure(Spent.BUSY), clock.measure(Spent.COPY):
+            pass
+    stop.set()
+    watcher.join()
+    assert readings
+    assert all(reading.other > -1e-9 for reading in readings)
+    for earlier, later in itertools.pairwise(readings):
+        assert all(seconds >= 0 for seconds in (later - earlier).seconds.values())
+
+
+def account(wall: float, busy: float, wait_in: float) -> Account:
+    return Account(wall, {**dict.fromkeys(Spent, 0.0), Spent.BUSY: busy, Spent.WAIT_IN: wait_in})
+
+
+def test_accounts_add_and_subtract_kind_by_kind() -> None:
+    assert account(5, 3, 1) + account(2, 1, 0.5) == account(7, 4, 1.5)
+    assert account(5, 3, 1) - account(2, 1, 0.5) == account(3, 2, 0.5)
+    assert (account(5, 3, 1) + account(2, 1, 0.5)).other == account(5, 3, 1).other + account(2, 1, 0.5).other
+
+
+def test_account_of_no_time_has_utilisation_0() -> None:
+    assert account(0, 0, 0).utilisation == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training passes
+
+
+def test_training_tally_reports_every_loss_and_their_mean() -> None:
+    tally = TrainTally(2)
+    for loss in (3.0, 1.0, 2.0):
+        tally.add(torch.tensor(loss, requires_grad=True))
+    report = tally.report()
+    assert report.layer == 2
+    assert report.losses.dtype == np.float32
+    assert report.losses.tolist() == [3, 1, 2]
+    assert report.loss == 2
+    assert (report.accuracy, report.top_k, report.fisher, report.predictions) == (None, None, None, None)
+
+
+def test_training_tally_keeps_no_graph_alive() -> None:
+    tally = TrainTally(0)
+    tally.add(torch.ones(1, requires_grad=True).sum())
+    assert not tally.losses[0].requires_grad
+
+
+def test_latest_loss_is_nan_before_the_first_step() -> None:
+    assert math.isnan(TrainTally(0).finite_latest())
+
+
+def test_latest_loss_stays_until_the_next() -> None:
+    tally = TrainTally(0)
+    tally.add(torch.tensor(2.0))
+    assert (tally.finite_latest(), tally.finite_latest()) == (2, 2)
+    tally.add(torch.tensor(1.0))
+    assert tally.finite_latest() == 1
+
+
+@pytest.mark.parametrize(("bad", "said"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
+def test_first_loss_that_is_not_finite_is_found_among_later_ones(bad: float, said: str) -> None:
+    tally = TrainTally(1)
+    tally.add(torch.tensor(1.0))
+    tally.finite_latest()
+    for loss in (2.0, bad, 3.0, math.nan):
+        tally.add(torch.tensor(loss))
+    with pytest.raises(NonFiniteLossError, match=f"layer 2: the loss is {said}") as found:
+        tally.finite_latest()
+    assert found.value.layer == 1
+    assert found.value.loss == pytest.approx(bad, nan_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation passes
+
+
+def batches(num_classes: int, sizes: list[int], seed: int = 0) -> list[tuple[torch.Tensor, ...]]:
+    """Batches of (loss, features (N, 4), labels (N,), scores (N, K))."""
+    random = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.rand((), generator=random),
+            torch.randn(size, 4, generator=random),
+            torch.randint(num_classes, (size,), generator=random),
+            torch.randn(size, num_classes, generator=random),
+        )
+        for size in sizes
+    ]
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [[10], [4, 4, 2], [1, 7, 3, 1]])
+def test_evaluation_tally_equals_counting_directly(top_k: int, sizes: list[int]) -> None:
+    given_batches = batches(4, sizes)
+    tally = EvaluationTally(3, num_classes=4, features=4, top_k=top_k, device=CPU)
+    for loss, features, labels, scores in given_batches:
+        tally.add(loss, features, labels, scores)
+    report = tally.report(with_predictions=True)
+
+    labels, scores = (torch.cat([batch[place] for batch in given_batches]) for place in (2, 3))
+    ranks = [sorted(range(4), key=lambda c, row=row: -row[c]) for row in scores.tolist()]  # type: ignore[misc]
+    hits = [ranked[:top_k].count(label) for ranked, label in zip(ranks, labels.tolist(), strict=True)]
+    assert report.layer == 3
+    assert report.accuracy == sum(r[0] == y for r, y in zip(ranks, labels.tolist(), strict=True)) / len(labels)
+    assert report.top_k == sum(hits) / len(labels)
+    assert report.readout_loss == pytest.approx(F.cross_entropy(scores.double(), labels).item(), rel=1e-6)
+    by_image = sum(loss.item() * len(y) for loss, _, y, _ in given_batches) / len(labels)
+    assert report.loss == pytest.approx(by_image, rel=1e-12)
+    assert report.predictions is not None
+    assert report.predictions.tolist() == [ranked[0] for ranked in ranks]
+
+
+def test_top_k_of_fewer_classes_than_k_is_1() -> None:
+    tally = EvaluationTally(0, num_classes=3, features=4, top_k=5, device=CPU)
+    for batch in batches(3, [6]):
+        tally.add(*batch)
+    assert tally.report().top_k == 1
+
+
+def test_without_a_readout_loss_and_fisher_are_all_there_is() -> None:
+    tally = EvaluationTally(0, num_classes=3, features=4, top_k=1, device=CPU)
+    for loss, features, labels, _ in batches(3, [20]):
+        tally.add(loss, features, labels, None)
+    report = tally.report(with_predictions=True)
+    assert (report.accuracy, report.top_k, report.readout_loss, report.predictions) == (None, None, None, None)
+    assert report.fisher is not None
+    assert report.fisher > 0
+
+
+def test_predictions_are_reported_only_when_asked_for() -> None:
+    tally = EvaluationTally(0, num_classes=3, features=4, top_k=1, device=CPU)
+    for batch in batches(3, [5]):
+        tally.add(*batch)
+    assert tally.report().predictions is None
+
+
+def test_tally_of_a_run_takes_classes_and_k_from_it() -> None:
+    tally = EvaluationTally.of(tiny_spec(num_classes=5), 1, 8, CPU)
+    assert (tally.layer, tally.top_k, tuple(tally.moments.sums.shape)) == (1, 2, (5, 8))

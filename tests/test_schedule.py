@@ -1,0 +1,104 @@
+"""Stages, passes, fill and ideal speed-up, against tables written by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from pipeline.messages import Kind
+from pipeline.schedule import closing_passes, fill, ideal_speedup, layer_passes, partition
+
+
+@pytest.mark.parametrize(
+    ("num_stages", "stages"),
+    [
+        (1, [[0, 1, 2, 3, 4]]),
+        (2, [[0, 1], [2, 3, 4]]),
+        (3, [[0], [1, 2], [3, 4]]),
+        (4, [[0], [1], [2], [3, 4]]),
+        (5, [[0], [1], [2], [3], [4]]),
+    ],
+)
+def test_five_layers_in_stages(num_stages: int, stages: list[list[int]]) -> None:
+    assert [list(layers) for layers in partition(5, num_stages)] == stages
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "num_stages", "sizes"),
+    [(4, 2, [2, 2]), (6, 4, [1, 1, 2, 2]), (7, 3, [2, 2, 3]), (8, 3, [2, 3, 3]), (1, 1, [1])],
+)
+def test_larger_stages_come_last(num_layers: int, num_stages: int, sizes: list[int]) -> None:
+    assert [len(layers) for layers in partition(num_layers, num_stages)] == sizes
+
+
+@given(st.integers(1, 40).flatmap(lambda layers: st.tuples(st.just(layers), st.integers(1, layers))))
+def test_stages_are_contiguous_and_as_even_as_can_be(layers_and_stages: tuple[int, int]) -> None:
+    num_layers, num_stages = layers_and_stages
+    stages = partition(num_layers, num_stages)
+    assert [layer for layers in stages for layer in layers] == list(range(num_layers))
+    sizes = [len(layers) for layers in stages]
+    assert len(sizes) == num_stages
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("num_stages", [0, -1, 6, 100])
+def test_impossible_number_of_stages_is_refused_with_the_maximum(num_stages: int) -> None:
+    with pytest.raises(UserError, match=rf"--stages {num_stages}: .*5 layers.*at most --stages 5"):
+        partition(5, num_stages)
+
+
+def test_every_epoch_trains_then_validates() -> None:
+    T, V = Kind.TRAIN, Kind.VALIDATE  # noqa: N806 - a table
+    assert layer_passes(3) == [(T, 0), (V, 0), (T, 1), (V, 1), (T, 2), (V, 2)]
+
+
+def test_run_closes_with_best_weights_readouts_and_test() -> None:
+    assert closing_passes(best_epoch=1, epochs=3, readout_epochs=2) == [
+        (Kind.RESTORE, 1),
+        (Kind.READOUT, 3),
+        (Kind.READOUT, 4),
+        (Kind.TEST, 0),
+        (Kind.STOP, 0),
+    ]
+
+
+def test_run_with_online_readouts_closes_without_a_readout_pass() -> None:
+    closing = [(Kind.RESTORE, 0), (Kind.TEST, 0), (Kind.STOP, 0)]
+    assert closing_passes(best_epoch=0, epochs=1, readout_epochs=0) == closing
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "num_stages", "share"),
+    [(1, 1, 1.0), (100, 1, 1.0), (1, 4, 0.25), (3, 2, 0.75), (5, 5, 5 / 9), (97, 4, 0.97), (0, 3, 0.0)],
+)
+def test_pipeline_is_full_for_a_share_of_its_ticks(num_steps: int, num_stages: int, share: float) -> None:
+    assert fill(num_steps, num_stages) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("stage_seconds", "num_steps", "speedup"),
+    [
+        ([2.0], 10, 1.0),
+        ([1.0, 1.0], 3, 1.5),  # 6 s one after another; 4 ticks of 1 s
+        ([1.0, 2.0, 3.0], 98, 1.96),  # 6 / 3 × 98 / 100
+        ([1.0, 1.0, 1.0, 1.0], 1, 1.0),  # one batch gains nothing
+        ([3.0, 1.0], 0, 0.0),
+        ([0.0, 0.0], 5, 0.0),
+        ([], 5, 0.0),
+    ],
+)
+def test_ideal_speedup_by_hand(stage_seconds: list[float], num_steps: int, speedup: float) -> None:
+    assert ideal_speedup(stage_seconds, num_steps) == pytest.approx(speedup)
+
+
+@given(st.integers(1, 6), st.integers(1, 200))
+def test_even_stages_gain_what_a_tick_by_tick_simulation_gains(num_stages: int, num_steps: int) -> None:
+    ended = [[0] * num_stages for _ in range(num_steps)]
+    for step in range(num_steps):
+        for stage in range(num_stages):
+            before = max(ended[step - 1][stage] if step else 0, ended[step][stage - 1] if stage else 0)
+            ended[step][stage] = before + 1
+    simulated = num_steps * num_stages / ended[-1][-1]
+    assert ideal_speedup([1.0] * num_stages, num_steps) == pytest.approx(simulated)
