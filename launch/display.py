@@ -221,8 +221,8 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
             )
             console.print(f"  stage {stage['stage']} ({stage['device']}): {shares}", highlight=False, soft_wrap=True)
     if summary["test_accuracy"] is not None:
-        top = f", top-{top_k} {_percent(summary['test_top_k'])}" if top_k > 1 else ""
-        console.print(f"[bold]test accuracy {_percent(summary['test_accuracy'])}[/bold]{top}", highlight=False)
+        also = f", top-{top_k} {_percent(summary['test_top_k'])}" if top_k > 1 else ""
+        console.print(f"[bold]test accuracy {_percent(summary['test_accuracy'])}[/bold]{also}", highlight=False)
     else:
         console.print("No test accuracy: the run ended before its readouts were trained.", highlight=False)
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)

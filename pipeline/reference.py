@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -72,7 +73,7 @@ def train(
             with clock.measure(Spent.BUSY):
                 yield batch
             status.account = clock.read()
-            follow([status])
+            follow([replace(status, losses=list(status.losses))])
 
     def report(said: PassReport) -> None:
         said.account = clock.lap()

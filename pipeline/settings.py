@@ -77,7 +77,7 @@ class HeadSettings:
     """Stage 2 of the method: a linear classifier (LayerNorm + Linear) on each layer's pooled features."""
 
     mode: Annotated[Literal["after", "online"], tyro.conf.arg(name="head")] = "after"
-    """after: on the frozen layers, once they have learned (the paper). online: along with them, one more local layer."""
+    """after: on the frozen layers, once they have learned (the paper). online: with them, one more local layer."""
     head_epochs: int = 50
     """Passes over the training images for --head after."""
     head_lr: float = 5e-4

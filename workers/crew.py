@@ -140,7 +140,7 @@ class RayCrew:
             raise _failure("a worker", error) from error
 
     def _done(self, refs: list[Any], seconds: float) -> bool:
-        """Waits for answers while the run is set up. Asked to stop, raises KeyboardInterrupt: nothing is learned yet."""
+        """Waits for answers while the run is set up. Asked to stop, raises KeyboardInterrupt."""
         end = time.perf_counter() + seconds
         while True:
             _, open_ = ray.wait(refs, num_returns=len(refs), timeout=_LOOK)
