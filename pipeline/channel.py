@@ -11,6 +11,7 @@ processes over torch.distributed, where a ``Wire`` says how a message's bytes tr
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -241,13 +242,18 @@ def _works(*works: dist.Work | None) -> list[dist.Work]:
     return [work for work in works if work is not None]
 
 
+def _first_sentence(error: RuntimeError) -> str:
+    """What gloo says without where in its source it says it, and without its advice."""
+    return re.sub(r"^\[[^\]]*\] *", "", str(error).splitlines()[0]).split(". ")[0]
+
+
 @contextmanager
 def _peer(name: str, silence: str, timeout: float) -> Iterator[None]:
     """Turns what torch.distributed raises into an error that names the channel."""
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = _first_sentence(error)
         if "timed out" in reason.lower() or "timeout" in reason.lower():
             raise PeerLostError(f"{name}: the neighbour {silence} for {timeout:g} s") from error
         raise PeerLostError(f"{name}: the neighbour is gone ({reason})") from error

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pipeline.errors import RunError, StageFailedError
 from pipeline.history import History, RunResult
-from pipeline.layer import State
+from pipeline.layer import State, is_finite
 from pipeline.messages import Kind
 from pipeline.metrics import PassReport, Status
 from pipeline.schedule import Pass, closing_passes, layer_passes
@@ -134,7 +134,8 @@ def _salvage(crew: Crew, result: RunResult) -> bool:
     """Takes what an unfinished run learned: the best validated weights, or where there are none the present ones."""
     try:
         result.last = crew.trained()
-        result.weights = crew.weights() if result.best_epoch is None else crew.candidate(result.best_epoch)
+        weights = crew.weights() if result.best_epoch is None else crew.candidate(result.best_epoch)
+        result.weights = weights if is_finite(weights) else {}
     except RunError:  # a stage died and took its layers along; the error that ends the run names it
         return False
     return True

@@ -158,6 +158,11 @@ class LocalLayer:
         return state
 
 
+def is_finite(state: State) -> bool:
+    """Whether every number in it is one: a gradient can spoil weights a step before a loss shows it."""
+    return all(bool(torch.isfinite(value).all()) for value in state.values())
+
+
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone() if tensor.is_cuda else tensor.detach().clone()
 

@@ -63,12 +63,17 @@ class Clock:
         """The account since the clock was started."""
         with self._lock:
             now = self._settle()
-            return _without_overlap(now - self._started, dict(self._seconds))
+            return Account(wall=now - self._started, seconds=dict(self._seconds))
 
     def credit(self, kind: Spent, seconds: float) -> None:
-        """Adds time that a GPU spent while the host waited or went on; what it overlaps is taken off the waiting."""
+        """Adds time that a GPU spent while its host waited for the next message: it counts as busy alone."""
         with self._lock:
             self._seconds[kind] += seconds
+            excess = sum(self._seconds.values()) - (self._settle() - self._started)
+            for waiting in (Spent.WAIT_IN, Spent.WAIT_OUT, Spent.COPY):
+                taken = min(max(excess, 0.0), self._seconds[waiting])
+                self._seconds[waiting] -= taken
+                excess -= taken
 
     def _switch(self, kind: Spent | None) -> Spent | None:
         """From now on time is spent on ``kind``. Returns on what it was spent before."""
@@ -116,16 +121,6 @@ class Account:
         return self.seconds[Spent.BUSY] / self.wall if self.wall > 0 else 0.0
 
 
-def _without_overlap(wall: float, seconds: dict[Spent, float]) -> Account:
-    """While a GPU computes, its host already waits for the next message: that moment counts as busy alone."""
-    excess = sum(seconds.values()) - wall
-    for kind in (Spent.WAIT_IN, Spent.WAIT_OUT, Spent.COPY):
-        taken = min(max(excess, 0.0), seconds[kind])
-        seconds[kind] -= taken
-        excess -= taken
-    return Account(wall=wall, seconds=seconds)
-
-
 class BusyMeter:
     """Accounts for each step's time: the host's on a CPU, the kernels' by CUDA events on a GPU, without a stall."""
 
@@ -146,8 +141,17 @@ class BusyMeter:
         end.record(torch.cuda.current_stream(self._device))
         self._pending.append((begin, end))
         while self._pending and self._pending[0][1].query():
-            begin, end = self._pending.popleft()
-            self._clock.credit(Spent.BUSY, begin.elapsed_time(end) / 1000)
+            self._credit()
+
+    def finish(self) -> None:
+        """Waits for the last steps and accounts for them."""
+        while self._pending:
+            self._pending[0][1].synchronize()
+            self._credit()
+
+    def _credit(self) -> None:
+        begin, end = self._pending.popleft()
+        self._clock.credit(Spent.BUSY, begin.elapsed_time(end) / 1000)
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from pipeline.data.loader import Batch, Dataset, Split
 from pipeline.errors import NonFiniteLossError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.history import History, RunResult
-from pipeline.layer import LocalLayer, State
+from pipeline.layer import LocalLayer, State, is_finite
 from pipeline.messages import Kind
 from pipeline.metrics import Clock, PassReport, Spent, Status, TrainTally
 from pipeline.rules import Streams
@@ -141,7 +141,8 @@ def train(
         # What was learned until here: the best validated weights, or where there are none yet, the present ones.
         result.status = "interrupted" if isinstance(stop, _InterruptedError) else "failed"
         result.last = result.last or all_state()
-        result.weights = result.weights or all_weights()
+        weights = result.weights or all_weights()
+        result.weights = weights if is_finite(weights) else {}
         if isinstance(stop, NonFiniteLossError):
             stop = NonFiniteLossError(stop.layer, stop.loss, stage=0, epoch=status.epoch, step=status.step)
         if isinstance(stop, RunError):

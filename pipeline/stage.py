@@ -227,6 +227,7 @@ def run(stage: Stage, inbox: Receiver, outbox: Sender | None, clock: Clock) -> N
         message = inbox.receive()
         with busy.step():
             more = stage.handle(message, send)
+    busy.finish()
     if outbox is not None:
         outbox.close()
 

@@ -58,6 +58,18 @@ def test_time_is_accounted_by_kind_and_the_rest_is_other(hands: Hands) -> None:
     assert account.utilisation == pytest.approx(5 / 9.5)
 
 
+def test_what_a_gpu_does_while_its_host_waits_is_busy_alone(hands: Hands) -> None:
+    clock = Clock()
+    with clock.measure(Spent.COPY):
+        hands.pass_by(1)
+    with clock.measure(Spent.WAIT_IN):
+        hands.pass_by(9)
+    clock.credit(Spent.BUSY, 7)
+    account = clock.read()
+    assert spent(account) == {"busy": 7.0, "wait_in": 2.0, "copy": 1.0}
+    assert account.other == 0
+
+
 def test_time_measured_inside_a_measurement_counts_once(hands: Hands) -> None:
     """A stage sends amid its step: copying and waiting there are not busy."""
     clock = Clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
@@ -49,7 +50,7 @@ class VitSettings:
         common = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
         patch = self.patch
         if patch == "auto":
-            patch = next((p for p in common if p >= max(2, height / _PATCHES_PER_SIDE)), common[-1])
+            patch = next((p for p in common if p >= max(2, math.sqrt(height * width) / _PATCHES_PER_SIDE)), common[-1])
         elif patch not in common:
             raise UserError(
                 f"--patch {patch} does not divide images of {height}×{width} pixels. Patches that do: "

@@ -37,8 +37,8 @@ class CffSettings:
     """Exponent k of the parabolic, cosine and exponential schedules."""
 
     def check(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"--temperature {self.temperature}: must be above 0 (the paper: 0.15).")
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"--temperature {self.temperature}: must be a number above 0 (the paper: 0.15).")
         for name, value in (("--margin-first", self.margin_first), ("--margin-last", self.margin_last)):
             if not 0 <= value <= 2:
                 raise UserError(
