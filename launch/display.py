@@ -60,6 +60,11 @@ class Display:
             self._live.stop()
 
     @property
+    def has_reports(self) -> bool:
+        """Whether the run has come as far as the end of a pass."""
+        return bool(self._history.epochs(Kind.TRAIN))
+
+    @property
     def utilisation(self) -> list[float]:
         """Of each stage, over the last seconds."""
         return [meter.utilisation for meter in self._meters]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ def evaluate_run(run: Path, console: Console, *, batch_size: int | None = None) 
     """Test accuracy and Fisher criterion of every layer of a run, from its saved weights."""
     values = load_config(run)
     settings: Settings = settings_module.from_dict(values["settings"], source=str(run / "config.json"))
+    here = replace(settings.pipeline, executor="serial", stages=1, transport="auto", device="auto")
+    settings = replace(settings, pipeline=here)
     weights, _ = read(run / "model.safetensors")
     dataset = resolve.open_data(settings)
     if dataset.index.content_hash != values["data"]["content_hash"]:

@@ -59,6 +59,12 @@ class RunFolder:
         self._logging = True
         self._steps = dict.fromkeys(range(spec.num_layers), 0)
 
+    def discard(self) -> None:
+        """Removes the folder again: the run never began, and its name is free for another try."""
+        self._metrics.close()
+        self._events.close()
+        shutil.rmtree(self.path)
+
     def observe(self, report: PassReport) -> None:
         """Writes a pass's figures."""
         self._log(lambda: self._log_report(report))

@@ -85,7 +85,8 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) 
     steps = train_steps + dataset.num_batches("validate", batch) * num_epochs
     stages = [accounts[stage] for stage in range(spec.num_stages)]
     busy = [stage.seconds[Spent.BUSY] for stage in stages]
-    wall = max(stage.wall for stage in stages)
+    begun = [result.history.started_at[stage] for stage in range(spec.num_stages)]
+    wall = max(start + stage.wall for start, stage in zip(begun, stages, strict=True)) - min(begun)
     return {
         "images_per_second": train_steps * batch / wall,
         "measured_speedup": sum(busy) / wall,

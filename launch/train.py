@@ -63,8 +63,14 @@ def train(settings: Settings, console: Console) -> int:
         except RunError as error:
             failure, kept = error, error.result
             if kept is None:
+                if not display.has_reports:
+                    folder.discard()
                 raise
             result = kept
+        except KeyboardInterrupt:
+            if not display.has_reports:
+                folder.discard()
+            raise
         summary = summarise(
             spec,
             dataset,

@@ -9,7 +9,7 @@ Moments = tuple[Tensor, Tensor, Tensor]
 
 
 class FeatureMoments:
-    """Sums over pooled features from which the Fisher criterion follows, in float64 and independent of batching order.
+    """Sums over pooled features from which the Fisher criterion follows, in float64.
 
     Sums over one-hot products, not index_add: the latter adds in any order on CUDA.
     """

@@ -5,7 +5,7 @@ free buffer ahead of time, and the sender holds one message whose receive is not
 back-pressure: who sends faster than the neighbour works waits in ``send``.
 
 Two ways, one behaviour: ``LocalChannel`` between threads of one process, ``DistSender`` and ``DistReceiver`` between
-processes over torch.distributed, where a ``Wire`` says how a message's bytes travel (gloo or NCCL).
+processes over torch.distributed, where a ``Buffer`` says how a message's bytes travel (gloo or NCCL).
 """
 
 from __future__ import annotations
@@ -121,7 +121,11 @@ class Buffer(Protocol):
         ...
 
     def post_receive(self) -> list[dist.Work]:
-        """Starts receiving; the first work is done when the header is there."""
+        """Starts receiving."""
+        ...
+
+    def wait(self, works: list[dist.Work], seconds: float) -> None:
+        """Waits for what was posted. Raises RuntimeError after so many seconds, or when the peer is gone."""
         ...
 
 
@@ -139,6 +143,10 @@ class HostBuffer:
     def post_receive(self) -> list[dist.Work]:
         # gloo takes a shorter message into a longer buffer.
         return _works(dist.irecv(self._frame, self._peer, group=self._group))
+
+    def wait(self, works: list[dist.Work], seconds: float) -> None:
+        for work in works:
+            work.wait(timedelta(seconds=seconds))
 
 
 class NcclBuffer:
@@ -163,6 +171,11 @@ class NcclBuffer:
         header = dist.irecv(self.header, self._peer, group=self._header_group)
         return _works(header, dist.irecv(self.payload, self._peer, group=self._group))
 
+    def wait(self, works: list[dist.Work], seconds: float) -> None:
+        header, payload = works
+        header.wait(timedelta(seconds=seconds))
+        payload.wait()  # orders the GPU's streams; with a timeout it would hold the host up until the bytes are there
+
 
 class DistSender:
     """Upstream end between processes: one buffer, filled once its last message has left."""
@@ -177,17 +190,18 @@ class DistSender:
         self.close()
         with self._clock.measure(Spent.COPY):
             size = pack(message, self._buffer.header, self._buffer.payload, self._sequence)
-            source = next(iter(message.tensors.values()), self._buffer.payload)
-            if source.is_cuda and not self._buffer.payload.is_cuda:
-                torch.cuda.current_stream(source.device).synchronize()  # the bytes have arrived in host memory
+            for device in {
+                t.device for t in message.tensors.values() if t.is_cuda and not self._buffer.payload.is_cuda
+            }:
+                torch.cuda.current_stream(device).synchronize()  # the bytes have arrived in host memory
         self._sequence += 1
         with self._clock.measure(Spent.WAIT_OUT), _peer(self.name, "took no message", self._timeout):
             self._works = self._buffer.post_send(size)
 
     def close(self) -> None:
         with self._clock.measure(Spent.WAIT_OUT), _peer(self.name, "took no message", self._timeout):
-            for work in self._works:
-                work.wait(timedelta(seconds=self._timeout))
+            if self._works:
+                self._buffer.wait(self._works, self._timeout)
         self._works = []
 
 
@@ -218,8 +232,7 @@ class DistReceiver:
             if self._sequence > 0:
                 self._post((self._sequence - 1) % len(self._buffers))  # the message before is done with
             with _peer(self.name, "sent nothing", self._timeout):
-                for work in self._works[slot]:
-                    work.wait(timedelta(seconds=self._timeout))
+                self._buffers[slot].wait(self._works[slot], self._timeout)
             self._works[slot] = []
         buffer = self._buffers[slot]
         with self._clock.measure(Spent.COPY):

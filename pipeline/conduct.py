@@ -7,7 +7,7 @@ readouts may begin, that it is time to stop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from pipeline.errors import RunError, StageFailedError
@@ -22,6 +22,8 @@ POLL = 0.2
 """Seconds between two looks at the workers."""
 DRAIN = 2.5
 """Seconds that an interrupted pipeline may take to finish what is under way, so that all stages end at one batch."""
+LAST_WORDS = 60.0
+"""Seconds within which stages that have ended hand over their last reports."""
 
 
 class Crew(Protocol):
@@ -38,7 +40,7 @@ class Crew(Protocol):
         ...
 
     def poll(self) -> list[tuple[Status, list[PassReport]]]:
-        """For each stage where it is, and its reports since the last poll."""
+        """Where stages are, and their reports since the last poll. A stage that is slow to answer is left out."""
         ...
 
     def wait(self, seconds: float) -> bool:
@@ -83,15 +85,26 @@ def conduct(
         status="finished", best_epoch=None, weights={}, last={}, history=history, devices=list(crew.devices)
     )
 
+    statuses: dict[int, Status] = {}
+
     def collect() -> None:
-        statuses = []
         for status, reports in crew.poll():
-            statuses.append(status)
+            statuses[status.stage] = status
             for report in reports:
                 history.add(report)
                 observe(report)
-        follow(statuses)
+        if len(statuses) == spec.num_stages:
+            follow([statuses[stage] for stage in range(spec.num_stages)])
 
+    def settle_best() -> None:
+        """Has the stages forget the candidates that an epoch validated since was better than."""
+        validated = history.epochs(Kind.VALIDATE)
+        if validated and validated[-1] != settled[-1] and history.best_epoch is not None:
+            settled.append(validated[-1])
+            result.best_epoch = history.best_epoch
+            crew.keep_only(result.best_epoch, validated[-1])
+
+    settled = [-1]
     closing = False
     stop_by: float | None = None
     begun = time.perf_counter()
@@ -99,30 +112,32 @@ def conduct(
     try:
         while not crew.wait(POLL):
             collect()
-            if history.best_epoch != result.best_epoch or not closing:
-                validated = history.epochs(Kind.VALIDATE)
-                result.best_epoch = history.best_epoch if validated else None
-                if result.best_epoch is not None:
-                    crew.keep_only(result.best_epoch, validated[-1])
+            settle_best()
             if not closing and history.layers(Kind.VALIDATE, epochs - 1) is not None:
-                assert result.best_epoch is not None, "the last epoch was validated"
-                crew.feed(closing_passes(result.best_epoch, epochs, readout_epochs))
-                closing = True
                 result.seconds["layers"] = time.perf_counter() - begun
+                crew.feed(closing_passes(history.require_best_epoch(), epochs, readout_epochs))
+                closing = True
             if stop_by is None and interrupted():
                 crew.interrupt()
                 stop_by = time.perf_counter() + DRAIN
             if stop_by is not None and time.perf_counter() > stop_by:
                 break
+        last_words = time.perf_counter() + (LAST_WORDS if stop_by is None else POLL)
         collect()
+        while history.layers(Kind.TEST, 0) is None and time.perf_counter() < last_words:
+            time.sleep(POLL / 10)
+            collect()
+        settle_best()
+        if stop_by is None and history.layers(Kind.TEST, 0) is None:
+            raise StageFailedError("the stages ended without reporting on the test images")
     except RunError as error:
         result.status = "failed"
-        error.result = result if _salvage(crew, result) else None
+        error.result = result if _salvage(crew, result, statuses.values()) else None
         raise
-    if stop_by is not None:
+    if history.layers(Kind.TEST, 0) is None:
         result.status = "interrupted"
-        if not _salvage(crew, result):
-            raise StageFailedError("a stage died while the run was being stopped: nothing of this run could be kept")
+        if not _salvage(crew, result, statuses.values()):
+            raise StageFailedError("a stage died while the run was being stopped: nothing of it could be kept")
         return result
     result.seconds["readouts_and_test"] = time.perf_counter() - begun - result.seconds["layers"]
     result.last = crew.trained()
@@ -130,12 +145,19 @@ def conduct(
     return result
 
 
-def _salvage(crew: Crew, result: RunResult) -> bool:
-    """Takes what an unfinished run learned: the best validated weights, or where there are none the present ones."""
+def _salvage(crew: Crew, result: RunResult, statuses: Iterable[Status]) -> bool:
+    """Takes what an unfinished run learned: the best validated weights with what readouts they have by now.
+
+    Where no epoch was validated, the present weights. Returns whether anything could be had.
+    """
+    last = len(result.devices) - 1
     try:
         result.last = crew.trained()
-        weights = crew.weights() if result.best_epoch is None else crew.candidate(result.best_epoch)
-        result.weights = weights if is_finite(weights) else {}
+        # Messages reach the last stage last: what it has done, all have done.
+        restored = any(status.restored and status.stage == last for status in statuses)
+        present = restored or result.best_epoch is None
+        weights = crew.weights() if present else crew.candidate(result.best_epoch or 0)
     except RunError:  # a stage died and took its layers along; the error that ends the run names it
         return False
+    result.weights = weights if is_finite(weights) else {}
     return True

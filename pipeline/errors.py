@@ -31,20 +31,38 @@ class PeerLostError(RunError):
 
 
 class NonFiniteLossError(RunError):
-    """A layer's loss became NaN or infinite.
+    """A layer's loss, or its readout's, became NaN or infinite. The weights are those before that step.
 
-    The weights are those before the step on CPU; on CUDA losses are looked at every half second or so, and the weights
-    of the best validated epoch are the good ones.
+    Args:
+        layer: 0-based index.
+        loss: the value.
+        readout: whether it is the readout's.
+        stage, epoch, step: where, as far as known (0-based).
     """
 
-    def __init__(self, layer: int, loss: float, *, stage: int | None = None, epoch: int = 0, step: int = 0) -> None:
-        self.layer, self.loss = layer, loss
-        place = "" if stage is None else f"stage {stage + 1}, "
-        where = "" if stage is None else f" at epoch {epoch + 1}, step {step + 1}"
+    def __init__(
+        self,
+        layer: int,
+        loss: float,
+        *,
+        readout: bool = False,
+        stage: int | None = None,
+        epoch: int | None = None,
+        step: int | None = None,
+    ) -> None:
+        self.layer, self.loss, self.readout, self.step = layer, loss, readout, step
+        parts = [] if stage is None else [f"stage {stage + 1}"]
+        parts.append(f"layer {layer + 1}: the {'readout' if readout else ''}{' ' if readout else ''}loss is {loss}")
+        where = "" if epoch is None or step is None else f" at epoch {epoch + 1}, step {step + 1}"
+        advice = "--head-lr" if readout else "--lr or a higher --temperature"
         super().__init__(
-            f"{place}layer {layer + 1}: the loss is {loss}{where}. Training stopped; what was good before is kept. "
-            "A lower --lr or a higher --temperature helps most."
+            f"{', '.join(parts)}{where}. Training stopped; what was good before is kept. A lower {advice} helps most."
         )
+
+    def at(self, *, stage: int, epoch: int, step: int) -> NonFiniteLossError:
+        """The same error with its place; a step that the error already knows stays."""
+        known = step if self.step is None else self.step
+        return NonFiniteLossError(self.layer, self.loss, readout=self.readout, stage=stage, epoch=epoch, step=known)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import RunError
 from pipeline.layer import State
 from pipeline.messages import Kind
 from pipeline.metrics import Account, LayerReport, PassReport
@@ -19,12 +21,14 @@ class History:
         self.num_layers = num_layers
         self._layers: dict[tuple[str, int], dict[int, LayerReport]] = {}
         self._accounts: dict[tuple[str, int], dict[int, Account]] = {}
+        self.started_at: dict[int, float] = {}
         self.ids: NDArray[np.int64] | None = None
         self.labels: NDArray[np.int64] | None = None
 
     def add(self, report: PassReport) -> None:
         key = (report.kind, report.epoch)
         self._layers.setdefault(key, {}).update({layer.layer: layer for layer in report.layers})
+        self.started_at[report.stage] = report.started_at
         if report.account is not None:
             self._accounts.setdefault(key, {})[report.stage] = report.account
         if report.ids is not None:
@@ -57,14 +61,24 @@ class History:
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch with the lowest validation loss of the last layer; the first of equals."""
+        """The epoch with the lowest validation loss of the last layer, the first of equals; a loss must be a number."""
         last = self.num_layers - 1
         losses = {
             epoch: found[last].loss
             for (name, epoch), found in sorted(self._layers.items())
-            if name == Kind.VALIDATE.name and last in found
+            if name == Kind.VALIDATE.name and last in found and math.isfinite(found[last].loss)
         }
         return min(losses, key=lambda epoch: losses[epoch]) if losses else None
+
+    def require_best_epoch(self) -> int:
+        """``best_epoch`` at the end of the layers' training. Raises RunError where no epoch has one."""
+        best = self.best_epoch
+        if best is None:
+            raise RunError(
+                "The last layer's validation loss was a number in no epoch, so no weights are worth keeping. "
+                "A lower --lr or a higher --temperature helps most."
+            )
+        return best
 
     def accounts(self, *kinds: Kind) -> dict[int, Account]:
         """For each stage the sum of its time over all passes of these kinds."""
@@ -81,7 +95,7 @@ class RunResult:
     """What a run leaves.
 
     Attributes:
-        status: "finished" or "interrupted".
+        status: "finished", "interrupted" or "failed".
         best_epoch: the epoch whose weights were kept; None where no epoch was validated.
         weights: the kept weights, with the readouts: what is exported.
         last: weights and optimizer states at the end of the layers' training.

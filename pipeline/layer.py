@@ -57,6 +57,9 @@ class LocalLayer:
         )
         self.readout_optimizer = torch.optim.AdamW(self.readout.parameters(), lr=settings.head.head_lr, fused=True)
         self.readout_trained = False
+        # Reading a loss is free on a CPU and stalls a GPU. There the losses are looked at now and then, and until then
+        # this flag, which never falls, keeps the fused optimizer from applying an update that is no number.
+        self._not_finite = torch.zeros((), device=device) if device.type == "cuda" else None
         # Held while weights change, so that another thread (an interrupt) can copy them between two updates.
         self._updating = threading.Lock()
 
@@ -72,39 +75,42 @@ class LocalLayer:
         ``send`` gets what is passed on before the backward pass begins, so that the next stage need not wait for it.
 
         Raises:
-            NonFiniteLossError: on CPU, before the update, so the weights stay good. On CUDA the caller looks at the
-                losses at intervals instead: reading each here would stall the device.
+            NonFiniteLossError: on CPU, before the update. On CUDA the caller looks at the losses at intervals; no
+                update is made from the bad one on.
         """
         outputs = self.forward(streams)
         passed = self.rule.pass_on(outputs)
         send(passed)
         loss = self.rule.loss(self.net, outputs, labels)
-        if self.device.type == "cpu" and not torch.isfinite(loss):
-            raise NonFiniteLossError(self.index, loss.item())
+        if self._not_finite is None:
+            if not torch.isfinite(loss):
+                raise NonFiniteLossError(self.index, loss.item())
+        else:
+            self._not_finite = torch.maximum(self._not_finite, (~torch.isfinite(loss.detach())).float())
+            self.optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]  # what GradScaler tells it, too
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         with self._updating:
             self.optimizer.step()
         if with_readout:
-            self._update_readout(passed, labels)
+            self._update_readout(outputs, labels)
         return passed, loss.detach()
-
-    @torch.no_grad()
-    def infer(self, streams: Streams) -> Streams:
-        """What is passed on, without learning."""
-        return self.rule.pass_on(self.forward(streams))
 
     def train_readout(
         self, streams: Streams, labels: Tensor, *, send: Callable[[Streams], None] = _nowhere
     ) -> tuple[Streams, Tensor]:
         """One update of the readout on the frozen layer. Returns what is passed on and the cross-entropy ()."""
-        passed = self.infer(streams)
+        with torch.no_grad():
+            outputs = self.forward(streams)
+        passed = self.rule.pass_on(outputs)
         send(passed)
-        return passed, self._update_readout(passed, labels)
+        return passed, self._update_readout(outputs, labels)
 
-    def _update_readout(self, passed: Streams, labels: Tensor) -> Tensor:
-        features = self.rule.features(self.net, passed).float()  # (V·N, C)
+    def _update_readout(self, outputs: Streams, labels: Tensor) -> Tensor:
+        features = self.rule.features(self.net, outputs).detach().float()  # (V·N, C)
         loss = F.cross_entropy(self.readout(features), labels.repeat(len(features) // len(labels)))
+        if self.device.type == "cpu" and not torch.isfinite(loss):
+            raise NonFiniteLossError(self.index, loss.item(), readout=True)
         self.readout_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         with self._updating:
@@ -143,11 +149,12 @@ class LocalLayer:
 
     def load_weights(self, state: State) -> None:
         """Takes weights that ``weights`` returned."""
-        self.net.load_state_dict(_below(state, f"{self._prefix}.net."))
         readout = _below(state, f"{self._prefix}.readout.")
-        if readout:
-            self.readout.load_state_dict(readout)
-            self.readout_trained = True
+        with self._updating:
+            self.net.load_state_dict(_below(state, f"{self._prefix}.net."))
+            if readout:
+                self.readout.load_state_dict(readout)
+                self.readout_trained = True
 
     def state(self) -> State:
         """Weights and optimizer states: everything that the next update depends on. Safe from any thread."""

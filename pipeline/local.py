@@ -103,7 +103,6 @@ class ThreadCrew:
     def _run_stage(self, index: int) -> None:
         torch.set_num_threads(self._spec.settings.pipeline.threads)
         outbox = self._edges[index] if index < len(self._edges) else None
-        self._clocks[index].restart()
         try:
             stages.run(self._stages[index], self._inboxes[index], outbox, self._clocks[index])
         finally:
@@ -149,8 +148,7 @@ class ThreadCrew:
         for stage, inbox, reports in zip(self._stages, self._inboxes, self._reports, strict=True):
             status = stage.status()
             status.waiting = inbox.waiting
-            said, reports[:] = reports[:], []
-            polled.append((status, said))
+            polled.append((status, take(reports)))
         return polled
 
     def wait(self, seconds: float) -> bool:
@@ -183,6 +181,14 @@ class ThreadCrew:
             self._more_passes.notify_all()
         for channel in [*self._feeds, *self._edges]:
             channel.break_off()
+
+
+def take(reports: list[PassReport]) -> list[PassReport]:
+    """Takes the reports off a list that another thread adds to: none that comes meanwhile is lost."""
+    count = len(reports)
+    taken = reports[:count]
+    del reports[:count]
+    return taken
 
 
 def root_cause(failures: Sequence[RunError]) -> RunError:

@@ -47,6 +47,7 @@ class Clock:
         """Begins anew, with nothing spent."""
         with self._lock:
             self._started = self._since = time.perf_counter()
+            self.started_at = time.time()
             self._seconds = dict.fromkeys(Spent, 0.0)
             self._last_lap = Account(wall=0.0, seconds=dict.fromkeys(Spent, 0.0))
 
@@ -126,6 +127,7 @@ class BusyMeter:
 
     def __init__(self, clock: Clock, device: torch.device) -> None:
         self._clock, self._device = clock, device
+        self._begin: torch.cuda.Event | None = None
         self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextmanager
@@ -135,13 +137,31 @@ class BusyMeter:
             with self._clock.measure(Spent.BUSY):
                 yield
             return
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record(torch.cuda.current_stream(self._device))
+        self._begin = self._event()
         yield
-        end.record(torch.cuda.current_stream(self._device))
-        self._pending.append((begin, end))
+        self._end()
         while self._pending and self._pending[0][1].query():
             self._credit()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Within a step, around what is no work of the device: sending, with its waiting for the neighbour."""
+        if self._device.type != "cuda":
+            yield  # the channel accounts for its time itself
+            return
+        self._end()
+        yield
+        self._begin = self._event()
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _end(self) -> None:
+        assert self._begin is not None, "a step has begun"
+        self._pending.append((self._begin, self._event()))
+        self._begin = None
 
     def finish(self) -> None:
         """Waits for the last steps and accounts for them."""
@@ -165,6 +185,7 @@ class Status:
         losses: the latest loss of each of the stage's layers, NaN before the first.
         waiting: messages in the stage's queue.
         device: what the stage runs on, for people.
+        restored: whether it has taken the best epoch's weights.
         account: the stage's clock.
     """
 
@@ -177,6 +198,7 @@ class Status:
     losses: list[float] = field(default_factory=list)
     waiting: int = 0
     device: str = ""
+    restored: bool = False
 
 
 @dataclass(kw_only=True)
@@ -213,14 +235,17 @@ class PassReport:
     layers: list[LayerReport]
     ids: NDArray[np.int64] | None = None
     labels: NDArray[np.int64] | None = None
-    account: Account | None = field(default=None, compare=False)
+    account: Account | None = None
+    """The stage's time since its report before."""
+    started_at: float = 0.0
+    """When the stage began, in seconds since 1970."""
 
 
 class TrainTally:
     """Losses of one layer over a training pass, kept on the device until asked for (reading each would stall a GPU)."""
 
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
+    def __init__(self, layer: int, *, readout: bool = False) -> None:
+        self.layer, self._readout = layer, readout
         self.losses: list[Tensor] = []
         self._seen = 0
 
@@ -236,10 +261,10 @@ class TrainTally:
         if len(self.losses) == self._seen:
             return math.nan if not self.losses else float(self.losses[-1])
         losses = torch.stack(self.losses[self._seen :]).tolist()
-        self._seen = len(self.losses)
-        for loss in losses:
+        for step, loss in enumerate(losses, start=self._seen):
             if not math.isfinite(loss):
-                raise NonFiniteLossError(self.layer, loss)
+                raise NonFiniteLossError(self.layer, loss, readout=self._readout, step=step)
+        self._seen = len(self.losses)
         return float(losses[-1])
 
     def report(self) -> LayerReport:

@@ -15,12 +15,12 @@ import torch
 
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch, Dataset, Split
-from pipeline.errors import NonFiniteLossError, RunError
+from pipeline.errors import NonFiniteLossError, RunError, StageFailedError
 from pipeline.evaluate import evaluate
 from pipeline.history import History, RunResult
 from pipeline.layer import LocalLayer, State, is_finite
 from pipeline.messages import Kind
-from pipeline.metrics import Clock, PassReport, Spent, Status, TrainTally
+from pipeline.metrics import BusyMeter, Clock, PassReport, Spent, Status, TrainTally
 from pipeline.rules import Streams
 from pipeline.spec import RunSpec
 
@@ -57,6 +57,7 @@ def train(
     online = settings.head.mode == "online"
 
     clock, history = Clock(), History(spec.num_layers)
+    busy = BusyMeter(clock, device)
     status = Status(stage=0, account=clock.read(), losses=[math.nan] * spec.num_layers, device=str(device))
     result = RunResult(status="finished", best_epoch=None, weights={}, last={}, history=history, devices=[str(device)])
 
@@ -67,16 +68,22 @@ def train(
                 batch = next(source, None)
             if batch is None:
                 return
-            if interrupted():
-                raise _InterruptedError
             status.kind, status.epoch, status.step = kind.name, epoch, batch.step
-            with clock.measure(Spent.BUSY):
+            with busy.step():
                 yield batch
             status.account = clock.read()
             follow([replace(status, losses=list(status.losses))])
 
+    def in_turn() -> Iterator[LocalLayer]:
+        """The layers, first to last; an interrupt is heard between two of them."""
+        for layer in layers:
+            if interrupted():
+                raise _InterruptedError
+            yield layer
+
     def report(said: PassReport) -> None:
-        said.account = clock.lap()
+        busy.finish()
+        said.account, said.started_at = clock.lap(), clock.started_at
         history.add(said)
         observe(said)
 
@@ -88,27 +95,27 @@ def train(
         tallies = [TrainTally(layer.index) for layer in layers]
         for batch in batches("train", Kind.TRAIN, epoch):
             streams, labels = training_views(batch, epoch, rule.num_views), batch.labels.to(device)
-            for layer, tally in zip(layers, tallies, strict=True):
+            for layer, tally in zip(in_turn(), tallies, strict=True):
                 streams, loss = layer.train(streams, labels, with_readout=online)
                 tally.add(loss)
             status.images += len(labels)
-            if batch.last or device.type == "cpu":  # reading a loss is free on a CPU and stalls a GPU
+            if batch.last or device.type == "cpu":  # reading a loss is free on a CPU and waits for a GPU
                 status.losses = [tally.finite_latest() for tally in tallies]
         report(PassReport(stage=0, kind="TRAIN", epoch=epoch, layers=[tally.report() for tally in tallies]))
 
     def train_readouts(epoch: int) -> None:
-        tallies = [TrainTally(layer.index) for layer in layers]
+        tallies = [TrainTally(layer.index, readout=True) for layer in layers]
         for batch in batches("train", Kind.READOUT, epoch):
             streams, labels = training_views(batch, epoch, 1), batch.labels.to(device)
-            for layer, tally in zip(layers, tallies, strict=True):
+            for layer, tally in zip(in_turn(), tallies, strict=True):
                 streams, loss = layer.train_readout(streams, labels)
                 tally.add(loss)
+        for tally in tallies:
+            tally.finite_latest()
         report(PassReport(stage=0, kind="READOUT", epoch=epoch, layers=[tally.report() for tally in tallies]))
 
-    def evaluate_layers(split: Split, kind: Kind, epoch: int) -> PassReport:
-        said = evaluate(spec, layers, augment, batches(split, kind, epoch), kind=kind, epoch=epoch)
-        report(said)
-        return said
+    def evaluate_layers(split: Split, kind: Kind, epoch: int) -> None:
+        report(evaluate(spec, layers, augment, batches(split, kind, epoch), kind=kind, epoch=epoch))
 
     def all_weights() -> State:
         return {name: value for layer in layers for name, value in layer.weights().items()}
@@ -116,19 +123,21 @@ def train(
     def all_state() -> State:
         return {name: value for layer in layers for name, value in layer.state().items()}
 
-    best_loss = math.inf
     begun = time.perf_counter()
+    restored = False
     try:
         for epoch in range(settings.train.epochs):
             train_layers(epoch)
             candidate = all_weights()
-            loss = evaluate_layers("validate", Kind.VALIDATE, epoch).layers[-1].loss
-            if loss < best_loss:
-                best_loss, result.best_epoch, result.weights = loss, epoch, candidate
+            evaluate_layers("validate", Kind.VALIDATE, epoch)
+            if history.best_epoch == epoch:
+                result.best_epoch, result.weights = epoch, candidate
         result.last = all_state()
         result.seconds["layers"] = time.perf_counter() - begun
+        history.require_best_epoch()
         for layer in layers:
             layer.load_weights(result.weights)
+        restored = True
 
         begun = time.perf_counter()
         if not online:
@@ -137,15 +146,25 @@ def train(
         evaluate_layers("test", Kind.TEST, 0)
         result.seconds["readouts_and_test"] = time.perf_counter() - begun
         result.weights = all_weights()
-    except (_InterruptedError, RunError) as stop:
-        # What was learned until here: the best validated weights, or where there are none yet, the present ones.
+    except Exception as stop:
+        # What was learned until here: the best validated weights, with what readouts they have by now, or where there
+        # are none yet the present ones.
         result.status = "interrupted" if isinstance(stop, _InterruptedError) else "failed"
         result.last = result.last or all_state()
-        weights = result.weights or all_weights()
+        weights = all_weights() if restored or not result.weights else result.weights
         result.weights = weights if is_finite(weights) else {}
-        if isinstance(stop, NonFiniteLossError):
-            stop = NonFiniteLossError(stop.layer, stop.loss, stage=0, epoch=status.epoch, step=status.step)
-        if isinstance(stop, RunError):
-            stop.result = result
-            raise stop from None
+        if not isinstance(stop, _InterruptedError):
+            raise _as_run_error(stop, status, result) from stop
     return result
+
+
+def _as_run_error(error: Exception, status: Status, result: RunResult) -> RunError:
+    """The error that ends the run, with what was learned before it."""
+    if isinstance(error, NonFiniteLossError):
+        failure: RunError = error.at(stage=0, epoch=status.epoch, step=status.step)
+    elif isinstance(error, RunError):
+        failure = error
+    else:
+        failure = StageFailedError(f"stage 1 failed: {type(error).__name__}: {error}")
+    failure.result = result
+    return failure

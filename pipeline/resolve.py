@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -52,8 +54,8 @@ def open_data(settings: Settings) -> Dataset:
         UserError: unknown or damaged data, fewer images than one batch.
     """
     data = settings.data
-    _in_range("--memory-budget", data.memory_budget, 0, None)
-    _in_range("--shuffle-window", data.shuffle_window, 1, None)
+    _at_least(0, "--memory-budget", data.memory_budget)
+    _at_least(1, "--shuffle-window", data.shuffle_window)
     if not 0 < data.validation < 1:
         raise UserError(
             f"--validation {data.validation}: must lie between 0 and 1, both excluded (the paper: 0.1). "
@@ -83,24 +85,30 @@ def check(settings: Settings) -> None:
     """Refuses values that no data set could make right. Raises UserError."""
     train, head, pipe = settings.train, settings.head, settings.pipeline
     settings.method.check()
-    _in_range("--epochs", train.epochs, 1, None)
+    _at_least(1, "--epochs", train.epochs)
     if train.batch_size < 2:
         raise UserError(
             f"--batch-size {train.batch_size}: a contrastive loss compares images with each other. Give at least 2."
         )
-    if not train.lr > 0:
+    if not 0 < train.lr < math.inf:
         raise UserError(f"--lr {train.lr}: must be above 0 (the paper: 0.004).")
-    _in_range("--weight-decay", train.weight_decay, 0, None)
-    if not head.head_lr > 0:
+    _at_least(0, "--weight-decay", train.weight_decay)
+    if not 0 < head.head_lr < math.inf:
         raise UserError(f"--head-lr {head.head_lr}: must be above 0 (the paper: 0.0005).")
     if head.mode == "after":
-        _in_range("--head-epochs", head.head_epochs, 1, None)
+        _at_least(1, "--head-epochs", head.head_epochs)
     for name, value in (
         ("--queue-depth", pipe.queue_depth),
         ("--feeders", pipe.feeders),
         ("--threads", pipe.threads),
     ):
-        _in_range(name, value, 1, None)
+        _at_least(1, name, value)
+    for name, seconds in (
+        ("--stall-timeout", pipe.stall_timeout),
+        ("--resource-timeout", pipe.resource_timeout),
+        ("--log-every", settings.log_every),
+    ):
+        _at_least(0.1, name, seconds)
     if pipe.stages != "auto":
         partition(settings.net.num_layers, pipe.stages)
     if pipe.executor == "serial" and pipe.stages not in ("auto", 1):
@@ -127,6 +135,7 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
     return replace(
         settings,
         net=settings.net.resolve(index.shape),
+        data=replace(settings.data, data=settings.data.data if facts else str(Path(settings.data.data).resolve())),
         augment=replace(settings.augment, crop_padding=padding, flip=flip),
     )
 
@@ -150,10 +159,13 @@ def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
         transport = "nccl" if devices.kind == "cuda" and settings.pipeline.executor == "ray" else "gloo"
     if transport == "nccl" and devices.kind != "cuda":
         raise UserError("--transport nccl works between GPUs only. Use --transport gloo on CPUs.")
+    kind: Literal["cpu", "cuda"] = "cuda" if devices.kind == "cuda" else "cpu"
     assert settings.augment.crop_padding != "auto" and settings.augment.flip != "auto", "resolve() settles both"
     return RunSpec(
-        settings=replace(settings, pipeline=replace(settings.pipeline, stages=stages, transport=transport)),
-        data_folder=str(dataset.folder),
+        settings=replace(
+            settings, pipeline=replace(settings.pipeline, stages=stages, transport=transport, device=kind)
+        ),
+        data_folder=str(dataset.folder.resolve()),
         data_name=index.name,
         content_hash=index.content_hash,
         shape=index.shape,
@@ -168,11 +180,10 @@ def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
         ),
         top_k=facts.top_k if facts else 1,
         stages=partition(num_layers, stages),
-        device=devices.kind,
+        device=kind,
     )
 
 
-def _in_range(name: str, value: float, low: float, high: float | None) -> None:
-    if value < low or (high is not None and value > high):
-        allowed = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
-        raise UserError(f"{name} {value}: must be {allowed}.")
+def _at_least(low: float, name: str, value: float) -> None:
+    if not low <= value < math.inf:
+        raise UserError(f"{name} {value}: must be a number of at least {low:g}.")

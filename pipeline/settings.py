@@ -16,8 +16,8 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import UserError
-from pipeline.nets import MlpSettings, VitSettings
-from pipeline.rules import CffSettings
+from pipeline.nets import MlpSettings, NetSettings, VitSettings
+from pipeline.rules import CffSettings, MethodSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +118,8 @@ class Settings:
 
     preset: Annotated[str, tyro.conf.Suppress] = "cff-vit"
     data: DataSettings = field(default_factory=DataSettings)
-    net: VitSettings | MlpSettings = field(default_factory=VitSettings)
-    method: CffSettings = field(default_factory=CffSettings)
+    net: NetSettings = field(default_factory=VitSettings)
+    method: MethodSettings = field(default_factory=CffSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     head: HeadSettings = field(default_factory=HeadSettings)

@@ -25,6 +25,8 @@ from pipeline.spec import RunSpec
 
 Send = Callable[[Message], None]
 
+_LOOK_EVERY = 50  # steps between looks at a GPU's losses: each look waits for it
+
 
 class Stage:
     """Stage ``index`` of a run, without its channels: ``handle`` takes a message and gives one to ``send``.
@@ -51,6 +53,7 @@ class Stage:
         self._ids: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._kind, self._epoch, self._step, self._images = "", 0, 0, 0
+        self._pass_ended, self._restored = True, False
 
     def handle(self, message: Message, send: Send) -> bool:
         """Works on one message. Returns whether more may follow.
@@ -58,6 +61,7 @@ class Stage:
         Raises:
             NonFiniteLossError: naming stage, layer, epoch and step.
         """
+        self._check_order(message)
         self._kind, self._epoch, self._step = message.kind.name, message.epoch, message.step
         match message.kind:
             case Kind.TRAIN:
@@ -69,13 +73,25 @@ class Stage:
             case Kind.RESTORE:
                 send(message)
                 self._trained = self._state()
-                state = self._candidates[message.epoch]
+                candidate = self.candidate(message.epoch)
                 for layer in self.layers:
-                    layer.load_weights(state)
+                    layer.load_weights(candidate)
+                self._restored = True
             case Kind.STOP:
                 send(message)
                 return False
         return True
+
+    def _check_order(self, message: Message) -> None:
+        """Refuses a batch that does not follow the one before: within a pass steps count up, a pass begins at 0."""
+        goes_on = (self._kind, self._epoch) == (message.kind.name, message.epoch)
+        due = self._step + 1 if goes_on and not self._pass_ended else 0
+        if message.tensors and message.step != due:
+            raise ChannelError(
+                f"stage {self.index + 1}: step {message.step + 1} of {message.kind.name.lower()} epoch "
+                f"{message.epoch + 1} arrived where step {due + 1} was due"
+            )
+        self._pass_ended = message.last
 
     def _train(self, message: Message, send: Send) -> None:
         self._training = self._training or [TrainTally(layer.index) for layer in self.layers]
@@ -88,14 +104,20 @@ class Stage:
                 raise self._located(error) from None
             tally.add(loss)
         self._images += len(labels)
+        if message.step % _LOOK_EVERY == 0 and self.device.type != "cpu":
+            self.look()
         if message.last:
             self._end_training(Kind.TRAIN)
 
     def _train_readouts(self, message: Message, send: Send) -> None:
-        self._training = self._training or [TrainTally(layer.index) for layer in self.layers]
+        self._training = self._training or [TrainTally(layer.index, readout=True) for layer in self.layers]
         streams, labels = self._enter(message, 1)
         for layer, tally in zip(self.layers, self._training, strict=True):
-            streams, loss = layer.train_readout(streams, labels, send=self._onward(message, layer, send))
+            onward = self._onward(message, layer, send)
+            try:
+                streams, loss = layer.train_readout(streams, labels, send=onward)
+            except NonFiniteLossError as error:
+                raise self._located(error) from None
             tally.add(loss)
         if message.last:
             self._end_training(Kind.READOUT)
@@ -158,11 +180,11 @@ class Stage:
         return send_on
 
     def _say(self, report: PassReport) -> None:
-        report.account = self._clock.lap()
+        report.account, report.started_at = self._clock.lap(), self._clock.started_at
         self._report(report)
 
     def _located(self, error: NonFiniteLossError) -> NonFiniteLossError:
-        return NonFiniteLossError(error.layer, error.loss, stage=self.index, epoch=self._epoch, step=self._step)
+        return error.at(stage=self.index, epoch=self._epoch, step=self._step)
 
     def look(self) -> list[float]:
         """The latest loss of each layer. Waits for the device.
@@ -188,6 +210,7 @@ class Stage:
             losses=losses,
             account=self._clock.read(),
             device=str(self.device),
+            restored=self._restored,
         )
 
     def keep_only(self, best: int, upto: int) -> None:
@@ -220,13 +243,21 @@ class Stage:
 
 def run(stage: Stage, inbox: Receiver, outbox: Sender | None, clock: Clock) -> None:
     """Works on messages until the stop token. What is not waiting or copying counts as busy."""
-    send = outbox.send if outbox is not None else _keep
     busy = BusyMeter(clock, stage.device)
+
+    def send(message: Message) -> None:
+        if outbox is not None:
+            with busy.pause():
+                outbox.send(message)
+
+    message = inbox.receive()
+    clock.restart()  # what came before the first batch is start-up
     more = True
     while more:
-        message = inbox.receive()
         with busy.step():
             more = stage.handle(message, send)
+        if more:
+            message = inbox.receive()
     busy.finish()
     if outbox is not None:
         outbox.close()

@@ -113,7 +113,7 @@ class Pair:
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
         self._store = store  # it and the counter live as long as the pair
         edge = Edge(_EDGE, 0, 1, self.payload, nccl=False)
-        groups = EdgeGroups((edge,), num_ranks=2, host="127.0.0.1", port=store.port, timeout=self.stall_timeout)
+        groups = EdgeGroups((edge,), 2, "127.0.0.1", store.port, self.stall_timeout, self.depth)
         num_sent = self._num_sent = _CONTEXT.Value("q", 0)
         for rank, work in enumerate((self.sending, self.receiving)):
             ours, theirs = _CONTEXT.Pipe()

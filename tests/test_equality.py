@@ -101,6 +101,7 @@ VARIANTS = {
     "images that fit no memory": lambda s: replace(
         s, data=DataSettings(data="digits", memory_budget=0, shuffle_window=300)
     ),
+    "a best epoch before the last": lambda s: replace(s, train=replace(s.train, epochs=5, lr=0.1)),
     "two CPU threads": lambda s: replace(s, pipeline=replace(s.pipeline, threads=2)),
     "class token": lambda s: replace(s, net=replace(s.net, pooling="token")),
     "MLP": lambda s: replace(s, net=MlpSettings(width=24, depth=3)),
@@ -116,10 +117,22 @@ def test_every_setting_gives_the_serial_bits(small_settings: Settings, variant: 
     assert_same(through_threads(settings, 3), serial(settings))
 
 
-@pytest.mark.parametrize("variant", ["online readouts", "three feeders", "two CPU threads"])
+@pytest.mark.parametrize(
+    "variant", ["online readouts", "three feeders", "two CPU threads", "a best epoch before the last"]
+)
 def test_ray_gives_the_serial_bits_with(small_settings: Settings, cluster: None, variant: str) -> None:
     settings = VARIANTS[variant](small_settings)
     assert_same(through_ray(settings, 2), serial(settings))
+
+
+def test_the_kept_weights_can_be_of_an_earlier_epoch(small_settings: Settings) -> None:
+    """Otherwise the variant above would show nothing of keeping and restoring candidates."""
+    settings = VARIANTS["a best epoch before the last"](small_settings)
+    result = serial(settings)
+    assert result.best_epoch is not None
+    assert result.best_epoch < settings.train.epochs - 1
+    name = "layers.3.net.qkv.weight"
+    assert not torch.equal(result.weights[name], result.last[name])
 
 
 def test_another_seed_gives_other_bits(small_settings: Settings) -> None:

@@ -27,10 +27,12 @@ def ray_cluster(settings: Settings) -> Iterator[Devices]:
     Raises:
         ResourcesError: the cluster cannot be reached, or has no GPU where CUDA is asked for.
     """
-    if ray.is_initialized():  # a notebook or a test that keeps its own cluster
-        yield _cluster_devices(settings.pipeline)
-        return
     pipe = settings.pipeline
+    if pipe.ray_address is not None:
+        _reach(pipe.ray_address)
+    if ray.is_initialized():  # a notebook or a test that keeps its own cluster
+        yield _cluster_devices(pipe)
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a training run calls nobody
     address = pipe.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
@@ -70,7 +72,7 @@ def _cluster_devices(settings: PipelineSettings) -> Devices:
 
 def _reach(address: str) -> None:
     """Knocks at the address first: Ray itself would try for a minute."""
-    if address == "auto":
+    if address in ("auto", "local"):
         return
     target = urlsplit(address if "://" in address else f"//{address}")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -10,9 +9,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from pipeline.conduct import conduct
 from pipeline.errors import ResourcesError, RunError, StageFailedError
@@ -32,6 +36,14 @@ _ANSWER = 2.0  # seconds for a look at a stage; one that is slower is looked at 
 _SOON = 2.0  # seconds after which a person is told what the run waits for
 _LOOK = 0.2  # seconds between two looks at whether the person wants to stop
 _FETCH = 60.0  # seconds for weights to arrive
+_FETCH_INTERRUPTED = 1.5  # the same, while a person waits for the run to stop
+
+_GPU_ENVIRONMENT = {
+    # Ray's masking of CUDA_VISIBLE_DEVICES slows NCCL on NVSwitch hosts; stages choose their device themselves.
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+    # A kernel loaded on first use may wait for the whole context, and a posted NCCL receive never lets go of it.
+    "CUDA_MODULE_LOADING": "EAGER",
+}
 
 
 def train(
@@ -68,6 +80,8 @@ class RayCrew:
         self._group: PlacementGroup | None = None
         self._stages: list[Any] = []
         self._feeders: list[Any] = []
+        self._polls: dict[int, Any] = {}
+        self._fetch = _FETCH
         self._running: dict[ray.ObjectRef[None], str] = {}  # unfinished work of stages and feeders, and whose it is
         self.devices: list[str] = []
 
@@ -88,80 +102,113 @@ class RayCrew:
     def _place(self) -> None:
         """Reserves the devices, neighbours close to each other, and starts the actors on them."""
         pipe = self._spec.settings.pipeline
-        gpus = 1 if self._spec.device == "cuda" else 0
-        # On a GPU machine a stage's core only launches kernels: it must not be what a small machine lacks.
-        bundle = {"CPU": float(pipe.threads)} | ({"GPU": float(gpus)} if gpus else {})
+        # A stage on a GPU takes no core of its own: it only launches kernels, and cores may be what a node lacks.
+        bundle = {"GPU": 1.0} if self._spec.device == "cuda" else {"CPU": float(pipe.threads)}
+        gpus, cores = bundle.get("GPU", 0.0), bundle.get("CPU", 0.0)
         group = self._group = placement_group([bundle] * self._spec.num_stages, strategy="PACK")
-        ready = group.ready()
         soon = min(_SOON, pipe.resource_timeout)
-        if not self._done([ready], soon):
+        if not self._ready(group, soon):
             wanted = _wanted(bundle, self._spec.num_stages)
             self._notify(f"Waiting up to {pipe.resource_timeout:g} s for room: {wanted}.")
-        if not self._done([ready], pipe.resource_timeout - soon):
+        if not self._ready(group, pipe.resource_timeout - soon):
             raise ResourcesError(_missing(bundle, self._spec.num_stages, pipe.resource_timeout))
-        # Ray's masking of CUDA_VISIBLE_DEVICES slows NCCL on NVSwitch hosts; stages choose their device themselves.
-        environment = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}} if gpus else None
         run = uuid.uuid4().hex[:8]
+        # Bundles may lie on nodes in any order; stages go through them node by node.
+        nodes = placement_group_table(group)["bundles_to_node_id"]
+        bundles = sorted(range(self._spec.num_stages), key=lambda index: nodes[index])
 
-        def start(worker: type, role: str, number: int, bundle_index: int, **resources: float) -> Any:
-            options = {
-                "name": f"localpipe-{run}-{role}-{number + 1}",
-                "max_concurrency": _BESIDE,
-                "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                    group, placement_group_bundle_index=bundle_index
-                ),
-                **resources,
-                **({"runtime_env": environment} if environment else {}),
-            }
-            return ray.remote(worker).options(**options).remote(self._spec, number)
+        def start(worker: type, role: str, number: int, **options: Any) -> Any:
+            name = f"localpipe-{run}-{role}-{number + 1}"
+            actor: Any = ray.remote(worker).options(name=name, max_concurrency=_BESIDE, **options)
+            return actor.remote(self._spec, number)
 
         self._stages = [
-            start(StageWorker, "stage", index, index, num_cpus=pipe.threads, num_gpus=gpus)
-            for index in range(self._spec.num_stages)
+            start(
+                StageWorker,
+                "stage",
+                index,
+                num_cpus=cores,
+                num_gpus=gpus,
+                runtime_env={"env_vars": _GPU_ENVIRONMENT} if gpus else None,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+            )
+            for index, bundle in enumerate(bundles)
         ]
-        # Feeders stand beside the first stage and take no core of their own: they work while it computes.
-        self._feeders = [start(FeederWorker, "feeder", number, 0, num_cpus=0) for number in range(pipe.feeders)]
+        # Feeders work where the data was opened and checked, and take no core of their own.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._feeders = [
+            start(FeederWorker, "feeder", number, num_cpus=0, scheduling_strategy=here)
+            for number in range(pipe.feeders)
+        ]
 
     def _connect(self) -> None:
-        host, port = self._all([self._stages[0].open_store.remote()])[0]
-        edges = edges_of(self._spec)
-        ranks = self._spec.num_stages + len(self._feeders)
-        groups = EdgeGroups(edges, ranks, host, port, self._spec.settings.pipeline.stall_timeout)
-        self._all([worker.connect.remote(groups) for worker in (*self._stages, *self._feeders)])
-        self.devices = self._all([stage.describe.remote() for stage in self._stages])
-        self._running = {stage.run.remote(): _name(self._spec, index) for index, stage in enumerate(self._stages)}
+        names = [_name(self._spec, index) for index in range(len(self._stages))]
+        names += [f"feeder {number + 1}" for number in range(len(self._feeders))]
+        workers = [*self._stages, *self._feeders]
+        host, port = self._all({names[0]: self._stages[0].open_store.remote()})[0]
+        pipe = self._spec.settings.pipeline
+        groups = EdgeGroups(edges_of(self._spec), len(workers), host, port, pipe.stall_timeout, pipe.queue_depth)
+        self._all({name: worker.connect.remote(groups) for name, worker in zip(names, workers, strict=True)})
+        described = {names[index]: stage.describe.remote() for index, stage in enumerate(self._stages)}
+        self.devices = self._all(described)
+        self._running = {stage.run.remote(): names[index] for index, stage in enumerate(self._stages)}
 
-    def _all(self, refs: list[Any]) -> list[Any]:
-        """The answers of every worker while the run is set up. Raises StageFailedError where one died or failed."""
-        try:
-            self._done(refs, math.inf)
-            return list(ray.get(refs))
-        except RayError as error:
-            raise _failure("a worker", error) from error
+    def _all(self, asked: dict[str, Any]) -> list[Any]:
+        """The answers of workers by name, while the run is set up.
 
-    def _done(self, refs: list[Any], seconds: float) -> bool:
-        """Waits for answers while the run is set up. Asked to stop, raises KeyboardInterrupt."""
-        end = time.perf_counter() + seconds
-        while True:
-            _, open_ = ray.wait(refs, num_returns=len(refs), timeout=_LOOK)
-            if self._interrupted():
-                raise KeyboardInterrupt
-            if not open_ or time.perf_counter() > end:
-                return not open_
+        Raises:
+            StageFailedError: a worker died or failed, as soon as it does.
+            KeyboardInterrupt: the person wants to stop; nothing is learned yet.
+        """
+        names = {ref: name for name, ref in asked.items()}
+        waiting = list(names)
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK)
+            self._hear_interrupt()
+            for ref in done:
+                try:
+                    ray.get(ref)
+                except RayError as error:
+                    raise _failure(names[ref], error) from error
+        return list(ray.get(list(names)))
+
+    def _ready(self, group: PlacementGroup, seconds: float) -> bool:
+        """Waits for room, so many seconds. Raises KeyboardInterrupt when the person wants to stop."""
+        ready, end = group.ready(), time.perf_counter() + seconds
+        while not ray.wait([ready], timeout=_LOOK)[0]:
+            self._hear_interrupt()
+            if time.perf_counter() > end:
+                return False
+        return True
+
+    def _hear_interrupt(self) -> None:
+        if self._interrupted():
+            raise KeyboardInterrupt
 
     def feed(self, passes: Sequence[Pass]) -> None:
         for number, feeder in enumerate(self._feeders):
             self._running[feeder.feed.remote(passes)] = f"feeder {number + 1}"
 
     def interrupt(self) -> None:
+        self._fetch = _FETCH_INTERRUPTED
         for feeder in self._feeders:
             feeder.interrupt.remote()
 
     def poll(self) -> list[tuple[Status, list[PassReport]]]:
-        try:
-            return list(ray.get([stage.poll.remote() for stage in self._stages], timeout=_ANSWER))
-        except (GetTimeoutError, RayActorError):
-            return []  # too busy to answer now, or dead: ``wait`` says so by name
+        # A question to a stage that is slow to answer stays open: its answer, with the reports in it, comes next time.
+        for index, stage in enumerate(self._stages):
+            if index not in self._polls:
+                self._polls[index] = stage.poll.remote()
+        answered, _ = ray.wait(list(self._polls.values()), num_returns=len(self._polls), timeout=_ANSWER)
+        polled = []
+        for index in [index for index, ref in self._polls.items() if ref in answered]:
+            try:
+                polled.append(ray.get(self._polls.pop(index)))
+            except RayActorError:
+                continue  # it is dead: ``wait`` says so by name
+            except RayError as error:
+                raise _failure(_name(self._spec, index), error) from error
+        return polled
 
     def wait(self, seconds: float) -> bool:
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)
@@ -197,7 +244,7 @@ class RayCrew:
 
     def _merged(self, refs: list[Any]) -> State:
         try:
-            states = ray.get(refs, timeout=_FETCH)
+            states = ray.get(refs, timeout=self._fetch)
         except RayError as error:
             raise _failure("a stage", error) from error
         return {name: value for state in states for name, value in state.items()}
@@ -227,7 +274,10 @@ def _failure(name: str, error: RayError) -> RunError:
         return StageFailedError(f"{name} failed: {type(cause).__name__}: {cause}")
     if isinstance(error, GetTimeoutError):
         return StageFailedError(f"{name} did not answer in time")
-    return StageFailedError(f"{name} died: {str(error).splitlines()[0]}")
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ActorDiedError) and error.actor_init_failed:
+        return StageFailedError(f"{name} could not start: {lines[-1].strip()}")
+    return StageFailedError(f"{name} died: {lines[0]}")
 
 
 def _wanted(bundle: dict[str, float], num_stages: int) -> str:

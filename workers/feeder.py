@@ -6,11 +6,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import ray
 import torch
 
 from pipeline.channel import DistSender, HostBuffer
 from pipeline.data.loader import Dataset
-from pipeline.errors import PeerLostError
+from pipeline.errors import PeerLostError, StageFailedError
 from pipeline.feed import feed
 from pipeline.metrics import Clock
 from pipeline.schedule import Pass
@@ -35,6 +36,11 @@ class FeederWorker:
             shuffle_window=data.shuffle_window,
             strict=data.strict_data,
         )
+        if self._source.index.content_hash != spec.content_hash:
+            raise StageFailedError(
+                f"{spec.data_folder} holds other data on {ray.util.get_node_ip_address()} than where the run was "
+                "launched. Prepare the same data set on every node that feeds."
+            )
         self._sender: DistSender | None = None
         self._interrupted = threading.Event()
         self._one_at_a_time = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import ray
@@ -13,6 +14,7 @@ from pipeline import stage as stages
 from pipeline.channel import Buffer, DistReceiver, DistSender, HostBuffer, NcclBuffer, Receiver, Sender
 from pipeline.feed import MergedReceiver
 from pipeline.layer import State
+from pipeline.local import take
 from pipeline.metrics import Clock, PassReport, Status
 from pipeline.spec import RunSpec
 from pipeline.stage import Stage
@@ -79,17 +81,13 @@ class StageWorker:
         torch.set_num_threads(self.spec.settings.pipeline.threads)  # a setting of the thread that computes
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        self._clock.restart()
         stages.run(self._stage, self._inbox, self._outbox, self._clock)
 
     def poll(self) -> tuple[Status, list[PassReport]]:
         status = self._stage.status()
         status.device = self.describe()
         status.waiting = self._inbox.waiting if self._inbox is not None else 0
-        count = len(self._reports)
-        said = self._reports[:count]
-        del self._reports[:count]
-        return status, said
+        return status, take(self._reports)
 
     def keep_only(self, best: int, upto: int) -> None:
         self._stage.keep_only(best, upto)
@@ -105,7 +103,8 @@ class StageWorker:
 
 
 def _own_device(spec: RunSpec) -> torch.device:
-    """The GPU that Ray gave this actor; ids count all of the node's, since ``workers.crew`` turns Ray's masking off."""
+    """The GPU that Ray gave this actor. Ray names it as the node does, torch counts those that the process may see."""
     if spec.device == "cpu":
         return torch.device("cpu")
-    return torch.device("cuda", int(ray.get_gpu_ids()[0]))
+    given, visible = str(ray.get_gpu_ids()[0]), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return torch.device("cuda", visible.split(",").index(given) if visible else int(given))

@@ -1,4 +1,4 @@
-"""Models as lists of layers. A new net is one file here and one entry in ``NETS``."""
+"""Models as lists of layers. A new net is one file here and one member of ``NetSettings``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a layer learns: a file per method family, one registration each in ``pipeline.rules.build``."""
+"""How a layer learns: a file per method family, its settings a member of ``MethodSettings``."""
 
 from __future__ import annotations
 
