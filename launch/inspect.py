@@ -17,6 +17,7 @@ from launch.runfolder import load_config
 from pipeline import load, resolve
 from pipeline import settings as settings_module
 from pipeline.data.augment import Augment
+from pipeline.determinism import settle
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.export import read
@@ -37,7 +38,7 @@ def evaluate_run(run: Path, console: Console, *, batch_size: int | None = None) 
         warn(f"{settings.data.data} is no longer what the run learned from; the figures will differ.")
     spec = resolve.place(resolve.resolve(settings, dataset), dataset, resolve.local_devices("auto", 1))
     device = spec.stage_device(0)
-    torch.set_num_threads(settings.pipeline.threads)
+    settle(spec, device)
     layers = [LocalLayer(spec, index, device) for index in range(spec.num_layers)]
     for layer in layers:
         layer.load_weights({name: value.to(device) for name, value in weights.items()})

@@ -19,7 +19,7 @@ State = dict[str, Tensor]
 """Flat names → tensors, such as ``layers.2.net.qkv.weight`` or ``layers.2.optimizer.qkv.weight.exp_avg``."""
 
 
-def _nowhere(streams: Streams) -> None:
+def nowhere(streams: Streams) -> None:
     """Sends nothing: the next layer is in the same stage, or there is none."""
 
 
@@ -68,7 +68,7 @@ class LocalLayer:
             return self.rule.forward(self.net, streams)
 
     def train(
-        self, streams: Streams, labels: Tensor, *, with_readout: bool, send: Callable[[Streams], None] = _nowhere
+        self, streams: Streams, labels: Tensor, *, with_readout: bool, send: Callable[[Streams], None] = nowhere
     ) -> tuple[Streams, Tensor]:
         """One local update. Returns what is passed on and the loss ().
 
@@ -97,7 +97,7 @@ class LocalLayer:
         return passed, loss.detach()
 
     def train_readout(
-        self, streams: Streams, labels: Tensor, *, send: Callable[[Streams], None] = _nowhere
+        self, streams: Streams, labels: Tensor, *, send: Callable[[Streams], None] = nowhere
     ) -> tuple[Streams, Tensor]:
         """One update of the readout on the frozen layer. Returns what is passed on and the cross-entropy ()."""
         with torch.no_grad():
@@ -125,7 +125,7 @@ class LocalLayer:
         labels: Tensor,
         tally: EvaluationTally,
         *,
-        send: Callable[[Streams], None] = _nowhere,
+        send: Callable[[Streams], None] = nowhere,
     ) -> Streams:
         """Adds the batch to the tally; returns what is passed on. Changes nothing."""
         outputs = self.forward(streams)

@@ -6,11 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
-
 from pipeline import stage as stages
 from pipeline.channel import LocalChannel, Receiver
 from pipeline.conduct import conduct
+from pipeline.determinism import settle
 from pipeline.errors import PeerLostError, RunError, StageFailedError
 from pipeline.feed import MergedReceiver, Source, feed
 from pipeline.history import RunResult
@@ -101,7 +100,7 @@ class ThreadCrew:
         return thread
 
     def _run_stage(self, index: int) -> None:
-        torch.set_num_threads(self._spec.settings.pipeline.threads)
+        settle(self._spec, self._spec.stage_device(index))
         outbox = self._edges[index] if index < len(self._edges) else None
         try:
             stages.run(self._stages[index], self._inboxes[index], outbox, self._clocks[index])

@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import torch
-
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch, Dataset, Split
+from pipeline.determinism import settle
 from pipeline.errors import NonFiniteLossError, RunError, StageFailedError
 from pipeline.evaluate import evaluate
 from pipeline.history import History, RunResult
@@ -49,7 +48,7 @@ def train(
     """
     settings = spec.settings
     device = spec.stage_device(0)
-    torch.set_num_threads(settings.pipeline.threads)
+    settle(spec, device)
 
     layers = [LocalLayer(spec, index, device) for index in range(spec.num_layers)]
     rule = layers[0].rule

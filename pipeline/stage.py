@@ -17,7 +17,7 @@ from pipeline.channel import Receiver, Sender
 from pipeline.data.augment import Augment
 from pipeline.errors import ChannelError, NonFiniteLossError
 from pipeline.feed import IMAGES
-from pipeline.layer import LocalLayer, State
+from pipeline.layer import LocalLayer, State, nowhere
 from pipeline.messages import IDS, LABELS, Kind, Message
 from pipeline.metrics import BusyMeter, Clock, EvaluationTally, PassReport, Status, TrainTally
 from pipeline.rules import Streams
@@ -171,7 +171,7 @@ class Stage:
     def _onward(self, message: Message, layer: LocalLayer, send: Send) -> Callable[[Streams], None]:
         """What a layer does with its activations: the stage's last layer sends them on, with labels and ids."""
         if layer is not self.layers[-1]:
-            return _keep
+            return nowhere
 
         def send_on(streams: Streams) -> None:
             tensors = {**streams, LABELS: message.tensors[LABELS], IDS: message.tensors[IDS]}
@@ -261,7 +261,3 @@ def run(stage: Stage, inbox: Receiver, outbox: Sender | None, clock: Clock) -> N
     busy.finish()
     if outbox is not None:
         outbox.close()
-
-
-def _keep(_: object) -> None:
-    """The activations go no further: the next layer is in the same stage, or there is none."""

@@ -12,6 +12,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 
 from pipeline import stage as stages
 from pipeline.channel import Buffer, DistReceiver, DistSender, HostBuffer, NcclBuffer, Receiver, Sender
+from pipeline.determinism import settle
 from pipeline.feed import MergedReceiver
 from pipeline.layer import State
 from pipeline.local import take
@@ -29,9 +30,7 @@ class StageWorker:
         self._reports: list[PassReport] = []
         self._clock = Clock()
         self._device = _own_device(spec)
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
-        torch.set_num_threads(spec.settings.pipeline.threads)
+        settle(spec, self._device)
         self._stage = Stage(spec, index, self._device, report=self._reports.append, clock=self._clock)
         self._store: TCPStore | None = None
         self._inbox: Receiver | None = None
@@ -78,9 +77,7 @@ class StageWorker:
     def run(self) -> None:
         """Works until the stop token. Raises what the stage or a channel raises."""
         assert self._inbox is not None, "connect() comes first"
-        torch.set_num_threads(self.spec.settings.pipeline.threads)  # a setting of the thread that computes
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
+        settle(self.spec, self._device)
         stages.run(self._stage, self._inbox, self._outbox, self._clock)
 
     def poll(self) -> tuple[Status, list[PassReport]]:
