@@ -101,7 +101,7 @@ VARIANTS = {
     "images that fit no memory": lambda s: replace(
         s, data=DataSettings(data="digits", memory_budget=0, shuffle_window=300)
     ),
-    "a best epoch before the last": lambda s: replace(s, train=replace(s.train, epochs=5, lr=0.1)),
+    "a best epoch before the last": lambda s: replace(s, train=replace(s.train, epochs=4, lr=3.0)),
     "two CPU threads": lambda s: replace(s, pipeline=replace(s.pipeline, threads=2)),
     "class token": lambda s: replace(s, net=replace(s.net, pooling="token")),
     "MLP": lambda s: replace(s, net=MlpSettings(width=24, depth=3)),
