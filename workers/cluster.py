@@ -52,7 +52,12 @@ def ray_cluster(settings: Settings) -> Iterator[Devices]:
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ResourcesError(_unreachable(address, str(error).splitlines()[0])) from error
+            reason = str(error).splitlines()[0]
+            if os.environ.get("RAY_AUTH_MODE") is None:
+                reason += (
+                    " (a cluster that asks for a token, as Ray's own do by default, needs RAY_AUTH_MODE=token here)"
+                )
+            raise ResourcesError(_unreachable(address, reason)) from error
         devices = _cluster_devices(pipe)
     try:
         yield devices
