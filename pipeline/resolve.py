@@ -62,7 +62,20 @@ def open_data(settings: Settings) -> Dataset:
             "The weights of the best validation loss are the ones kept."
         )
     folder = prepare.resolve(data.data, data_dir=Path(data.data_dir) if data.data_dir else None)
-    dataset = Dataset(
+    dataset = open_folder(settings, folder)
+    if dataset.num_batches("train", settings.train.batch_size) == 0:
+        raise UserError(
+            f"--batch-size {settings.train.batch_size}: {data.data} has {dataset.count('train')} training images "
+            f"({dataset.count('validate')} more validate), fewer than one batch. "
+            f"Give at most --batch-size {dataset.count('train')}."
+        )
+    return dataset
+
+
+def open_folder(settings: Settings, folder: Path) -> Dataset:
+    """Opens a prepared folder with a run's settings: the same division and order wherever it is opened."""
+    data = settings.data
+    return Dataset(
         folder,
         seed=settings.train.seed,
         validation=data.validation,
@@ -72,13 +85,6 @@ def open_data(settings: Settings) -> Dataset:
         shuffle_window=data.shuffle_window,
         strict=data.strict_data,
     )
-    if dataset.num_batches("train", settings.train.batch_size) == 0:
-        raise UserError(
-            f"--batch-size {settings.train.batch_size}: {data.data} has {dataset.count('train')} training images "
-            f"({dataset.count('validate')} more validate), fewer than one batch. "
-            f"Give at most --batch-size {dataset.count('train')}."
-        )
-    return dataset
 
 
 def check(settings: Settings) -> None:

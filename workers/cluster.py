@@ -54,9 +54,7 @@ def ray_cluster(settings: Settings) -> Iterator[Devices]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             if os.environ.get("RAY_AUTH_MODE") is None:
-                reason += (
-                    " (one that asks for a token, as Ray's do by default, needs RAY_AUTH_MODE=token here)"
-                )
+                reason += " (one that asks for a token, as Ray's do by default, needs RAY_AUTH_MODE=token here)"
             raise ResourcesError(_unreachable(address, reason)) from error
         devices = _cluster_devices(pipe)
     try:

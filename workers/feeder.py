@@ -10,10 +10,10 @@ import ray
 import torch
 
 from pipeline.channel import DistSender, HostBuffer
-from pipeline.data.loader import Dataset
 from pipeline.errors import PeerLostError, StageFailedError
 from pipeline.feed import feed
 from pipeline.metrics import Clock
+from pipeline.resolve import open_folder
 from pipeline.schedule import Pass
 from pipeline.spec import RunSpec
 from workers.edges import EdgeGroups
@@ -25,17 +25,7 @@ class FeederWorker:
     def __init__(self, spec: RunSpec, number: int) -> None:
         self.spec, self.number = spec, number
         torch.set_num_threads(1)
-        data = spec.settings.data
-        self._source = Dataset(
-            Path(spec.data_folder),
-            seed=spec.settings.train.seed,
-            validation=data.validation,
-            train_fraction=data.train_fraction,
-            label_noise=data.label_noise,
-            memory_budget=int(data.memory_budget * 2**30),
-            shuffle_window=data.shuffle_window,
-            strict=data.strict_data,
-        )
+        self._source = open_folder(spec.settings, Path(spec.data_folder))
         if self._source.index.content_hash != spec.content_hash:
             raise StageFailedError(
                 f"{spec.data_folder} holds other data on {ray.util.get_node_ip_address()} than where the run was "
