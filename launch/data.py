@@ -30,6 +30,15 @@ def prepare_data(
         )
     index = DataIndex.load(folder)
     console.print(f"{describe(index)}, in {folder}", highlight=False, soft_wrap=True)
+    if index.skipped:
+        console.print(unreadable(index), highlight=False, soft_wrap=True)
+    data = name if name in DATASETS else folder
+    console.print(f"Train on it: launch cff-vit --data {data}", highlight=False, soft_wrap=True)
+
+
+def unreadable(index: DataIndex) -> str:
+    """A sentence about the images that a prepared set lacks."""
+    return f"{index.skipped} image{'s' if index.skipped > 1 else ''} of {index.name} could not be read: left out."
 
 
 def describe(index: DataIndex) -> str:

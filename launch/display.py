@@ -141,7 +141,7 @@ class Display:
         used = " ".join(f"{(now.account - then.account).utilisation:.0%}" for then, now in pairs)
         then, now = pairs[0]
         wall = now.account.wall - then.account.wall
-        return f"{(now.images - then.images) / wall if wall else 0:,.0f} images/s, utilisation {used}"
+        return f"{(now.images - then.images) / wall:,.0f} images/s, utilisation {used}" if wall else self._rates()
 
     def _left(self, done: int) -> str:
         elapsed = time.perf_counter() - self._begun

@@ -11,6 +11,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from launch.data import ProgressLine, unreadable
 from launch.display import Display, print_summary, warn
 from launch.runfolder import RunFolder, command_line, new_path
 from launch.summary import summarise
@@ -38,7 +39,10 @@ def train(settings: Settings, console: Console) -> int:
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     resolve.check(settings)
     path = new_path(settings.run_dir, settings.preset)
-    dataset = resolve.open_data(settings)
+    with ProgressLine(console) as line:
+        dataset = resolve.open_data(settings, progress=line.report)
+    if dataset.index.skipped:
+        warn(unreadable(dataset.index))
     for sentence in dataset.skipped:
         warn(sentence)
     settings = resolve.resolve(settings, dataset)

@@ -14,6 +14,7 @@ from pipeline.data import prepare
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import Dataset
 from pipeline.data.registry import DATASETS
+from pipeline.data.sources.base import Progress
 from pipeline.errors import ResourcesError, UserError
 from pipeline.schedule import partition
 from pipeline.settings import Settings
@@ -47,8 +48,11 @@ def local_devices(wanted: str, threads: int) -> Devices:
     return Devices("cpu", max(1, num_cores() // threads))
 
 
-def open_data(settings: Settings) -> Dataset:
+def open_data(settings: Settings, *, progress: Progress | None = None) -> Dataset:
     """Opens and checks the data set; prepares the embedded one and folders of images on the way.
+
+    Args:
+        progress: called with (what, done, total) while a folder is prepared.
 
     Raises:
         UserError: unknown or damaged data, fewer images than one batch.
@@ -61,7 +65,12 @@ def open_data(settings: Settings) -> Dataset:
             f"--validation {data.validation}: must lie between 0 and 1, both excluded (the paper: 0.1). "
             "The weights of the best validation loss are the ones kept."
         )
-    folder = prepare.resolve(data.data, data_dir=Path(data.data_dir) if data.data_dir else None)
+    folder = prepare.resolve(
+        data.data,
+        data_dir=Path(data.data_dir) if data.data_dir else None,
+        strict=data.strict_data,
+        progress=progress,
+    )
     dataset = open_folder(settings, folder)
     if dataset.num_batches("train", settings.train.batch_size) == 0:
         raise UserError(

@@ -8,8 +8,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+from PIL import Image
 
 from launch.cli import main
 from pipeline.data import prepare
@@ -132,3 +134,21 @@ def test_a_full_disk_is_seen_before_the_run(tmp_path: Path, monkeypatch: pytest.
     assert main([*_RUN, "--run-dir", str(tmp_path / "run")]) == 2
     assert "are free" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_images_that_cannot_be_read_are_counted_or_refused(tmp_path: Path, capsys: Any) -> None:
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(40):
+            pixels = rng.normal(level, 20, (8, 8, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    (tmp_path / "photos" / "dark" / "broken.png").write_bytes(b"no image")
+    small = ["--dim", "16", "--heads", "2", "--depth", "2", "--batch-size", "16", "--epochs", "2", "--head-epochs", "2"]
+    arguments = [*_RUN, *small, "--data", str(tmp_path / "photos")]
+    assert main([*arguments, "--strict-data", "--run-dir", str(tmp_path / "strict")]) == 2
+    assert "broken.png" in capsys.readouterr().err
+    assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 0
+    assert "1 image of photos could not be read" in capsys.readouterr().err
+    classes = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["classes"]
+    assert classes == ["dark", "light"]
