@@ -36,7 +36,7 @@ class Hands:
 @pytest.fixture
 def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
     hands = Hands()
-    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: hands.now))
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: hands.now, time=lambda: hands.now))
     return hands
 
 
@@ -125,7 +125,7 @@ steps = st.recursive(
 def test_wall_is_the_sum_of_all_kinds_and_other_at_every_moment(plan: list[object]) -> None:
     hands = Hands()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: hands.now))
+        patch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: hands.now, time=lambda: hands.now))
         clock = Clock()
         expected = dict.fromkeys(Spent, 0.0)
         idle = 0.0
