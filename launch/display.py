@@ -31,7 +31,6 @@ class Display:
         self._history = History(spec.num_layers)
         self._meters = [_Meter() for _ in range(spec.num_stages)]
         self._statuses: list[Status] = []
-        self._epoch_begun: list[Status] = []
         self._begun = time.perf_counter()
         self._last_line = self._begun
         settings = spec.settings
@@ -74,7 +73,6 @@ class Display:
         if not statuses:
             return
         if not self._statuses:
-            self._epoch_begun = statuses
             self._begun = time.perf_counter()  # start-up does not count into the time left
         self._statuses = statuses
         for status, meter in zip(statuses, self._meters, strict=True):
@@ -111,7 +109,7 @@ class Display:
                 f"epoch {report.epoch + 1}/{settings.train.epochs}: "
                 f"loss{_numbers([layer.loss for layer in trained])}, "
                 f"validation{_numbers([layer.loss for layer in layers])}{', accuracy' + accuracy if accuracy else ''}, "
-                f"{self._epoch_rates()}, left {self._left(report.epoch + 1)}"
+                f"{self._epoch_rates(report.epoch)}, left {self._left(report.epoch + 1)}"
             )
         elif kind is Kind.READOUT:
             number = report.epoch - settings.train.epochs + 1
@@ -132,16 +130,13 @@ class Display:
         used = " ".join(f"{meter.utilisation:.0%}" for meter in self._meters)
         return f"{self._meters[0].images_per_second:,.0f} images/s, utilisation {used}"
 
-    def _epoch_rates(self) -> str:
-        """As ``_rates``, over the whole epoch with its validation."""
-        since, self._epoch_begun = self._epoch_begun, self._statuses
-        if not since or not self._statuses:
-            return self._rates()
-        pairs = list(zip(since, self._statuses, strict=True))
-        used = " ".join(f"{(now.account - then.account).utilisation:.0%}" for then, now in pairs)
-        then, now = pairs[0]
-        wall = now.account.wall - then.account.wall
-        return f"{(now.images - then.images) / wall:,.0f} images/s, utilisation {used}" if wall else self._rates()
+    def _epoch_rates(self, epoch: int) -> str:
+        """As ``_rates``, over an epoch with its validation."""
+        accounts = self._history.accounts(Kind.TRAIN, Kind.VALIDATE, epoch=epoch)
+        stages = [accounts[stage] for stage in range(self._spec.num_stages)]
+        images = self._num_batches * self._spec.settings.train.batch_size
+        used = " ".join(f"{account.utilisation:.0%}" for account in stages)
+        return f"{images / stages[0].wall:,.0f} images/s, utilisation {used}"
 
     def _left(self, done: int) -> str:
         elapsed = time.perf_counter() - self._begun

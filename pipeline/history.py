@@ -80,12 +80,13 @@ class History:
             )
         return best
 
-    def accounts(self, *kinds: Kind) -> dict[int, Account]:
-        """For each stage the sum of its time over all passes of these kinds."""
+    def accounts(self, *kinds: Kind, epoch: int | None = None) -> dict[int, Account]:
+        """For each stage the sum of its time over all passes of these kinds, or those of one epoch."""
         total: dict[int, Account] = {}
         names = {kind.name for kind in kinds}
-        for (name, _), found in self._accounts.items():
-            for stage, account in found.items() if name in names else ():
+        for (name, number), found in self._accounts.items():
+            wanted = name in names and epoch in (None, number)
+            for stage, account in found.items() if wanted else ():
                 total[stage] = total[stage] + account if stage in total else account
         return total
 
