@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from types import FrameType
+from typing import Self
 
 from rich.console import Console
 
@@ -48,7 +48,7 @@ def train(settings: Settings, console: Console) -> int:
     settings = resolve.resolve(settings, dataset)
 
     with ExitStack() as stack:
-        interrupted = stack.enter_context(_interrupts())
+        interrupts = stack.enter_context(_Interrupts())
         pipe = settings.pipeline
         if pipe.executor == "ray":
             devices = stack.enter_context(ray_cluster(settings))
@@ -63,7 +63,8 @@ def train(settings: Settings, console: Console) -> int:
 
         failure: RunError | None = None
         try:
-            result = _run(spec, dataset, folder, display, interrupted)
+            interrupts.begun = True
+            result = _run(spec, dataset, folder, display, interrupts.asked)
         except RunError as error:
             failure, kept = error, error.result
             if kept is None:
@@ -115,22 +116,29 @@ def _run(
             return crew.train(spec, observe=observe, follow=follow, interrupted=interrupted.is_set, notify=display.say)
 
 
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """The first Ctrl-C (or SIGTERM) asks the run to stop and keep what it learned; the second one stops at once."""
-    asked = threading.Event()
+class _Interrupts:
+    """Ctrl-C and SIGTERM while a run goes on. A context manager.
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
+    Before the run has begun there is nothing to keep: it stops at once. After that the first one asks the run to stop
+    and keep what it learned, the second one stops at once.
+    """
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.begun = False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.asked.is_set() or not self.begun:
+            raise KeyboardInterrupt
+        self.asked.set()
 
 
 def _announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
