@@ -41,7 +41,7 @@ def train(
     Args:
         observe: gets a report after every pass over a split.
         follow: gets the state of the loop, as that of a single stage, after every training batch.
-        interrupted: looked at before every batch; what was learned until then is kept.
+        interrupted: looked at before every batch and between two layers; what was learned until then is kept.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; ``result`` holds what was learned before.
@@ -60,6 +60,10 @@ def train(
     status = Status(stage=0, account=clock.read(), losses=[math.nan] * spec.num_layers, device=str(device))
     result = RunResult(status="finished", best_epoch=None, weights={}, last={}, history=history, devices=[str(device)])
 
+    def hear() -> None:
+        if interrupted():
+            raise _InterruptedError
+
     def batches(split: Split, kind: Kind, epoch: int) -> Iterator[Batch]:
         source = dataset.batches(split, epoch=epoch, batch_size=settings.train.batch_size)
         while True:
@@ -67,6 +71,7 @@ def train(
                 batch = next(source, None)
             if batch is None:
                 return
+            hear()
             status.kind, status.epoch, status.step = kind.name, epoch, batch.step
             with busy.step():
                 yield batch
@@ -76,8 +81,7 @@ def train(
     def in_turn() -> Iterator[LocalLayer]:
         """The layers, first to last; an interrupt is heard between two of them."""
         for layer in layers:
-            if interrupted():
-                raise _InterruptedError
+            hear()
             yield layer
 
     def report(said: PassReport) -> None:
