@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Moments = tuple[Tensor, Tensor, Tensor]
-
 
 class FeatureMoments:
     """Sums over pooled features from which the Fisher criterion follows, in float64.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.nets.base import Layer, Shape
+from pipeline.nets.base import Layer, Net, Shape
 from pipeline.nets.mlp import MlpSettings
 from pipeline.nets.vit import VitSettings
 
 NetSettings = VitSettings | MlpSettings
+
+_NETS: tuple[type[Net], ...] = (VitSettings, MlpSettings)  # held to the protocol by the type checker
 
 __all__ = ["Layer", "MlpSettings", "NetSettings", "Shape", "VitSettings"]
