@@ -18,6 +18,7 @@ from pipeline import load, resolve
 from pipeline import settings as settings_module
 from pipeline.data.augment import Augment
 from pipeline.determinism import settle
+from pipeline.embeddings import VALUES, FixedEmbeddings
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.export import read
@@ -39,14 +40,15 @@ def evaluate_run(run: Path, console: Console, *, batch_size: int | None = None) 
     spec = resolve.place(resolve.resolve(settings, dataset), dataset, resolve.local_devices("auto", 1))
     device = spec.stage_device(0)
     settle(spec, device)
-    layers = [LocalLayer(spec, index, device) for index in range(spec.num_layers)]
+    embeddings = FixedEmbeddings(weights[VALUES], len(spec.classes)) if spec.has_shared_embeddings else None
+    layers = [LocalLayer(spec, index, device, embeddings) for index in range(spec.num_layers)]
     for layer in layers:
         layer.load_weights({name: value.to(device) for name, value in weights.items()})
     augment = Augment(spec.augment, seed=settings.train.seed, device=device)
     batches = dataset.batches("test", epoch=0, batch_size=batch_size or settings.train.batch_size)
     report = evaluate(spec, layers, augment, batches, kind=Kind.TEST, epoch=0)
 
-    table = Table(title=f"{settings.net.describe()} on {spec.data_name}, {dataset.count('test'):,} test images")
+    table = Table(title=f"{spec.net.describe()} on {spec.data_name}, {dataset.count('test'):,} test images")
     columns = ["layer", "accuracy", *([f"top-{spec.top_k}"] if spec.top_k > 1 else []), "Fisher criterion", "loss"]
     for column in columns:
         table.add_column(column, justify="right")

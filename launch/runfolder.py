@@ -88,13 +88,15 @@ class RunFolder:
                 "loss": layer.loss,
                 "accuracy": layer.accuracy,
                 "top_k": layer.top_k,
+                "direct_accuracy": layer.direct_accuracy,
+                "version_skew": layer.version_skew,
                 "readout_loss": layer.readout_loss,
                 "fisher": layer.fisher,
             }
             line = {"kind": name, "epoch": report.epoch + 1, "stage": report.stage + 1, "layer": layer.layer + 1}
             self._metrics.write(json.dumps(line | {k: _finite(v) for k, v in figures.items()}) + "\n")
             for figure, value in figures.items():
-                if value is not None:
+                if value is not None and math.isfinite(value):
                     self._events.add_scalar(f"{name} {figure}/{tag}", value, report.epoch + 1)
             if name == "train":
                 for loss in layer.losses:
@@ -197,7 +199,7 @@ def _config(spec: RunSpec) -> dict[str, Any]:
 def _check_room(spec: RunSpec, path: Path) -> None:
     """Refuses a disk that cannot hold what the run will leave, before the run has cost anything."""
     with torch.device("meta"):
-        layers = [spec.settings.net.build(index, spec.shape) for index in range(spec.num_layers)]
+        layers = [spec.net.build(index, spec.shape) for index in range(spec.num_layers)]
     parameters = sum(p.numel() for layer in layers for p in layer.parameters())
     needed = 4 * parameters * 4 + _SPARE  # the kept weights, the last ones, and AdamW's two moments, in float32
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())

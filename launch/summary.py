@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,6 +13,7 @@ from pipeline.history import RunResult
 from pipeline.messages import Kind
 from pipeline.metrics import LayerReport, Spent
 from pipeline.resolve import num_cores
+from pipeline.rules import METHODS
 from pipeline.schedule import fill, ideal_speedup
 from pipeline.spec import RunSpec
 
@@ -33,8 +33,8 @@ def summarise(
         "command": command,
         "started": started,
         "preset": settings.preset,
-        "method": asdict(settings.method),
-        "net": settings.net.describe(),
+        "method": METHODS.dump(settings.method),
+        "net": spec.net.describe(),
         "data": {
             "name": spec.data_name,
             "content_hash": spec.content_hash,

@@ -145,7 +145,7 @@ def _announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
     settings = spec.settings
     stages = " | ".join(",".join(str(layer + 1) for layer in layers) for layers in spec.stages)
     console.print(
-        f"{settings.preset}: {settings.net.describe()} on {spec.data_name}, {dataset.count('train'):,} training "
+        f"{settings.preset}: {spec.net.describe()} on {spec.data_name}, {dataset.count('train'):,} training "
         f"images, {len(spec.classes)} classes; {settings.train.epochs} epochs, batches of {settings.train.batch_size}",
         highlight=False,
         soft_wrap=True,

@@ -56,15 +56,15 @@ class Crew(Protocol):
         ...
 
     def candidate(self, epoch: int) -> State:
-        """All layers' weights at the validation of an epoch."""
+        """All layers' weights, and the label embeddings, at the validation of an epoch."""
         ...
 
     def weights(self) -> State:
-        """All layers' weights now."""
+        """All layers' weights, and the label embeddings, now."""
         ...
 
     def trained(self) -> State:
-        """All layers' weights and optimizers at the end of the layers' training, or now."""
+        """All weights, label embeddings and optimizers at the end of the layers' training, or now."""
         ...
 
 
@@ -80,7 +80,7 @@ def conduct(
     settings = spec.settings
     epochs = settings.train.epochs
     readout_epochs = settings.head.head_epochs if settings.head.mode == "after" else 0
-    history = History(spec.num_layers)
+    history = History.of(spec)
     result = RunResult(
         status="finished", best_epoch=None, weights={}, last={}, history=history, devices=list(crew.devices)
     )

@@ -30,6 +30,10 @@ class PeerLostError(RunError):
     """The neighbour at the other end of a channel is gone."""
 
 
+class EmbeddingError(RunError):
+    """Something is wrong with the shared label embeddings: a gradient missing, repeated or no number."""
+
+
 class NonFiniteLossError(RunError):
     """A layer's loss, or its readout's, became NaN or infinite. The weights are those before that step.
 

@@ -11,6 +11,7 @@ from pipeline.data.loader import Batch
 from pipeline.layer import LocalLayer
 from pipeline.messages import Kind
 from pipeline.metrics import EvaluationTally, PassReport
+from pipeline.rules import Context
 from pipeline.spec import RunSpec
 
 
@@ -22,9 +23,10 @@ def evaluate(
     tallies = [EvaluationTally.of(spec, layer.index, layer.net.features, device) for layer in layers]
     ids, true = [], []
     for batch in batches:
-        streams, labels = rule.enter(augment.plain(batch.images)), batch.labels.to(device)
+        place, labels = spec.place(kind, epoch, batch.step, batch.position), batch.labels.to(device)
+        streams = rule.enter(augment.plain(batch.images), Context(labels=labels, place=place))
         for layer, tally in zip(layers, tallies, strict=True):
-            streams = layer.evaluate(streams, labels, tally)
+            streams = layer.evaluate(streams, labels, place, tally)
         ids.append(batch.ids)
         true.append(batch.labels)
     test = kind is Kind.TEST

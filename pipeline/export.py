@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -13,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipeline.embeddings import VALUES
 from pipeline.errors import UserError
 from pipeline.layer import Readout, State
-from pipeline.nets import Layer, NetSettings, Shape
+from pipeline.nets import Layer, NetField, Shape
+from pipeline.rules import Context, MethodField, Outline, Place, Rule, Streams
 from pipeline.spec import RunSpec
 
 _FORMAT = 1
@@ -32,16 +34,18 @@ class Card:
         classes: class names in the order of the scores.
         mean, std: of each channel, images scaled to 0 … 1.
         data: name of the data set it learned from.
-        method: the learning method's settings, for the record.
+        method: the learning method's settings.
+        head_norm: whether readouts have a LayerNorm.
     """
 
-    net: NetSettings
+    net: NetField
     shape: Shape
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     data: str
-    method: dict[str, Any]
+    method: MethodField
+    head_norm: bool = True
     format: int = _FORMAT
 
 
@@ -49,54 +53,82 @@ _CARD = TypeAdapter(Card)
 
 
 class Network(nn.Module):
-    """A trained network: layers, each with the readout that was trained on it.
+    """A trained network: layers, each with its rule, and with a readout where one was trained on it.
 
     Attributes:
         classes: class names in the order of the scores.
         shape: (channels, height, width) that ``forward`` takes.
+        embeddings: label dictionary (Z, C_D) of methods whose layers share one, else None.
     """
 
     mean: Tensor
     std: Tensor
+    embeddings: Tensor | None
 
-    def __init__(self, card: Card, *, has_readouts: bool) -> None:
+    def __init__(
+        self, card: Card, *, readouts: Collection[int] = (), embeddings: tuple[int, int] | None = None
+    ) -> None:
+        """Untrained. ``readouts`` are the layers that have one, ``embeddings`` the dictionary's shape."""
         super().__init__()
         self.classes, self.shape, self.card = card.classes, card.shape, card
-        built: list[Layer] = [card.net.build(index, card.shape) for index in range(card.net.num_layers)]
+        net = card.method.adapt(card.net)
+        outline = Outline(num_layers=net.num_layers, num_classes=len(card.classes))
+        built: list[Layer] = [net.build(index, card.shape) for index in range(net.num_layers)]
         self.layers = nn.ModuleList(built)
-        self.readouts = nn.ModuleList(
-            [Readout(layer.features, len(card.classes)) for layer in built] if has_readouts else []
+        self.rules = nn.ModuleList([card.method.build(index, layer, outline) for index, layer in enumerate(built)])
+        self.readouts = nn.ModuleDict(
+            {
+                str(index): Readout(built[index].readout_width, len(card.classes), norm=card.head_norm)
+                for index in readouts
+            }
         )
+        self.register_buffer("embeddings", torch.zeros(embeddings) if embeddings else None)
         self.register_buffer("mean", torch.tensor(card.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(card.std)[:, None, None], persistent=False)
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Pooled features (N, C) of every layer. Images (N, channels, H, W): uint8, or float scaled to 0 … 1."""
+    def outputs(self, images: Tensor) -> Iterator[tuple[Layer, Rule, Streams, Context]]:
+        """Each layer with its rule, what it puts out, and what the rule may know. Images as for ``features``."""
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         x = (x - self.mean) / self.std
-        pooled = []
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            x = layer(x)
-            pooled.append(layer.pool(x))
-        return pooled
+        nobody = torch.zeros(len(x), dtype=torch.int64, device=x.device)  # labels, which a prediction does not know
+        context = Context(labels=nobody, place=Place(), embeddings=self.embeddings)
+        streams: Streams = {}
+        for index, (layer, rule) in enumerate(zip(self.layers, self.rules, strict=True)):
+            assert isinstance(layer, Layer) and isinstance(rule, Rule)
+            streams = rule.enter(x, context) if index == 0 else streams
+            outputs = rule.run(layer, streams, context)
+            yield layer, rule, outputs, context
+            streams = rule.pass_on(layer, outputs, context)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Pooled features (N, C) of every layer. Images (N, channels, H, W): uint8, or float scaled to 0 … 1."""
+        return [rule.features(layer, outputs) for layer, rule, outputs, _ in self.outputs(images)]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores (N, classes) of the last layer's readout; arguments as ``features``.
+        """Scores (N, classes) of the last layer: its readout's, or its own; arguments as ``features``.
 
         Raises:
             UserError: the run ended before its readouts were trained.
         """
-        scores: Tensor = self.layer_scores(images)[-1]
-        return scores
-
-    def layer_scores(self, images: Tensor) -> list[Tensor]:
-        """Scores (N, classes) of every layer's readout; arguments and errors as ``forward``."""
-        if not self.readouts:
+        scores = self.layer_scores(images)[-1]
+        if scores is None:
             raise UserError(
                 "This network has no readout: its run ended before one was trained. Use `features`, or finish the run."
             )
-        return [readout(features) for readout, features in zip(self.readouts, self.features(images), strict=True)]
+        return scores
+
+    def layer_scores(self, images: Tensor) -> list[Tensor | None]:
+        """Scores (N, classes) of every layer: its readout's, or without one its own; None where there are neither."""
+        return [
+            self.readouts[str(index)](rule.readout_input(layer, outputs))
+            if str(index) in self.readouts
+            else rule.scores(layer, outputs, context)
+            for index, (layer, rule, outputs, context) in enumerate(self.outputs(images))
+        ]
+
+    def direct_scores(self, images: Tensor) -> list[Tensor | None]:
+        """Every layer's own scores (N, classes), such as similarities to label embeddings; None where it has none."""
+        return [rule.scores(layer, outputs, context) for layer, rule, outputs, context in self.outputs(images)]
 
 
 def card_of(spec: RunSpec) -> Card:
@@ -108,7 +140,8 @@ def card_of(spec: RunSpec) -> Card:
         mean=spec.augment.mean,
         std=spec.augment.std,
         data=spec.data_name,
-        method=asdict(spec.settings.method),
+        method=spec.settings.method,
+        head_norm=spec.settings.head.head_norm,
     )
 
 
@@ -154,12 +187,23 @@ def load(file: str | Path) -> Network:
         UserError: no such file, or not a network of ours.
     """
     weights, card = read(Path(file))
-    has_readouts = any(".readout." in name for name in weights)
-    network = Network(card, has_readouts=has_readouts)
-    renamed = {}
+    return network_of(weights, card)
+
+
+def network_of(weights: State, card: Card) -> Network:
+    """The network of a run's weights, as ``load`` gives it."""
+    readouts = sorted({int(name.split(".")[1]) for name in weights if ".readout." in name})
+    dictionary = weights.get(VALUES)
+    shape = (dictionary.shape[0], dictionary.shape[1]) if dictionary is not None else None
+    if shape is not None and shape[0] != len(card.classes):
+        raise UserError(f"The file has label embeddings of {shape[0]} classes and names {len(card.classes)}.")
+    network = Network(card, readouts=readouts, embeddings=shape)
+    parts = {"net": "layers", "rule": "rules", "readout": "readouts"}
+    renamed = {"embeddings": dictionary} if dictionary is not None else {}
     for name, value in weights.items():
-        _, index, part, rest = name.split(".", 3)
-        renamed[f"{'layers' if part == 'net' else 'readouts'}.{index}.{rest}"] = value
+        if name != VALUES:
+            _, index, part, rest = name.split(".", 3)
+            renamed[f"{parts[part]}.{index}.{rest}"] = value
     network.load_state_dict(renamed)
     return network.eval()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +13,28 @@ from pipeline.errors import RunError
 from pipeline.layer import State
 from pipeline.messages import Kind
 from pipeline.metrics import Account, LayerReport, PassReport
+from pipeline.spec import RunSpec
 
 
 class History:
-    """Layer reports by (kind, epoch, layer), and each stage's time account of every pass."""
+    """Layer reports by (kind, epoch, layer), and each stage's time account of every pass.
 
-    def __init__(self, num_layers: int) -> None:
-        self.num_layers = num_layers
+    Args:
+        keep: what makes an epoch the best, as ``TrainSettings.keep``.
+    """
+
+    def __init__(self, num_layers: int, keep: Literal["loss", "accuracy", "last"] = "loss") -> None:
+        self.num_layers, self._keep = num_layers, keep
         self._layers: dict[tuple[str, int], dict[int, LayerReport]] = {}
         self._accounts: dict[tuple[str, int], dict[int, Account]] = {}
         self.started_at: dict[int, float] = {}
         self.ids: NDArray[np.int64] | None = None
         self.labels: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> History:
+        """The empty history of a run."""
+        return cls(spec.num_layers, spec.settings.train.keep)
 
     def add(self, report: PassReport) -> None:
         key = (report.kind, report.epoch)
@@ -61,14 +72,22 @@ class History:
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch with the lowest validation loss of the last layer, the first of equals; a loss must be a number."""
+        """Of the epochs validated so far the best one, the first of equals. The last layer's loss must be a number."""
         last = self.num_layers - 1
-        losses = {
-            epoch: found[last].loss
-            for (name, epoch), found in sorted(self._layers.items())
-            if name == Kind.VALIDATE.name and last in found and math.isfinite(found[last].loss)
+        found = {
+            epoch: layers[last]
+            for (name, epoch), layers in sorted(self._layers.items())
+            if name == Kind.VALIDATE.name and last in layers and math.isfinite(layers[last].loss)
         }
-        return min(losses, key=lambda epoch: losses[epoch]) if losses else None
+        if not found:
+            return None
+        match self._keep:
+            case "loss":
+                return min(found, key=lambda epoch: found[epoch].loss)
+            case "accuracy":
+                return max(found, key=lambda epoch: found[epoch].accuracy or 0.0)
+            case "last":
+                return max(found)
 
     def require_best_epoch(self) -> int:
         """``best_epoch`` at the end of the layers' training. Raises RunError where no epoch has one."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import keys
+from pipeline.embeddings import EmbeddingSource, contributors, version_read
 from pipeline.errors import NonFiniteLossError
 from pipeline.metrics import EvaluationTally
-from pipeline.rules import Streams
+from pipeline.nets import Dropout
+from pipeline.rules import Context, Place, Streams
 from pipeline.spec import RunSpec
 
 State = dict[str, Tensor]
@@ -24,11 +27,11 @@ def nowhere(streams: Streams) -> None:
 
 
 class Readout(nn.Module):
-    """Linear classifier on pooled features: LayerNorm → Linear, trained by cross-entropy (methods.md §1, stage 2)."""
+    """Linear classifier on a layer's features: LayerNorm → Linear (CFF, stage 2), or Linear alone (CFL's f^L)."""
 
-    def __init__(self, features: int, num_classes: int) -> None:
+    def __init__(self, features: int, num_classes: int, *, norm: bool = True) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(features)
+        self.norm = nn.LayerNorm(features) if norm else nn.Identity()
         self.linear = nn.Linear(features, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -37,38 +40,60 @@ class Readout(nn.Module):
 
 
 class LocalLayer:
-    """Layer ``index`` of a run. Its numbers depend on the spec and its index alone, not on which stage holds it."""
+    """Layer ``index`` of a run. Its numbers depend on the spec and its index alone, not on which stage holds it.
 
-    def __init__(self, spec: RunSpec, index: int, device: torch.device) -> None:
+    Args:
+        embeddings: the label dictionary, for methods whose layers share one.
+    """
+
+    def __init__(
+        self, spec: RunSpec, index: int, device: torch.device, embeddings: EmbeddingSource | None = None
+    ) -> None:
         settings = spec.settings
         self.index = index
         self._prefix = f"layers.{index}"
         self.device = device
-        self.rule = settings.method.build(index, spec.num_layers)
+        self._train, self._head = settings.train, settings.head
         self._precision = torch.bfloat16 if settings.pipeline.precision == "bf16" else None
         # Initial weights are drawn on the CPU, so that a GPU starts from the same ones.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keys.torch_seed(settings.train.seed, "init", index))
-            self.net = settings.net.build(index, spec.shape).to(device)
+            self.net = spec.net.build(index, spec.shape)
+            torch.manual_seed(keys.torch_seed(settings.train.seed, "init-rule", index))
+            self.rule = settings.method.build(index, self.net, spec.outline)
             torch.manual_seed(keys.torch_seed(settings.train.seed, "init-readout", index))
-            self.readout = Readout(self.net.features, len(spec.classes)).to(device)
+            self.readout = Readout(self.net.readout_width, len(spec.classes), norm=settings.head.head_norm)
+        for part in (self.net, self.rule, self.readout):
+            part.to(device)
         self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=settings.train.lr, weight_decay=settings.train.weight_decay, fused=True
+            [*self.net.parameters(), *self.rule.parameters()],
+            lr=settings.train.lr,
+            weight_decay=settings.train.weight_decay,
+            fused=True,
         )
-        self.readout_optimizer = torch.optim.AdamW(self.readout.parameters(), lr=settings.head.head_lr, fused=True)
+        self._head_lr = settings.train.lr if settings.head.head_lr == "lr" else settings.head.head_lr
+        self.readout_optimizer = torch.optim.AdamW(self.readout.parameters(), lr=self._head_lr, fused=True)
+        last = index == spec.num_layers - 1
+        self.has_readout = settings.head.mode != "none" and (settings.head.head_layers == "all" or last)
         self.readout_trained = False
+        # Random numbers of dropout and label noise: seeded anew in every step, so no stream is shared or resumed.
+        self._generator = torch.Generator(device)
+        for module in self.net.modules():
+            if isinstance(module, Dropout):
+                module.generator = self._generator
+        self._embeddings = embeddings
+        dictionary = settings.method.dictionary()
+        self._contributes = dictionary is not None and index in contributors(dictionary.embedding_mode, spec.num_layers)
+        assert embeddings is not None or not spec.has_shared_embeddings, "a shared dictionary has a source"
+        self._dictionary, self._num_layers = dictionary, spec.num_layers
         # Reading a loss is free on a CPU and stalls a GPU. There the losses are looked at now and then, and until then
         # this flag, which never falls, keeps the fused optimizer from applying an update that is no number.
         self._not_finite = torch.zeros((), device=device) if device.type == "cuda" else None
         # Held while weights change, so that another thread (an interrupt) can copy them between two updates.
         self._updating = threading.Lock()
 
-    def forward(self, streams: Streams) -> Streams:
-        with torch.autocast(self.device.type, dtype=self._precision, enabled=self._precision is not None):
-            return self.rule.forward(self.net, streams)
-
     def train(
-        self, streams: Streams, labels: Tensor, *, with_readout: bool, send: Callable[[Streams], None] = nowhere
+        self, streams: Streams, labels: Tensor, place: Place, *, send: Callable[[Streams], None] = nowhere
     ) -> tuple[Streams, Tensor]:
         """One local update. Returns what is passed on and the loss ().
 
@@ -77,38 +102,53 @@ class LocalLayer:
         Raises:
             NonFiniteLossError: on CPU, before the update. On CUDA the caller looks at the losses at intervals; no
                 update is made from the bad one on.
+            EmbeddingError, PeerLostError: the label embeddings that the layer needs do not come.
         """
-        outputs = self.forward(streams)
-        passed = self.rule.pass_on(outputs)
+        self._generator.manual_seed(keys.torch_seed(self._train.seed, "layer", self.index, place.step))
+        context = Context(labels=labels, place=place, generator=self._generator)
+        self._set_mode(training=True)
+        with self._updating:  # batch norm's running statistics change here
+            outputs = self._run(streams, context)
+        passed = self.rule.pass_on(self.net, outputs, context)
         send(passed)
-        loss = self.rule.loss(self.net, outputs, labels)
+        context = self._with_embeddings(context)
+        loss = self.rule.loss(self.net, outputs, context)
         if self._not_finite is None:
             if not torch.isfinite(loss):
                 raise NonFiniteLossError(self.index, loss.item())
         else:
             self._not_finite = torch.maximum(self._not_finite, (~torch.isfinite(loss.detach())).float())
             self.optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]  # what GradScaler tells it, too
+        _set_rate(self.optimizer, self._train.lr * self._train.lr_factor(place.epoch))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         with self._updating:
             self.optimizer.step()
-        if with_readout:
+        if self._contributes:
+            assert context.embeddings is not None and self._embeddings is not None
+            gradient = context.embeddings.grad
+            # None: the loss's terms that compare with embeddings are switched off.
+            gradient = torch.zeros_like(context.embeddings) if gradient is None else gradient
+            self._embeddings.push(self.index, place.step, gradient)
+        if self.has_readout and self._head.mode == "online":
+            _set_rate(self.readout_optimizer, self._head_lr * self._train.lr_factor(place.epoch))
             self._update_readout(outputs, labels)
         return passed, loss.detach()
 
     def train_readout(
-        self, streams: Streams, labels: Tensor, *, send: Callable[[Streams], None] = nowhere
-    ) -> tuple[Streams, Tensor]:
-        """One update of the readout on the frozen layer. Returns what is passed on and the cross-entropy ()."""
-        with torch.no_grad():
-            outputs = self.forward(streams)
-        passed = self.rule.pass_on(outputs)
-        send(passed)
-        return passed, self._update_readout(outputs, labels)
+        self, streams: Streams, labels: Tensor, place: Place, *, send: Callable[[Streams], None] = nowhere
+    ) -> tuple[Streams, Tensor | None]:
+        """One update of the readout on the frozen layer. Returns what is passed on and the cross-entropy ().
+
+        A layer without a readout passes on what it computes; its cross-entropy is None.
+        """
+        context = Context(labels=labels, place=place)
+        outputs, passed = self._pass_through(streams, context, send)
+        return passed, self._update_readout(outputs, labels) if self.has_readout else None
 
     def _update_readout(self, outputs: Streams, labels: Tensor) -> Tensor:
-        features = self.rule.features(self.net, outputs).detach().float()  # (V·N, C)
-        loss = F.cross_entropy(self.readout(features), labels.repeat(len(features) // len(labels)))
+        seen = self.rule.readout_input(self.net, outputs).detach().float()  # (V·N, C)
+        loss = F.cross_entropy(self.readout(seen), labels.repeat(len(seen) // len(labels)))
         if self.device.type == "cpu" and not torch.isfinite(loss):
             raise NonFiniteLossError(self.index, loss.item(), readout=True)
         self.readout_optimizer.zero_grad(set_to_none=True)
@@ -123,18 +163,57 @@ class LocalLayer:
         self,
         streams: Streams,
         labels: Tensor,
+        place: Place,
         tally: EvaluationTally,
         *,
         send: Callable[[Streams], None] = nowhere,
     ) -> Streams:
         """Adds the batch to the tally; returns what is passed on. Changes nothing."""
-        outputs = self.forward(streams)
-        passed = self.rule.pass_on(outputs)
-        send(passed)
-        features = self.rule.features(self.net, outputs).float()
-        scores = self.readout(features) if self.readout_trained else None
-        tally.add(self.rule.loss(self.net, outputs, labels), features, labels, scores)
+        context = Context(labels=labels, place=place)
+        outputs, passed = self._pass_through(streams, context, send)
+        context = self._with_embeddings(context)
+        tally.add(
+            loss=self.rule.loss(self.net, outputs, context),
+            features=self.rule.features(self.net, outputs).float(),
+            labels=labels,
+            scores=self.readout(self.rule.readout_input(self.net, outputs).float()) if self.readout_trained else None,
+            direct_scores=self.rule.scores(self.net, outputs, context),
+        )
         return passed
+
+    def version_skew(self, place: Place) -> int | None:
+        """By how many updates the label embeddings that the layer reads there lag behind; None where it shares none."""
+        if self._dictionary is None or not self._dictionary.shared:
+            return None
+        newest = place.step if self._dictionary.embedding_mode != "static" else 0
+        return newest - version_read(self._dictionary, self.index, place.step, self._num_layers)
+
+    @torch.no_grad()
+    def _pass_through(
+        self, streams: Streams, context: Context, send: Callable[[Streams], None]
+    ) -> tuple[Streams, Streams]:
+        """Outputs of the layer as it is, and what is passed on of them, which is sent."""
+        self._set_mode(training=False)
+        outputs = self._run(streams, context)
+        passed = self.rule.pass_on(self.net, outputs, context)
+        send(passed)
+        return outputs, passed
+
+    def _run(self, streams: Streams, context: Context) -> Streams:
+        with torch.autocast(self.device.type, dtype=self._precision, enabled=self._precision is not None):
+            return self.rule.run(self.net, streams, context)
+
+    def _set_mode(self, *, training: bool) -> None:
+        if self.net.training != training:
+            self.net.train(training)
+            self.rule.train(training)
+
+    def _with_embeddings(self, context: Context) -> Context:
+        """The context with the label embeddings of its place. Waits for them."""
+        if self._embeddings is None:
+            return context
+        values = self._embeddings.read(self.index, context.place).to(self.device, non_blocking=True).detach()
+        return replace(context, embeddings=values.requires_grad_(self._contributes and context.place.training))
 
     def weights(self) -> State:
         """Copies of the layer's and, once trained, its readout's parameters. Safe from any thread."""
@@ -143,6 +222,7 @@ class LocalLayer:
 
     def _weights(self) -> State:
         state = {f"{self._prefix}.net.{name}": _copy(value) for name, value in self.net.state_dict().items()}
+        state |= {f"{self._prefix}.rule.{name}": _copy(value) for name, value in self.rule.state_dict().items()}
         if self.readout_trained:
             state |= {f"{self._prefix}.readout.{name}": _copy(v) for name, v in self.readout.state_dict().items()}
         return state
@@ -152,6 +232,7 @@ class LocalLayer:
         readout = _below(state, f"{self._prefix}.readout.")
         with self._updating:
             self.net.load_state_dict(_below(state, f"{self._prefix}.net."))
+            self.rule.load_state_dict(_below(state, f"{self._prefix}.rule."))
             if readout:
                 self.readout.load_state_dict(readout)
                 self.readout_trained = True
@@ -161,8 +242,14 @@ class LocalLayer:
         with self._updating:
             state = self._weights()
             state |= _optimizer_state(self.optimizer, self.net, f"{self._prefix}.optimizer.")
+            state |= _optimizer_state(self.optimizer, self.rule, f"{self._prefix}.optimizer.rule.")
             state |= _optimizer_state(self.readout_optimizer, self.readout, f"{self._prefix}.readout_optimizer.")
         return state
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 def is_finite(state: State) -> bool:

@@ -10,6 +10,7 @@ from pipeline import stage as stages
 from pipeline.channel import LocalChannel, Receiver
 from pipeline.conduct import conduct
 from pipeline.determinism import settle
+from pipeline.embeddings import LabelDictionary
 from pipeline.errors import PeerLostError, RunError, StageFailedError
 from pipeline.feed import MergedReceiver, Source, feed
 from pipeline.history import RunResult
@@ -46,8 +47,16 @@ class ThreadCrew:
         self.devices = [str(device) for device in devices]
         self._clocks = [Clock() for _ in devices]
         self._reports: list[list[PassReport]] = [[] for _ in devices]
+        self._embeddings = LabelDictionary(spec) if spec.has_shared_embeddings else None
         self._stages = [
-            Stage(spec, index, device, report=self._reports[index].append, clock=self._clocks[index])
+            Stage(
+                spec,
+                index,
+                device,
+                report=self._reports[index].append,
+                clock=self._clocks[index],
+                embeddings=self._embeddings,
+            )
             for index, device in enumerate(devices)
         ]
         self._feeds = [
@@ -88,12 +97,15 @@ class ThreadCrew:
         def guarded() -> None:
             try:
                 work()
+                return
             except RunError as error:
                 self._failures.append(error)
             except Exception as error:  # noqa: BLE001 (whatever it is, the run ends with it)
                 failed = StageFailedError(f"{name} failed: {type(error).__name__}: {error}")
                 failed.__cause__ = error
                 self._failures.append(failed)
+            if self._embeddings is not None:
+                self._embeddings.break_off()  # other stages may be waiting for what this one cannot give
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()
@@ -162,15 +174,20 @@ class ThreadCrew:
     def keep_only(self, best: int, upto: int) -> None:
         for stage in self._stages:
             stage.keep_only(best, upto)
+        if self._embeddings is not None:
+            self._embeddings.keep_only(best, upto)
 
     def candidate(self, epoch: int) -> State:
-        return _merged(stage.candidate(epoch) for stage in self._stages)
+        shared = self._embeddings.candidate_weights(epoch) if self._embeddings is not None else {}
+        return _merged([*(stage.candidate(epoch) for stage in self._stages), shared])
 
     def weights(self) -> State:
-        return _merged(stage.weights() for stage in self._stages)
+        shared = self._embeddings.weights() if self._embeddings is not None else {}
+        return _merged([*(stage.weights() for stage in self._stages), shared])
 
     def trained(self) -> State:
-        return _merged(stage.trained() for stage in self._stages)
+        shared = self._embeddings.state() if self._embeddings is not None else {}
+        return _merged([*(stage.trained() for stage in self._stages), shared])
 
     def close(self) -> None:
         """Ends all threads; those in the middle of a step end after it."""
@@ -180,6 +197,8 @@ class ThreadCrew:
             self._more_passes.notify_all()
         for channel in [*self._feeds, *self._edges]:
             channel.break_off()
+        if self._embeddings is not None:
+            self._embeddings.break_off()
 
 
 def take(reports: list[PassReport]) -> list[PassReport]:

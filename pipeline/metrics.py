@@ -71,7 +71,7 @@ class Clock:
         with self._lock:
             self._seconds[kind] += seconds
             excess = sum(self._seconds.values()) - (self._settle() - self._started)
-            for waiting in (Spent.WAIT_IN, Spent.WAIT_OUT, Spent.COPY):
+            for waiting in (Spent.WAIT_IN, Spent.WAIT_OUT, Spent.COPY, Spent.SYNC):
                 taken = min(max(excess, 0.0), self._seconds[waiting])
                 self._seconds[waiting] -= taken
                 excess -= taken
@@ -209,10 +209,15 @@ class LayerReport:
         layer: 0-based index.
         losses: local loss of every step (steps,) float32; empty in passes that do not train the layer.
         loss: mean local loss over the images of the pass (over steps, when training).
-        accuracy, top_k: share of images whose class is the readout's first, or among its first k; None without readout.
+        accuracy, top_k: share of images whose class is predicted first, or among the first k: by the readout, or where
+            there is none by the layer itself; None where neither predicts.
+        direct_accuracy: the share that the layer predicts by itself, such as by similarity to label embeddings; None
+            for methods that cannot.
+        version_skew: by how many updates the label embeddings that the layer read lagged behind, in the mean over the
+            steps; None for layers that share none.
         readout_loss: mean cross-entropy of the readout; None without one.
         fisher: Fisher criterion of the pooled features; None in training passes.
-        predictions: the readout's class for every image (N,) int64, in test passes.
+        predictions: the class that ``accuracy`` judges for every image (N,) int64, in test passes.
     """
 
     layer: int
@@ -220,6 +225,8 @@ class LayerReport:
     loss: float
     accuracy: float | None = None
     top_k: float | None = None
+    direct_accuracy: float | None = None
+    version_skew: float | None = None
     readout_loss: float | None = None
     fisher: float | None = None
     predictions: NDArray[np.int64] | None = None
@@ -247,10 +254,15 @@ class TrainTally:
     def __init__(self, layer: int, *, readout: bool = False) -> None:
         self.layer, self._readout = layer, readout
         self.losses: list[Tensor] = []
+        self._skews: list[int] = []
         self._seen = 0
 
-    def add(self, loss: Tensor) -> None:
-        self.losses.append(loss.detach())
+    def add(self, loss: Tensor | None, version_skew: int | None = None) -> None:
+        """Adds a step: its loss (), None for a layer that does not learn in it, and ``LayerReport.version_skew``."""
+        if loss is not None:
+            self.losses.append(loss.detach())
+        if version_skew is not None:
+            self._skews.append(version_skew)
 
     def finite_latest(self) -> float:
         """The last step's loss, NaN before the first step. Waits for the device.
@@ -269,8 +281,9 @@ class TrainTally:
 
     def report(self) -> LayerReport:
         losses = torch.stack(self.losses).float().cpu().numpy() if self.losses else np.zeros(0, np.float32)
-        mean = float(losses.astype(np.float64).mean()) if len(losses) else 0.0
-        return LayerReport(layer=self.layer, losses=losses, loss=mean)
+        mean = float(losses.astype(np.float64).mean()) if len(losses) else math.nan
+        skew = sum(self._skews) / len(self._skews) if self._skews else None
+        return LayerReport(layer=self.layer, losses=losses, loss=mean, version_skew=skew)
 
 
 class EvaluationTally:
@@ -283,8 +296,9 @@ class EvaluationTally:
         self.count = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.readout_loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.correct_top_k = torch.zeros((), dtype=torch.int64, device=device)
+        self._has_readout = False
+        self._hits = _Hits(device)
+        self._direct_hits = _Hits(device)
         self.predictions: list[Tensor] = []
 
     @classmethod
@@ -292,18 +306,29 @@ class EvaluationTally:
         """The tally of one layer of a run."""
         return cls(layer, num_classes=len(spec.classes), features=features, top_k=spec.top_k, device=device)
 
-    def add(self, loss: Tensor, features: Tensor, labels: Tensor, scores: Tensor | None) -> None:
-        """Adds a batch: local loss (), pooled features (N, C), labels (N,), the readout's scores (N, K) or None."""
+    def add(
+        self, *, loss: Tensor, features: Tensor, labels: Tensor, scores: Tensor | None, direct_scores: Tensor | None
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            loss: local loss ().
+            features: pooled features (N, C).
+            labels: (N,).
+            scores: the readout's (N, Z), None without one.
+            direct_scores: the layer's own (N, Z), None where its method has none.
+        """
         self.count += len(labels)
         self.loss_sum += loss.double() * len(labels)
         self.moments.add(features, labels)
+        if direct_scores is not None:
+            self._direct_hits.add(direct_scores, labels, self.top_k)
         if scores is not None:
-            ranked = scores.topk(self.top_k, dim=1).indices  # (N, k)
-            hits = ranked == labels[:, None]
-            self.correct += hits[:, 0].sum()
-            self.correct_top_k += hits.sum()
             self.readout_loss_sum += F.cross_entropy(scores.float(), labels, reduction="sum").double()
-            self.predictions.append(ranked[:, 0])
+        judged = scores if scores is not None else direct_scores
+        if judged is not None:
+            self.predictions.append(self._hits.add(judged, labels, self.top_k))
+        self._has_readout = scores is not None
 
     def report(self, *, with_predictions: bool = False) -> LayerReport:
         judged = bool(self.predictions)
@@ -311,9 +336,34 @@ class EvaluationTally:
             layer=self.layer,
             losses=np.zeros(0, np.float32),
             loss=float(self.loss_sum) / self.count,
-            accuracy=int(self.correct) / self.count if judged else None,
-            top_k=int(self.correct_top_k) / self.count if judged else None,
-            readout_loss=float(self.readout_loss_sum) / self.count if judged else None,
+            accuracy=self._hits.share(1, self.count),
+            top_k=self._hits.share(self.top_k, self.count),
+            direct_accuracy=self._direct_hits.share(1, self.count),
+            readout_loss=float(self.readout_loss_sum) / self.count if self._has_readout else None,
             fisher=self.moments.fisher(),
             predictions=torch.cat(self.predictions).cpu().numpy() if judged and with_predictions else None,
         )
+
+
+class _Hits:
+    """How many images a predictor has right, with its first guess and within its first k."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._seen = False
+        self._first = torch.zeros((), dtype=torch.int64, device=device)
+        self._top = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, scores: Tensor, labels: Tensor, top_k: int) -> Tensor:
+        """Adds a batch's scores (N, Z) and labels (N,). Returns the first guesses (N,)."""
+        ranked = scores.topk(top_k, dim=1).indices  # (N, k)
+        hits = ranked == labels[:, None]
+        self._first += hits[:, 0].sum()
+        self._top += hits.sum()
+        self._seen = True
+        return ranked[:, 0]
+
+    def share(self, k: int, count: int) -> float | None:
+        """The share of ``count`` images that are right within the first k guesses; None where nothing was guessed."""
+        if not self._seen:
+            return None
+        return int(self._first if k == 1 else self._top) / count

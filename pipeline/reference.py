@@ -11,16 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from torch import Tensor
+
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch, Dataset, Split
 from pipeline.determinism import settle
+from pipeline.embeddings import LabelDictionary
 from pipeline.errors import NonFiniteLossError, RunError, StageFailedError
 from pipeline.evaluate import evaluate
 from pipeline.history import History, RunResult
 from pipeline.layer import LocalLayer, State, is_finite
 from pipeline.messages import Kind
 from pipeline.metrics import BusyMeter, Clock, PassReport, Spent, Status, TrainTally
-from pipeline.rules import Streams
+from pipeline.rules import Context, Place, Streams
 from pipeline.spec import RunSpec
 
 
@@ -50,12 +53,12 @@ def train(
     device = spec.stage_device(0)
     settle(spec, device)
 
-    layers = [LocalLayer(spec, index, device) for index in range(spec.num_layers)]
+    embeddings = LabelDictionary(spec) if spec.has_shared_embeddings else None
+    layers = [LocalLayer(spec, index, device, embeddings) for index in range(spec.num_layers)]
     rule = layers[0].rule
     augment = Augment(spec.augment, seed=settings.train.seed, device=device)
-    online = settings.head.mode == "online"
 
-    clock, history = Clock(), History(spec.num_layers)
+    clock, history = Clock(), History.of(spec)
     busy = BusyMeter(clock, device)
     status = Status(stage=0, account=clock.read(), losses=[math.nan] * spec.num_layers, device=str(device))
     result = RunResult(status="finished", best_epoch=None, weights={}, last={}, history=history, devices=[str(device)])
@@ -90,17 +93,18 @@ def train(
         history.add(said)
         observe(said)
 
-    def training_views(batch: Batch, epoch: int, num_views: int) -> Streams:
-        views = augment.views(batch.images, epoch=epoch, position=batch.position, num_views=num_views)
-        return rule.enter(views)
+    def training_views(batch: Batch, place: Place, labels: Tensor, num_views: int) -> Streams:
+        views = augment.views(batch.images, epoch=place.epoch, position=batch.position, num_views=num_views)
+        return rule.enter(views, Context(labels=labels, place=place))
 
     def train_layers(epoch: int) -> None:
         tallies = [TrainTally(layer.index) for layer in layers]
         for batch in batches("train", Kind.TRAIN, epoch):
-            streams, labels = training_views(batch, epoch, rule.num_views), batch.labels.to(device)
+            place, labels = spec.place(Kind.TRAIN, epoch, batch.step, batch.position), batch.labels.to(device)
+            streams = training_views(batch, place, labels, rule.num_views)
             for layer, tally in zip(in_turn(), tallies, strict=True):
-                streams, loss = layer.train(streams, labels, with_readout=online)
-                tally.add(loss)
+                streams, loss = layer.train(streams, labels, place)
+                tally.add(loss, layer.version_skew(place))
             status.images += len(labels)
             if batch.last or device.type == "cpu":  # reading a loss is free on a CPU and waits for a GPU
                 status.losses = [tally.finite_latest() for tally in tallies]
@@ -109,9 +113,10 @@ def train(
     def train_readouts(epoch: int) -> None:
         tallies = [TrainTally(layer.index, readout=True) for layer in layers]
         for batch in batches("train", Kind.READOUT, epoch):
-            streams, labels = training_views(batch, epoch, 1), batch.labels.to(device)
+            place, labels = spec.place(Kind.READOUT, epoch, batch.step, batch.position), batch.labels.to(device)
+            streams = training_views(batch, place, labels, 1)
             for layer, tally in zip(in_turn(), tallies, strict=True):
-                streams, loss = layer.train_readout(streams, labels)
+                streams, loss = layer.train_readout(streams, labels, place)
                 tally.add(loss)
         for tally in tallies:
             tally.finite_latest()
@@ -120,11 +125,13 @@ def train(
     def evaluate_layers(split: Split, kind: Kind, epoch: int) -> None:
         report(evaluate(spec, layers, augment, batches(split, kind, epoch), kind=kind, epoch=epoch))
 
+    owners: list[LocalLayer | LabelDictionary] = [*layers, *([embeddings] if embeddings is not None else [])]
+
     def all_weights() -> State:
-        return {name: value for layer in layers for name, value in layer.weights().items()}
+        return {name: value for owner in owners for name, value in owner.weights().items()}
 
     def all_state() -> State:
-        return {name: value for layer in layers for name, value in layer.state().items()}
+        return {name: value for owner in owners for name, value in owner.state().items()}
 
     begun = time.perf_counter()
     restored = False
@@ -140,10 +147,12 @@ def train(
         history.require_best_epoch()
         for layer in layers:
             layer.load_weights(result.weights)
+        if embeddings is not None:
+            embeddings.freeze(history.require_best_epoch())
         restored = True
 
         begun = time.perf_counter()
-        if not online:
+        if settings.head.mode == "after":
             for epoch in range(settings.head.head_epochs):
                 train_readouts(settings.train.epochs + epoch)
         evaluate_layers("test", Kind.TEST, 0)

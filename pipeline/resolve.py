@@ -18,6 +18,7 @@ from pipeline.data.sources.base import Progress
 from pipeline.errors import ResourcesError, UserError
 from pipeline.schedule import partition
 from pipeline.settings import Settings
+from pipeline.shapes import layer_features
 from pipeline.spec import RunSpec
 
 
@@ -108,7 +109,20 @@ def check(settings: Settings) -> None:
     if not 0 < train.lr < math.inf:
         raise UserError(f"--lr {train.lr}: must be above 0 (the paper: 0.004).")
     _at_least(0, "--weight-decay", train.weight_decay)
-    if not 0 < head.head_lr < math.inf:
+    if list(train.milestones) != sorted(set(train.milestones)) or any(m < 1 for m in train.milestones):
+        given = " ".join(str(m) for m in train.milestones)
+        raise UserError(f"--milestones {given}: epochs of at least 1, each above the one before.")
+    if not 0 < train.lr_decay <= 1:
+        raise UserError(f"--lr-decay {train.lr_decay}: must be above 0 and at most 1.")
+    predicts = settings.method.predicts()
+    if head.mode == "none" and not predicts:
+        raise UserError(
+            f"--head none: layers trained by {settings.method.kind} do not predict by themselves. "
+            "Use --head after or --head online."
+        )
+    if train.keep == "accuracy" and head.mode != "online" and not predicts:
+        raise UserError("--keep accuracy needs a prediction while the layers learn. Use --head online, or --keep loss.")
+    if head.head_lr != "lr" and not 0 < head.head_lr < math.inf:
         raise UserError(f"--head-lr {head.head_lr}: must be above 0 (the paper: 0.0005).")
     if head.mode == "after":
         _at_least(1, "--head-epochs", head.head_epochs)
@@ -125,7 +139,7 @@ def check(settings: Settings) -> None:
     ):
         _at_least(0.1, name, seconds)
     if pipe.stages != "auto":
-        partition(settings.net.num_layers, pipe.stages)
+        partition(_num_layers(settings), pipe.stages)
     if pipe.executor == "serial" and pipe.stages not in ("auto", 1):
         raise UserError(
             f"--executor serial has one stage, not {pipe.stages}. Leave --stages out, or use --executor ray."
@@ -147,9 +161,13 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
         raise UserError(
             f"--feeders {settings.pipeline.feeders}: an epoch has {batches} batches. Give at most --feeders {batches}."
         )
+    if len(index.classes) < 2:
+        raise UserError(f"{settings.data.data} has one class, {index.classes[0]!r}. Contrast needs at least two.")
+    net = settings.net.resolve(index.shape)
     return replace(
         settings,
-        net=settings.net.resolve(index.shape),
+        net=net,
+        method=settings.method.resolve(layer_features(settings.method.adapt(net), index.shape)),
         data=replace(settings.data, data=settings.data.data if facts else str(Path(settings.data.data).resolve())),
         augment=replace(settings.augment, crop_padding=padding, flip=flip),
     )
@@ -160,14 +178,13 @@ def num_stages(settings: Settings, num_devices: int) -> int:
     if settings.pipeline.executor == "serial":
         return 1
     wanted = settings.pipeline.stages
-    return max(1, min(settings.net.num_layers, num_devices)) if wanted == "auto" else wanted
+    return max(1, min(_num_layers(settings), num_devices)) if wanted == "auto" else wanted
 
 
 def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
     """The run on these devices. ``settings`` come from ``resolve``. Raises UserError or ResourcesError."""
     index = dataset.index
     facts = DATASETS.get(settings.data.data)
-    num_layers = settings.net.num_layers
     stages = num_stages(settings, devices.count)
     transport = settings.pipeline.transport
     if transport == "auto":
@@ -194,9 +211,14 @@ def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
             std=tuple(facts.std if facts and facts.std else index.std),
         ),
         top_k=facts.top_k if facts else 1,
-        stages=partition(num_layers, stages),
+        steps_per_epoch=dataset.num_batches("train", settings.train.batch_size),
+        stages=partition(_num_layers(settings), stages),
         device=kind,
     )
+
+
+def _num_layers(settings: Settings) -> int:
+    return settings.method.adapt(settings.net).num_layers
 
 
 def _at_least(low: float, name: str, value: float) -> None:

@@ -16,8 +16,8 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import UserError
-from pipeline.nets import MlpSettings, NetSettings, VitSettings
-from pipeline.rules import CffSettings, MethodSettings
+from pipeline.nets import NETS, NetField, VitSettings
+from pipeline.rules import METHODS, CffSettings, MethodField
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,20 +68,36 @@ class TrainSettings:
     """Learning rate of each layer's AdamW."""
     weight_decay: float = 0.01
     """Decoupled weight decay of each layer's AdamW."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the learning rate falls, of layers, label embeddings and online heads alike."""
+    lr_decay: float = 0.5
+    """What it is multiplied by at each milestone."""
+    keep: Literal["loss", "accuracy", "last"] = "loss"
+    """Which epoch's weights are kept: the last layer's lowest validation loss, its highest validation accuracy, or the
+    last epoch's."""
     seed: int = 0
     """Seed of everything random."""
+
+    def lr_factor(self, epoch: int) -> float:
+        """What the learning rates are multiplied by in an epoch (0-based)."""
+        return self.lr_decay ** sum(epoch >= milestone for milestone in self.milestones)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """Stage 2 of the method: a linear classifier (LayerNorm + Linear) on each layer's pooled features."""
+    """A linear classifier on a layer's features: stage 2 of CFF, the final layer of CFL and DCL."""
 
-    mode: Annotated[Literal["after", "online"], tyro.conf.arg(name="head")] = "after"
-    """after: on the frozen layers, once they have learned (the paper). online: with them, one more local layer."""
+    mode: Annotated[Literal["after", "online", "none"], tyro.conf.arg(name="head")] = "after"
+    """after: on the frozen layers, once they have learned (CFF). online: with them, one more local layer (CFL, DCL).
+    none: the layers predict by themselves, from the similarity to label embeddings."""
+    head_layers: Literal["all", "last"] = "all"
+    """Layers that get one."""
+    head_norm: bool = True
+    """LayerNorm before the linear layer."""
     head_epochs: int = 50
     """Passes over the training images for --head after."""
-    head_lr: float = 5e-4
-    """Learning rate of the heads' AdamW."""
+    head_lr: float | Literal["lr"] = 5e-4
+    """Learning rate of the heads' AdamW. lr: the layers'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +134,8 @@ class Settings:
 
     preset: Annotated[str, tyro.conf.Suppress] = "cff-vit"
     data: DataSettings = field(default_factory=DataSettings)
-    net: NetSettings = field(default_factory=VitSettings)
-    method: MethodSettings = field(default_factory=CffSettings)
+    net: NetField = field(default_factory=VitSettings)
+    method: MethodField = field(default_factory=CffSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
@@ -141,7 +157,7 @@ def to_dict(settings: Settings) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any], *, source: str) -> Settings:
     """Settings from JSON values. Raises UserError naming ``source`` and each value that does not fit."""
-    unknown = _unknown_keys(values, to_dict_template())
+    unknown = _unknown_keys(values, _template(values))
     if unknown:
         raise UserError(
             f"{source}: unknown settings {', '.join(unknown)}. Remove them or use the version that wrote them."
@@ -166,10 +182,13 @@ def load(path: Path) -> Settings:
     return from_dict(values.get("settings", values), source=f"--config {path}")
 
 
-def to_dict_template() -> dict[str, Any]:
-    """Every key that a settings file may have; the net's keys are those of all nets."""
+def _template(values: dict[str, Any]) -> dict[str, Any]:
+    """Every key that a settings file may have, given the net and the method that it names."""
     template = to_dict(Settings())
-    template["net"] = {**to_dict(Settings(net=MlpSettings()))["net"], **template["net"]}
+    for name, family in (("net", NETS), ("method", METHODS)):
+        chosen = values.get(name)
+        kind = chosen.get("kind") if isinstance(chosen, dict) else None
+        template[name] = family.template(kind) if kind is not None else template[name]
     return template
 
 

@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pipeline.feed import IMAGES
 from pipeline.messages import IDS, LABELS, Kind, Message, message_bytes
+from pipeline.nets import Net, Shape
+from pipeline.rules import Context, Place, Streams
 from pipeline.spec import RunSpec
+
+_META = torch.device("meta")
 
 
 def edge_bytes(spec: RunSpec) -> list[int]:
     """Largest payload on each edge in bytes: from the feeders to stage 0, from stage 0 to stage 1, and so on.
 
-    Training batches are the largest: all views of a whole batch. Validation and test send one view.
+    A training batch has every view, an evaluation batch one; a method may send other streams in one than in the other.
     """
-    settings = spec.settings
-    batch = settings.train.batch_size
-    meta = torch.device("meta")
-    beside = {name: torch.empty(batch, dtype=torch.int64, device=meta) for name in (LABELS, IDS)}
-    images = torch.empty(batch, *spec.shape, dtype=torch.uint8, device=meta)
+    batch = spec.settings.train.batch_size
+    beside = {name: torch.empty(batch, dtype=torch.int64, device=_META) for name in (LABELS, IDS)}
+    images = torch.empty(batch, *spec.shape, dtype=torch.uint8, device=_META)
     sizes = [message_bytes(Message(Kind.TRAIN, tensors={IMAGES: images, **beside}))]
+    trained, evaluated = (_streams(spec, training, beside[LABELS]) for training in (True, False))
+    return sizes + [
+        max(message_bytes(Message(Kind.TRAIN, tensors={**sent, **beside})) for sent in either)
+        for either in zip(trained, evaluated, strict=True)
+    ]
 
-    rules = [settings.method.build(index, spec.num_layers) for index in range(spec.num_layers)]
-    streams = rules[0].enter(torch.empty(rules[0].num_views * batch, *spec.shape, device=meta))
+
+def layer_features(net: Net, shape: Shape) -> list[int]:
+    """Length C of each layer's feature vectors."""
+    with torch.device(_META):
+        return [net.build(index, shape).features for index in range(net.num_layers)]
+
+
+def _streams(spec: RunSpec, training: bool, labels: Tensor) -> list[Streams]:
+    """What each stage but the last passes on."""
+    context = Context(labels=labels, place=Place(training=training))
     ends = {layers[-1] for layers in spec.stages[:-1]}
-    with torch.device(meta), torch.no_grad():
-        for index, rule in enumerate(rules):
-            streams = rule.pass_on(rule.forward(settings.net.build(index, spec.shape), streams))
+    sent = []
+    with torch.device(_META), torch.no_grad():
+        layers = [spec.net.build(index, spec.shape).eval() for index in range(spec.num_layers)]
+        rules = [spec.settings.method.build(i, layer, spec.outline) for i, layer in enumerate(layers)]
+        views = rules[0].num_views if training else 1
+        streams = rules[0].enter(torch.empty(views * len(labels), *spec.shape), context)
+        for index, (layer, rule) in enumerate(zip(layers, rules, strict=True)):
+            streams = rule.pass_on(layer, rule.run(layer, streams, context), context)
             if index in ends:
-                sizes.append(message_bytes(Message(Kind.TRAIN, tensors={**streams, **beside})))
-    return sizes
+                sent.append(streams)
+    return sent

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.data.augment import AugmentConfig
-from pipeline.nets import Shape
+from pipeline.messages import Kind
+from pipeline.nets import Net, Shape
+from pipeline.rules import Outline, Place
 from pipeline.settings import Settings
 
 
@@ -23,6 +25,7 @@ class RunSpec:
         classes: class names, in label order.
         augment: resolved augmentation, with the normalisation's mean and standard deviation.
         top_k: the k of the data set's customary top-k accuracy.
+        steps_per_epoch: training batches of an epoch.
         stages: for each stage its layers, contiguous and in order.
         device: "cpu" or "cuda".
     """
@@ -35,12 +38,40 @@ class RunSpec:
     classes: tuple[str, ...]
     augment: AugmentConfig
     top_k: int
+    steps_per_epoch: int
     stages: tuple[range, ...]
     device: str
 
     @property
+    def net(self) -> Net:
+        """The net whose layers learn."""
+        return self.settings.method.adapt(self.settings.net)
+
+    @property
     def num_layers(self) -> int:
-        return self.settings.net.num_layers
+        return self.net.num_layers
+
+    @property
+    def outline(self) -> Outline:
+        """What rules may know of the run."""
+        return Outline(num_layers=self.num_layers, num_classes=len(self.classes))
+
+    def place(self, kind: Kind, epoch: int, step: int = 0, position: int = 0) -> Place:
+        """Where a batch is in the run: ``step`` counts from the beginning of its pass."""
+        match kind:
+            case Kind.TRAIN:
+                before = epoch * self.steps_per_epoch + step
+            case Kind.VALIDATE:
+                before = (epoch + 1) * self.steps_per_epoch
+            case _:
+                before = self.settings.train.epochs * self.steps_per_epoch
+        return Place(epoch=epoch, step=before, position=position, training=kind is Kind.TRAIN)
+
+    @property
+    def has_shared_embeddings(self) -> bool:
+        """Whether layers share a label dictionary."""
+        dictionary = self.settings.method.dictionary()
+        return dictionary is not None and dictionary.shared
 
     @property
     def num_stages(self) -> int:

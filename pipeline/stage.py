@@ -15,12 +15,13 @@ from torch import Tensor
 
 from pipeline.channel import Receiver, Sender
 from pipeline.data.augment import Augment
+from pipeline.embeddings import EmbeddingSource
 from pipeline.errors import ChannelError, NonFiniteLossError
 from pipeline.feed import IMAGES
 from pipeline.layer import LocalLayer, State, nowhere
 from pipeline.messages import IDS, LABELS, Kind, Message
-from pipeline.metrics import BusyMeter, Clock, EvaluationTally, PassReport, Status, TrainTally
-from pipeline.rules import Streams
+from pipeline.metrics import BusyMeter, Clock, EvaluationTally, PassReport, Spent, Status, TrainTally
+from pipeline.rules import Context, Place, Streams
 from pipeline.spec import RunSpec
 
 Send = Callable[[Message], None]
@@ -34,15 +35,23 @@ class Stage:
     Args:
         report: gets a report at the end of every pass, in the stage's own thread.
         clock: the stage's clock; the caller accounts for waiting with it.
+        embeddings: the label dictionary, for methods whose layers share one.
     """
 
     def __init__(
-        self, spec: RunSpec, index: int, device: torch.device, *, report: Callable[[PassReport], None], clock: Clock
+        self,
+        spec: RunSpec,
+        index: int,
+        device: torch.device,
+        *,
+        report: Callable[[PassReport], None],
+        clock: Clock,
+        embeddings: EmbeddingSource | None = None,
     ) -> None:
         self.spec, self.index, self.device = spec, index, device
-        self.layers = [LocalLayer(spec, layer, device) for layer in spec.stages[index]]
+        self._embeddings = _Awaited(embeddings, clock) if embeddings is not None else None
+        self.layers = [LocalLayer(spec, layer, device, self._embeddings) for layer in spec.stages[index]]
         self._rule = self.layers[0].rule
-        self._online = spec.settings.head.mode == "online"
         self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device) if index == 0 else None
         self._report, self._clock = report, clock
         self._candidates: dict[int, State] = {}
@@ -76,6 +85,8 @@ class Stage:
                 candidate = self.candidate(message.epoch)
                 for layer in self.layers:
                     layer.load_weights(candidate)
+                if self._embeddings is not None:
+                    self._embeddings.freeze(message.epoch)
                 self._restored = True
             case Kind.STOP:
                 send(message)
@@ -95,14 +106,15 @@ class Stage:
 
     def _train(self, message: Message, send: Send) -> None:
         self._training = self._training or [TrainTally(layer.index) for layer in self.layers]
-        streams, labels = self._enter(message, self._rule.num_views)
+        place = self._place(message)
+        streams, labels = self._enter(message, place, self._rule.num_views)
         for layer, tally in zip(self.layers, self._training, strict=True):
             onward = self._onward(message, layer, send)
             try:
-                streams, loss = layer.train(streams, labels, with_readout=self._online, send=onward)
+                streams, loss = layer.train(streams, labels, place, send=onward)
             except NonFiniteLossError as error:
                 raise self._located(error) from None
-            tally.add(loss)
+            tally.add(loss, layer.version_skew(place))
         self._images += len(labels)
         if message.step % _LOOK_EVERY == 0 and self.device.type != "cpu":
             self.look()
@@ -111,11 +123,12 @@ class Stage:
 
     def _train_readouts(self, message: Message, send: Send) -> None:
         self._training = self._training or [TrainTally(layer.index, readout=True) for layer in self.layers]
-        streams, labels = self._enter(message, 1)
+        place = self._place(message)
+        streams, labels = self._enter(message, place, 1)
         for layer, tally in zip(self.layers, self._training, strict=True):
             onward = self._onward(message, layer, send)
             try:
-                streams, loss = layer.train_readout(streams, labels, send=onward)
+                streams, loss = layer.train_readout(streams, labels, place, send=onward)
             except NonFiniteLossError as error:
                 raise self._located(error) from None
             tally.add(loss)
@@ -136,9 +149,10 @@ class Stage:
             self._ids, self._labels = [], []
             if message.kind is Kind.VALIDATE:
                 self._keep_candidate(message.epoch)
-        streams, labels = self._enter(message, 0)
+        place = self._place(message)
+        streams, labels = self._enter(message, place, 0)
         for layer, tally in zip(self.layers, self._evaluation, strict=True):
-            streams = layer.evaluate(streams, labels, tally, send=self._onward(message, layer, send))
+            streams = layer.evaluate(streams, labels, place, tally, send=self._onward(message, layer, send))
         test = message.kind is Kind.TEST
         if test:
             self._ids.append(message.tensors[IDS].cpu().clone())
@@ -154,7 +168,10 @@ class Stage:
             )
             self._say(report)
 
-    def _enter(self, message: Message, num_views: int) -> tuple[Streams, Tensor]:
+    def _place(self, message: Message) -> Place:
+        return self.spec.place(message.kind, message.epoch, message.step, message.position)
+
+    def _enter(self, message: Message, place: Place, num_views: int) -> tuple[Streams, Tensor]:
         """The batch's streams and labels; the first stage makes ``num_views`` random views, or with 0 the plain one."""
         labels = message.tensors[LABELS].to(self.device, non_blocking=True)
         if self._augment is None:
@@ -162,11 +179,11 @@ class Stage:
             return {name: tensor.to(self.device, non_blocking=True) for name, tensor in streams.items()}, labels
         if IMAGES not in message.tensors:
             raise ChannelError(f"stage 1 got {sorted(message.tensors)} where it needs {IMAGES!r}")
-        images = message.tensors[IMAGES]
+        images, context = message.tensors[IMAGES], Context(labels=labels, place=place)
         if num_views == 0:
-            return self._rule.enter(self._augment.plain(images)), labels
+            return self._rule.enter(self._augment.plain(images), context), labels
         views = self._augment.views(images, epoch=message.epoch, position=message.position, num_views=num_views)
-        return self._rule.enter(views), labels
+        return self._rule.enter(views, context), labels
 
     def _onward(self, message: Message, layer: LocalLayer, send: Send) -> Callable[[Streams], None]:
         """What a layer does with its activations: the stage's last layer sends them on, with labels and ids."""
@@ -239,6 +256,25 @@ class Stage:
         weights = self.weights()
         with self._candidates_lock:
             self._candidates[epoch] = weights
+
+
+class _Awaited:
+    """A source of label embeddings whose waiting counts as such on the stage's clock."""
+
+    def __init__(self, source: EmbeddingSource, clock: Clock) -> None:
+        self._source, self._clock = source, clock
+
+    def read(self, layer: int, place: Place) -> Tensor:
+        with self._clock.measure(Spent.SYNC):
+            return self._source.read(layer, place)
+
+    def push(self, layer: int, step: int, gradient: Tensor) -> None:
+        with self._clock.measure(Spent.SYNC):
+            self._source.push(layer, step, gradient)
+
+    def freeze(self, epoch: int) -> None:
+        with self._clock.measure(Spent.SYNC):
+            self._source.freeze(epoch)
 
 
 def run(stage: Stage, inbox: Receiver, outbox: Sender | None, clock: Clock) -> None:

@@ -17,8 +17,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 from pipeline.channel import Buffer, DistReceiver, DistSender, HostBuffer
 from pipeline.data.augment import AugmentConfig
 from pipeline.metrics import Clock
-from pipeline.nets import NetSettings, VitSettings
-from pipeline.rules import CffSettings
+from pipeline.nets import Net, VitSettings
+from pipeline.rules import CffSettings, Method
 from pipeline.schedule import partition
 from pipeline.settings import HeadSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.spec import RunSpec
@@ -29,8 +29,8 @@ CPU = torch.device("cpu")
 
 def tiny_spec(
     *,
-    net: NetSettings | None = None,
-    method: CffSettings | None = None,
+    net: Net | None = None,
+    method: Method | None = None,
     num_classes: int = 3,
     batch_size: int = 6,
     stages: int = 1,
@@ -56,7 +56,8 @@ def tiny_spec(
         classes=tuple(str(label) for label in range(num_classes)),
         augment=AugmentConfig(crop_padding=1, flip=False, mean=(0.5,), std=(0.25,)),
         top_k=2,
-        stages=partition(settings.net.num_layers, stages),
+        steps_per_epoch=4,
+        stages=partition(settings.method.adapt(settings.net).num_layers, stages),
         device="cpu",
     )
 

@@ -26,6 +26,8 @@ from pipeline.local import root_cause
 from pipeline.metrics import PassReport, Status
 from pipeline.schedule import Pass
 from pipeline.spec import RunSpec
+from workers.coordinator import NAME as COORDINATOR
+from workers.coordinator import CoordinatorWorker
 from workers.edges import EdgeGroups, edges_of
 from workers.feeder import FeederWorker
 from workers.stage import StageWorker
@@ -78,6 +80,7 @@ class RayCrew:
     ) -> None:
         self._spec, self._interrupted, self._notify = spec, interrupted, notify
         self._group: PlacementGroup | None = None
+        self._coordinator: Any = None
         self._stages: list[Any] = []
         self._feeders: list[Any] = []
         self._polls: dict[int, Any] = {}
@@ -117,16 +120,24 @@ class RayCrew:
         nodes = placement_group_table(group)["bundles_to_node_id"]
         bundles = sorted(range(self._spec.num_stages), key=lambda index: nodes[index])
 
-        def start(worker: type, role: str, number: int, **options: Any) -> Any:
-            name = f"localpipe-{run}-{role}-{number + 1}"
-            actor: Any = ray.remote(worker).options(name=name, max_concurrency=_BESIDE, **options)
-            return actor.remote(self._spec, number)
+        def start(worker: type, role: str, *arguments: Any, beside: int = _BESIDE, **options: Any) -> Any:
+            actor: Any = ray.remote(worker).options(name=f"localpipe-{run}-{role}", max_concurrency=beside, **options)
+            return actor.remote(self._spec, *arguments)
 
+        # Feeders work where the data was opened and checked. They and the coordinator take no core of their own.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        if self._spec.has_shared_embeddings:
+            # Every stage has a call waiting for the next version and another one with gradients.
+            beside = _BESIDE + 2 * self._spec.num_stages
+            self._coordinator = start(
+                CoordinatorWorker, "coordinator", beside=beside, num_cpus=0, scheduling_strategy=here
+            )
         self._stages = [
             start(
                 StageWorker,
-                "stage",
+                f"stage-{index + 1}",
                 index,
+                self._coordinator,
                 num_cpus=cores,
                 num_gpus=gpus,
                 runtime_env={"env_vars": _GPU_ENVIRONMENT} if gpus else None,
@@ -134,10 +145,8 @@ class RayCrew:
             )
             for index, bundle in enumerate(bundles)
         ]
-        # Feeders work where the data was opened and checked, and take no core of their own.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._feeders = [
-            start(FeederWorker, "feeder", number, num_cpus=0, scheduling_strategy=here)
+            start(FeederWorker, f"feeder-{number + 1}", number, num_cpus=0, scheduling_strategy=here)
             for number in range(pipe.feeders)
         ]
 
@@ -152,6 +161,8 @@ class RayCrew:
         described = {names[index]: stage.describe.remote() for index, stage in enumerate(self._stages)}
         self.devices = self._all(described)
         self._running = {stage.run.remote(): names[index] for index, stage in enumerate(self._stages)}
+        if self._coordinator is not None:
+            self._running[self._coordinator.watch.remote()] = COORDINATOR
 
     def _all(self, asked: dict[str, Any]) -> list[Any]:
         """The answers of workers by name, while the run is set up.
@@ -230,17 +241,22 @@ class RayCrew:
         return failures
 
     def keep_only(self, best: int, upto: int) -> None:
-        for stage in self._stages:
-            stage.keep_only.remote(best, upto)
+        for owner in self._owners:
+            owner.keep_only.remote(best, upto)
 
     def candidate(self, epoch: int) -> State:
-        return self._merged([stage.candidate.remote(epoch) for stage in self._stages])
+        return self._merged([owner.candidate.remote(epoch) for owner in self._owners])
 
     def weights(self) -> State:
-        return self._merged([stage.weights.remote() for stage in self._stages])
+        return self._merged([owner.weights.remote() for owner in self._owners])
 
     def trained(self) -> State:
-        return self._merged([stage.trained.remote() for stage in self._stages])
+        return self._merged([owner.trained.remote() for owner in self._owners])
+
+    @property
+    def _owners(self) -> list[Any]:
+        """The workers that hold what the run learns."""
+        return [*self._stages, *([self._coordinator] if self._coordinator is not None else [])]
 
     def _merged(self, refs: list[Any]) -> State:
         try:
@@ -251,9 +267,9 @@ class RayCrew:
 
     def close(self) -> None:
         """Ends every actor at once; what they had to say has been fetched."""
-        for worker in (*self._stages, *self._feeders):
+        for worker in (*self._owners, *self._feeders):
             ray.kill(worker)
-        self._stages, self._feeders, self._running = [], [], {}
+        self._coordinator, self._stages, self._feeders, self._running = None, [], [], {}
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import ray
 import torch
@@ -19,19 +20,23 @@ from pipeline.local import take
 from pipeline.metrics import Clock, PassReport, Status
 from pipeline.spec import RunSpec
 from pipeline.stage import Stage
+from workers.coordinator import RemoteEmbeddings
 from workers.edges import Edge, EdgeGroups
 
 
 class StageWorker:
     """Holds a stage and its channels. ``run`` works in one thread; all other calls are answered beside it."""
 
-    def __init__(self, spec: RunSpec, index: int) -> None:
+    def __init__(self, spec: RunSpec, index: int, coordinator: Any = None) -> None:
         self.spec, self.index = spec, index
         self._reports: list[PassReport] = []
         self._clock = Clock()
         self._device = _own_device(spec)
         settle(spec, self._device)
-        self._stage = Stage(spec, index, self._device, report=self._reports.append, clock=self._clock)
+        embeddings = RemoteEmbeddings(spec, coordinator, spec.stages[index]) if coordinator is not None else None
+        self._stage = Stage(
+            spec, index, self._device, report=self._reports.append, clock=self._clock, embeddings=embeddings
+        )
         self._store: TCPStore | None = None
         self._inbox: Receiver | None = None
         self._outbox: Sender | None = None

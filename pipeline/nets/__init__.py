@@ -1,13 +1,26 @@
-"""Models as lists of layers. A new net is one file here and one member of ``NetSettings``."""
+"""Models as lists of layers. A new net is one file here, registered in ``NETS``."""
 
 from __future__ import annotations
 
-from pipeline.nets.base import Layer, Net, Shape
+from pipeline.nets.base import NETS, Dropout, Layer, Net, NetField, Shape
+from pipeline.nets.conv import ConvSettings
+from pipeline.nets.mixer import MixerSettings
 from pipeline.nets.mlp import MlpSettings
+from pipeline.nets.resnet import ResnetSettings
+from pipeline.nets.vgg import VggSettings
 from pipeline.nets.vit import VitSettings
 
-NetSettings = VitSettings | MlpSettings
-
-_NETS: tuple[type[Net], ...] = (VitSettings, MlpSettings)  # held to the protocol by the type checker
-
-__all__ = ["Layer", "MlpSettings", "NetSettings", "Shape", "VitSettings"]
+__all__ = [
+    "NETS",
+    "ConvSettings",
+    "Dropout",
+    "Layer",
+    "MixerSettings",
+    "MlpSettings",
+    "Net",
+    "NetField",
+    "ResnetSettings",
+    "Shape",
+    "VggSettings",
+    "VitSettings",
+]

@@ -2,42 +2,93 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Self
 
+import torch
+from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor, nn
+
+from pipeline.kinds import Family, Named
 
 Shape = tuple[int, int, int]
 """Image shape (channels, height, width)."""
 
 
 class Layer(nn.Module):
-    """One locally trained layer: activations in, activations out, and a pooled feature for its loss.
+    """One locally trained layer: activations in, activations out, and features for its loss and its readout.
 
     Attributes:
-        features: length C of the pooled feature.
+        features: length C of each feature vector.
+        grid: rows and columns of the feature vectors over the image; None where they have no place in it.
     """
 
     features: int
+    grid: tuple[int, int] | None = None
 
-    def pool(self, activations: Tensor) -> Tensor:
-        """Pooled feature h̄ (N, C) of the layer's own output."""
+    def tokens(self, activations: Tensor) -> Tensor:
+        """The feature vectors h (N, T, C) in the layer's own output: tokens, pixels or groups of units."""
         raise NotImplementedError
 
+    def pool(self, activations: Tensor) -> Tensor:
+        """Pooled feature h̄ (N, C): the mean over the feature vectors."""
+        return self.tokens(activations).mean(dim=1)
 
-class Net(Protocol):
+    @property
+    def readout_width(self) -> int:
+        """Length of ``readout_input``."""
+        return self.features
+
+    def readout_input(self, activations: Tensor) -> Tensor:
+        """What a linear readout of this layer sees (N, readout_width): the pooled feature, unless the net differs."""
+        return self.pool(activations)
+
+
+class Dropout(nn.Module):
+    """Dropout from a generator of its own, so that its zeros belong to seed, layer and step (law 2).
+
+    Attributes:
+        generator: on the device of the activations; whoever trains the layer sets it, anew in every step.
+    """
+
+    generator: torch.Generator | None = None
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.share == 0:
+            return x
+        assert self.generator is not None, "whoever trains the layer sets the generator"
+        kept = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.share
+        return x * kept / (1 - self.share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net(ABC, Named):
     """A net's settings: enough to build any one layer without the others."""
 
     @property
+    @abstractmethod
     def num_layers(self) -> int: ...
 
+    @abstractmethod
     def resolve(self, shape: Shape) -> Self:
         """These settings with every "auto" replaced. Raises UserError where net and image shape do not fit."""
-        ...
 
+    @abstractmethod
     def build(self, index: int, shape: Shape) -> Layer:
         """Layer ``index`` (0-based) for images of ``shape``; the caller seeds the initial weights."""
-        ...
 
+    @abstractmethod
     def describe(self) -> str:
         """The paper's notation, such as ViT[128 4 5]."""
-        ...
+
+
+NETS: Family[Net] = Family("net")
+"""Every net by its kind."""
+
+NetField = Annotated[Net, PlainValidator(NETS.load), PlainSerializer(NETS.dump)]
+"""A field that holds any net and is saved with its kind."""

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.nets.base import Layer, Shape
+from pipeline.nets.base import NETS, Layer, Net, Shape
+from pipeline.nets.patches import Patch, cut, listed, patch_grid, resolve_patch
 
-_PATCHES_PER_SIDE = 8  # the paper's 64 patches: 4x4 pixels at 32x32, 8x8 at 64x64
 
-
+@NETS.register
 @dataclass(frozen=True, kw_only=True)
-class VitSettings:
+class VitSettings(Net):
     """A Vision Transformer, ViT[dim heads depth] in the paper's notation."""
 
-    kind: Annotated[Literal["vit"], tyro.conf.Suppress] = "vit"
+    kind: ClassVar[str] = "vit"
     dim: int = 128
     """Width E of each token."""
     heads: int = 4
     """Attention heads H; divides dim."""
     depth: int = 5
     """Encoder layers L; the patch embedding belongs to the first."""
-    patch: int | Literal["auto"] = "auto"
+    patch: Patch = "auto"
     """Patch side in pixels; divides the image side. auto: an eighth of it (4 at 32 pixels), at least 2."""
     pooling: Literal["mean", "token"] = "mean"
     """What the loss sees: the mean over tokens, or a class token (the paper's Table 5)."""
@@ -44,23 +42,16 @@ class VitSettings:
         if self.dim % self.heads:
             allowed = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
             raise UserError(
-                f"--dim {self.dim} is not divisible by --heads {self.heads}. Heads that divide it: {_listed(allowed)}."
+                f"--dim {self.dim} is not divisible by --heads {self.heads}. Heads that divide it: {listed(allowed)}."
             )
-        _, height, width = shape
-        common = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
-        patch = self.patch
-        if patch == "auto":
-            patch = next((p for p in common if p >= max(2, math.sqrt(height * width) / _PATCHES_PER_SIDE)), common[-1])
-        elif patch not in common:
-            raise UserError(
-                f"--patch {patch} does not divide images of {height}×{width} pixels. Patches that do: "
-                f"{_listed(common)}."
-            )
-        return replace(self, patch=patch)
+        return replace(self, patch=resolve_patch(self.patch, shape))
 
     def build(self, index: int, shape: Shape) -> Layer:
         embedding = PatchEmbedding(self, shape) if index == 0 else None
-        return EncoderLayer(self.dim, self.heads, self.pooling, embedding)
+        layer = EncoderLayer(self.dim, self.heads, self.pooling, embedding)
+        assert isinstance(self.patch, int), "resolve() settles the patch size"
+        layer.grid = patch_grid(self.patch, shape)
+        return layer
 
     def describe(self) -> str:
         return f"ViT[{self.dim} {self.heads} {self.depth}]"
@@ -71,17 +62,15 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, settings: VitSettings, shape: Shape) -> None:
         super().__init__()
-        channels, height, width = shape
         assert isinstance(settings.patch, int), "resolve() settles the patch size"
         self.patch = settings.patch
-        num_patches = (height // self.patch) * (width // self.patch)
-        self.project = nn.Linear(channels * self.patch**2, settings.dim)
-        self.position = nn.Parameter(torch.randn(num_patches, settings.dim))
+        rows, columns = patch_grid(self.patch, shape)
+        self.project = nn.Linear(shape[0] * self.patch**2, settings.dim)
+        self.position = nn.Parameter(torch.randn(rows * columns, settings.dim))
         self.token = nn.Parameter(torch.randn(1, 1, settings.dim)) if settings.pooling == "token" else None
 
     def forward(self, images: Tensor) -> Tensor:
-        patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)  # (N, T, channels·p²)
-        tokens = F.relu(self.project(patches)) + self.position
+        tokens = F.relu(self.project(cut(images, self.patch))) + self.position
         if self.token is None:
             return tokens
         return torch.cat([self.token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
@@ -125,8 +114,11 @@ class EncoderLayer(Layer):
         projected: Tensor = self.project(mixed.transpose(1, 2).reshape(n, t, e))
         return projected
 
+    def tokens(self, activations: Tensor) -> Tensor:
+        return activations[:, 1:] if self.pooling == "token" else activations
+
     def pool(self, activations: Tensor) -> Tensor:
-        return activations[:, 0] if self.pooling == "token" else activations.mean(dim=1)
+        return activations[:, 0] if self.pooling == "token" else super().pool(activations)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -135,7 +127,3 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # PyTorch 2.13's CPU kernel is slow backwards in bfloat16: 194 ms against 47 ms (512×64 tokens, E=128, 1 thread).
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-
-
-def _listed(values: list[int]) -> str:
-    return ", ".join(str(value) for value in values)

@@ -1,12 +1,22 @@
-"""How a layer learns: a file per method family, its settings a member of ``MethodSettings``."""
+"""How a layer learns: a file per method family, registered in ``METHODS``. README.md here says how to write one."""
 
 from __future__ import annotations
 
-from pipeline.rules.base import Rule, RuleSettings, Streams
+from pipeline.rules.base import METHODS, Context, Method, MethodField, Outline, Place, Rule, Streams
 from pipeline.rules.cff import CffSettings
+from pipeline.rules.cfl import CflSettings
+from pipeline.rules.dcl import DclSettings
 
-MethodSettings = CffSettings
-
-_METHODS: tuple[type[RuleSettings], ...] = (CffSettings,)  # held to the protocol by the type checker
-
-__all__ = ["CffSettings", "MethodSettings", "Rule", "Streams"]
+__all__ = [
+    "METHODS",
+    "CffSettings",
+    "CflSettings",
+    "Context",
+    "DclSettings",
+    "Method",
+    "MethodField",
+    "Outline",
+    "Place",
+    "Rule",
+    "Streams",
+]

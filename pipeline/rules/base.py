@@ -1,55 +1,140 @@
-"""What every method answers for one layer: what goes in, its loss, what it passes on, what its readout sees.
+"""What every method answers for one layer: what goes in, its loss, what it passes on, how it predicts.
 
 A layer works on *streams*: named tensors that travel together. Contrastive Forward-Forward has one stream, the
 activations of all views. A method with more (a right-label and a wrong-label copy, two twin networks) names more.
+How to write a method: pipeline/rules/README.md.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Self
 
-from torch import Tensor
+import torch
+from pydantic import PlainSerializer, PlainValidator
+from torch import Tensor, nn
 
-from pipeline.nets.base import Layer
+from pipeline.embeddings import EmbeddingSettings
+from pipeline.kinds import Family, Named
+from pipeline.nets.base import Layer, Net
 
 Streams = dict[str, Tensor]
 
 
-class Rule(ABC):
-    """The learning rule of one layer. ``num_views`` augmented copies of each image reach the first layer."""
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in a run a batch is: what random numbers, schedules and versions may depend on.
+
+    Attributes:
+        epoch: 0-based.
+        step: training steps before this batch, over all epochs.
+        position: place of the batch's first sample in the epoch's order.
+        training: whether the layers learn from this batch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    position: int = 0
+    training: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a rule knows of a batch beside its activations.
+
+    Attributes:
+        labels: (N,) int64, shared by all views.
+        place: where in the run.
+        embeddings: the label dictionary (Z, C_D) that this layer reads now; None for methods without one.
+        generator: random numbers of this layer and step, on the layer's device; None outside training.
+    """
+
+    labels: Tensor
+    place: Place
+    embeddings: Tensor | None = None
+    generator: torch.Generator | None = None
+
+
+class Rule(nn.Module, ABC):
+    """The learning rule of one layer. Parameters that it has learn with the layer's.
+
+    Attributes:
+        num_views: so many augmented copies of each image reach the first layer.
+    """
 
     num_views: int = 1
 
-    def enter(self, images: Tensor) -> Streams:
+    def enter(self, images: Tensor, context: Context) -> Streams:
         """Streams for the first layer from network input (V·N, channels, H, W), view-major."""
         return {"x": images}
 
-    def forward(self, layer: Layer, streams: Streams) -> Streams:
+    def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
         """The layer's outputs, attached to its own parameters only."""
         return {name: layer(tensor) for name, tensor in streams.items()}
 
     @abstractmethod
-    def loss(self, layer: Layer, outputs: Streams, labels: Tensor) -> Tensor:
-        """Scalar local loss of the outputs; labels (N,) int64 are shared by all views."""
+    def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
+        """Scalar local loss of the outputs."""
 
-    def pass_on(self, outputs: Streams) -> Streams:
+    def pass_on(self, layer: Layer, outputs: Streams, context: Context) -> Streams:
         """What the next layer receives: detached, computed before this layer's own update."""
         # Contiguous, as it would come off a wire: another layout may mean other rounding in the next layer.
         return {name: tensor.detach().contiguous() for name, tensor in outputs.items()}
 
     def features(self, layer: Layer, outputs: Streams) -> Tensor:
-        """Pooled features (V·N, C) that readouts and analyses see."""
+        """Pooled features (V·N, C) that analyses see."""
         return layer.pool(outputs["x"])
 
+    def readout_input(self, layer: Layer, outputs: Streams) -> Tensor:
+        """What a linear readout of the layer sees (V·N, layer.readout_width)."""
+        return layer.readout_input(outputs["x"])
 
-class RuleSettings(Protocol):
+    def scores(self, layer: Layer, outputs: Streams, context: Context) -> Tensor | None:
+        """Scores (N, Z) by which the layer predicts on its own, without a readout; None where the method cannot."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What a rule may build itself from beside its layer."""
+
+    num_layers: int
+    num_classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC, Named):
     """A method's settings: enough to make the rule of any one layer."""
 
+    @abstractmethod
     def check(self) -> None:
         """Raises UserError where a value is out of range."""
-        ...
 
-    def build(self, index: int, num_layers: int) -> Rule:
-        """The rule of layer ``index`` (0-based) of ``num_layers``."""
-        ...
+    def resolve(self, features: Sequence[int]) -> Self:
+        """These settings with every "auto" replaced, for layers with features so long. Raises UserError."""
+        return self
+
+    def adapt(self, net: Net) -> Net:
+        """The net whose layers learn by this method: the one that was asked for, or one made of it."""
+        return net
+
+    def dictionary(self) -> EmbeddingSettings | None:
+        """The label embeddings that the layers share; None where they share none."""
+        return None
+
+    def predicts(self) -> bool:
+        """Whether layers predict on their own (``Rule.scores``), without a readout."""
+        return False
+
+    @abstractmethod
+    def build(self, index: int, layer: Layer, outline: Outline) -> Rule:
+        """The rule of layer ``index`` (0-based); the caller seeds its initial parameters."""
+
+
+METHODS: Family[Method] = Family("method")
+"""Every method by its kind."""
+
+MethodField = Annotated[Method, PlainValidator(METHODS.load), PlainSerializer(METHODS.dump)]
+"""A field that holds any method and is saved with its kind."""

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.nets.base import Layer
-from pipeline.rules.base import Rule, Streams
+from pipeline.rules.base import METHODS, Context, Method, Outline, Rule, Streams
 
 Schedule = Literal["linear", "parabolic", "cosine", "exponential"]
 
 
+@METHODS.register
 @dataclass(frozen=True, kw_only=True)
-class CffSettings:
+class CffSettings(Method):
     """Contrastive Forward-Forward. Both margins 0 give plain CFF."""
 
-    kind: Annotated[Literal["cff"], tyro.conf.Suppress] = "cff"
+    kind: ClassVar[str] = "cff"
     views: Literal[1, 2] = 2
     """Augmented views of each image: 2 is two-forward (the paper), 1 one-forward."""
     temperature: float = 0.15
@@ -49,8 +49,8 @@ class CffSettings:
         if not self.margin_exponent > 0:
             raise UserError(f"--margin-exponent {self.margin_exponent}: must be above 0.")
 
-    def build(self, index: int, num_layers: int) -> CffRule:
-        return CffRule(self, margin(self, index, num_layers))
+    def build(self, index: int, layer: Layer, outline: Outline) -> CffRule:
+        return CffRule(self, margin(self, index, outline.num_layers))
 
 
 def margin(settings: CffSettings, index: int, num_layers: int) -> float:
@@ -99,12 +99,13 @@ class CffRule(Rule):
     """One layer's loss: marginal contrastive on unit-length pooled features of all views."""
 
     def __init__(self, settings: CffSettings, margin: float) -> None:
+        super().__init__()
         self.num_views = settings.views
         self.temperature = settings.temperature
         self.margin = margin
 
-    def loss(self, layer: Layer, outputs: Streams, labels: Tensor) -> Tensor:
+    def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
         # The loss is computed in float32 whatever the layer's precision: exp(s/τ) spans e^±6.7.
         z = F.normalize(self.features(layer, outputs).float(), dim=1)
-        copies = len(z) // len(labels)
-        return marginal_contrastive_loss(z, labels.repeat(copies), temperature=self.temperature, margin=self.margin)
+        labels = context.labels.repeat(len(z) // len(context.labels))
+        return marginal_contrastive_loss(z, labels, temperature=self.temperature, margin=self.margin)

@@ -1,0 +1,322 @@
+"""The label dictionary: an embedding for each class, which layers share, and who may change it when.
+
+Sequentially, training step t reads D_t at every layer and writes D_{t+1}. In a pipeline the last layer finishes step t
+long after the first one has begun step t+1, so layers read older versions. Which one is a function of the model and its
+settings, never of stages or timing: layer l of L reads, at step t, D_{max(0, t + l − (L−1) − lag)}. Source: methods.md,
+"Label embeddings in a pipeline".
+
+          tick      0     1     2     3     4
+  layer 0  step     0     1     2     3     4        L = 3, lag 0: in one tick all layers read the same version.
+          reads    D_0   D_0   D_0   D_1   D_2
+  layer 1  step           0     1     2     3        Layer 2 has contributed to step k at the end of tick k + 2, and
+          reads          D_0   D_0   D_1   D_2       then D_{k+1} exists. A lag of 1 gives it one tick to arrive, so
+  layer 2  step                 0     1     2        that nobody waits for it.
+          reads                D_0   D_1   D_2
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from pipeline import keys
+from pipeline.errors import EmbeddingError, PeerLostError, UserError
+
+if TYPE_CHECKING:
+    from pipeline.rules import Place
+    from pipeline.spec import RunSpec
+
+Mode = Literal["static", "last", "shared-mean", "shared-sum", "per-layer"]
+
+VALUES = "embeddings.values"
+"""Name of the dictionary (Z, C_D) among a run's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingSettings:
+    """The dictionary of label embeddings that the layers compare their features with."""
+
+    embedding_mode: Mode = "last"
+    """Whose gradients change it. static: nobody's. last: the last layer's. shared-mean, shared-sum: the mean or sum of
+    all layers'. per-layer: each layer has one of its own, as long as its features."""
+    embedding_width: int | Literal["auto"] = "auto"
+    """Length C_D of an embedding; layers pool it to theirs. auto: the longest features of any layer."""
+    embedding_lag: int = 1
+    """Steps δ that an update may take to reach the last layer. From 1 on no stage waits for it. Changes the numbers."""
+    embedding_sync: Literal["lagged", "exact"] = "lagged"
+    """exact: every layer reads what the step before wrote, as in plain sequential training. One batch at a time."""
+    embedding_lr: float | Literal["lr"] = "lr"
+    """Learning rate of the dictionary's AdamW. lr: the layers'."""
+
+    def check(self) -> None:
+        """Raises UserError where a value is out of range."""
+        if self.embedding_width != "auto" and self.embedding_width < 1:
+            raise UserError(f"--embedding-width {self.embedding_width}: must be at least 1, or auto.")
+        if self.embedding_lag < 0:
+            raise UserError(f"--embedding-lag {self.embedding_lag}: must be at least 0.")
+        if self.embedding_lr != "lr" and not 0 < self.embedding_lr < math.inf:
+            raise UserError(f"--embedding-lr {self.embedding_lr}: must be above 0, or lr for the layers' rate.")
+
+    def resolve(self, features: Sequence[int]) -> Self:
+        """These settings with a width, for layers with features so long. Raises UserError where it is too short."""
+        if self.embedding_width == "auto":
+            return replace(self, embedding_width=max(features))
+        longer = [index + 1 for index, length in enumerate(features) if length > self.embedding_width]
+        if longer and self.embedding_mode != "per-layer":
+            raise UserError(
+                f"--embedding-width {self.embedding_width}: layer {longer[0]} has features of length "
+                f"{features[longer[0] - 1]}, and embeddings are pooled to that, so they cannot be shorter. "
+                f"Give at least {max(features)}, or auto."
+            )
+        return self
+
+    @property
+    def shared(self) -> bool:
+        """Whether layers share one dictionary."""
+        return self.embedding_mode != "per-layer"
+
+
+def pool_embeddings(embeddings: Tensor, length: int) -> Tensor:
+    """Embeddings (Z, C_D) pooled to (Z, length): the mean over length bins as even as can be, neighbours overlapping.
+
+    Bin i is [⌊i·C_D/length⌋, ⌈(i+1)·C_D/length⌉): ``torch.nn.AdaptiveAvgPool1d``, as a product with a fixed matrix,
+    which has a deterministic gradient on every device. Source: seed 000 eq. 2, seed 003 (authors' answers).
+    """
+    width = embeddings.shape[1]
+    if width == length:
+        return embeddings
+    if length > width:
+        raise ValueError(f"embeddings of length {width} cannot be pooled to {length}")
+    return embeddings @ _bins(width, length, embeddings.dtype, embeddings.device)
+
+
+@lru_cache(maxsize=256)
+def _bins(width: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    bins = torch.zeros(width, length, dtype=dtype)
+    for i in range(length):
+        first, end = i * width // length, -(-(i + 1) * width // length)
+        bins[first:end, i] = 1 / (end - first)
+    return bins.to(device)
+
+
+def version_read(settings: EmbeddingSettings, layer: int, step: int, num_layers: int) -> int:
+    """The version of the dictionary that a layer (0-based) reads at a training step."""
+    if settings.embedding_mode == "static":
+        return 0
+    if settings.embedding_sync == "exact":
+        return step
+    return max(0, step + layer - (num_layers - 1) - settings.embedding_lag)
+
+
+def contributors(mode: Mode, num_layers: int) -> tuple[int, ...]:
+    """The layers whose gradients change a shared dictionary."""
+    match mode:
+        case "last":
+            return (num_layers - 1,)
+        case "shared-mean" | "shared-sum":
+            return tuple(range(num_layers))
+        case "static" | "per-layer":
+            return ()
+
+
+class EmbeddingSource(Protocol):
+    """Where a layer gets the dictionary from, and sends its gradients to."""
+
+    def read(self, layer: int, place: Place) -> Tensor:
+        """The dictionary (Z, C_D) that the layer reads at this place, on the CPU and not to be changed."""
+        ...
+
+    def push(self, layer: int, step: int, gradient: Tensor) -> None:
+        """Takes a contributing layer's gradient (Z, C_D) of a training step."""
+        ...
+
+    def freeze(self, epoch: int) -> None:
+        """From now on every layer reads the dictionary of that epoch's end, in the readouts' training and the test."""
+        ...
+
+
+class LabelDictionary:
+    """The dictionary, its optimizer and its versions. Version k+1 is k after one step on step k's combined gradient.
+
+    Gradients may come in any order and from any thread; a version is made when all of its step's are there, and they
+    are added in the layers' order. All waiting ends with ``break_off``. Implements ``EmbeddingSource`` for one process.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        method, train = spec.settings.method, spec.settings.train
+        settings = method.dictionary()
+        assert settings is not None and settings.shared, "asked for only where layers share one"
+        assert settings.embedding_width != "auto", "resolve() settles the width"
+        self._settings, self._train = settings, train
+        self._num_layers, self._steps_per_epoch = spec.num_layers, spec.steps_per_epoch
+        self._contributors = contributors(settings.embedding_mode, spec.num_layers)
+        self._patience = spec.settings.pipeline.stall_timeout
+        generator = torch.Generator().manual_seed(keys.torch_seed(train.seed, "init-embeddings"))
+        shape = (len(spec.classes), settings.embedding_width)
+        self._values = torch.nn.Parameter(torch.randn(shape, generator=generator))
+        self._lr = train.lr if settings.embedding_lr == "lr" else settings.embedding_lr
+        self._optimizer = torch.optim.AdamW([self._values], lr=self._lr, weight_decay=train.weight_decay, fused=True)
+        self._version = 0
+        self._versions = {0: self._values.detach().clone()}
+        self._pending: dict[int, dict[int, Tensor]] = {}
+        self._ends: dict[int, Tensor] = {}  # the dictionary at the ends of epochs that may turn out the best
+        self._frozen: Tensor | None = None
+        self._changed = threading.Condition()
+        self._broken = False
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._values.shape
+
+    def push(self, layer: int, step: int, gradient: Tensor) -> None:
+        """Takes a contributing layer's gradient (Z, C_D) of a training step.
+
+        Raises:
+            EmbeddingError: the layer does not contribute, has contributed to this step before, is further ahead than
+                versions let it be, or sent something that is no gradient of this dictionary.
+        """
+        who = f"label embeddings: layer {layer + 1}, step {step + 1}"
+        with self._changed:
+            if layer not in self._contributors:
+                raise EmbeddingError(f"{who}: --embedding-mode {self._settings.embedding_mode} takes no gradient of it")
+            if step < self._version or layer in self._pending.get(step, ()):
+                raise EmbeddingError(f"{who}: its gradient came twice")
+            if step > self._version + self._num_layers + self._settings.embedding_lag:
+                raise EmbeddingError(f"{who}: step {self._version + 1} still lacks gradients; one was lost")
+            if gradient.shape != self._values.shape:
+                raise EmbeddingError(
+                    f"{who}: a gradient of shape {tuple(gradient.shape)} for embeddings of {tuple(self._values.shape)}"
+                )
+            if not torch.isfinite(gradient).all():
+                raise EmbeddingError(f"{who}: the gradient is not a number. A lower --lr or --embedding-lr helps most.")
+            self._pending.setdefault(step, {})[layer] = gradient.detach().float().clone()
+            while len(self._pending.get(self._version, ())) == len(self._contributors):
+                self._advance()
+            self._changed.notify_all()
+
+    def _advance(self) -> None:
+        """Makes the next version. All gradients of its step are there."""
+        gradients = self._pending.pop(self._version)
+        combined = torch.zeros_like(self._values)
+        for layer in self._contributors:  # in this order, whatever the one in which they came
+            combined += gradients[layer]
+        if self._settings.embedding_mode == "shared-mean":
+            combined /= len(self._contributors)
+        self._values.grad = combined
+        self._optimizer.param_groups[0]["lr"] = self._lr * self._train.lr_factor(self._version // self._steps_per_epoch)
+        self._optimizer.step()
+        if not torch.isfinite(self._values).all():
+            raise EmbeddingError(
+                f"label embeddings: version {self._version + 1} is not a number. A lower --lr or --embedding-lr helps."
+            )
+        self._version += 1
+        self._versions[self._version] = self._values.detach().clone()
+        if self._version % self._steps_per_epoch == 0:
+            self._ends[self._version // self._steps_per_epoch - 1] = self._versions[self._version]
+        # No contributor is further than the newest version, so no layer still reads one older than this.
+        self._versions.pop(self._version - self._num_layers - self._settings.embedding_lag, None)
+
+    def read(self, layer: int, place: Place) -> Tensor:
+        if self._frozen is not None and not place.training:
+            return self._frozen
+        return self.wait_for(version_read(self._settings, layer, place.step, self._num_layers))
+
+    def wait_for(self, version: int) -> Tensor:
+        """A version of the dictionary, when it is there.
+
+        Raises:
+            EmbeddingError: it does not come within the stall timeout.
+            PeerLostError: the run ended meanwhile.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._broken or self._version >= version, self._patience)
+            if self._version >= version:
+                return self._versions[version]
+            if self._broken:
+                raise PeerLostError("label embeddings: the run has ended")
+            missing = [f"{n + 1}" for n in self._contributors if n not in self._pending.get(self._version, ())]
+            raise EmbeddingError(
+                f"label embeddings: version {version} did not come within {self._patience:g} s; "
+                f"step {self._version + 1} lacks the gradient of layer {', '.join(missing)}"
+            )
+
+    def wait_from(self, version: int) -> dict[int, Tensor]:
+        """This version, when it is there, and all that follow it. Errors as ``wait_for``."""
+        self.wait_for(version)
+        with self._changed:
+            return {number: values for number, values in self._versions.items() if number >= version}
+
+    def candidate(self, epoch: int) -> Tensor:
+        """The dictionary at the end of an epoch, when it is there. Errors as ``wait_for``."""
+        if not self._contributors:
+            return self.wait_for(0)
+        self.wait_for((epoch + 1) * self._steps_per_epoch)
+        with self._changed:
+            return self._ends[epoch]
+
+    def candidate_weights(self, epoch: int) -> dict[str, Tensor]:
+        """``candidate`` under its name among a run's weights."""
+        return {VALUES: self.candidate(epoch).clone()}
+
+    def keep_only(self, best: int, upto: int) -> None:
+        """Of the epochs' ends up to ``upto``, keeps that of epoch ``best`` alone."""
+        with self._changed:
+            self._ends = {epoch: values for epoch, values in self._ends.items() if epoch > upto or epoch == best}
+
+    def freeze(self, epoch: int) -> None:
+        self._frozen = self.candidate(epoch)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The frozen dictionary, or the newest version."""
+        with self._changed:
+            values = self._frozen if self._frozen is not None else self._versions[self._version]
+            return {VALUES: values.clone()}
+
+    def state(self) -> dict[str, Tensor]:
+        """The newest version and the optimizer's state."""
+        with self._changed:
+            moments = self._optimizer.state.get(self._values, {})
+            state = {f"embeddings.optimizer.{name}": value.clone() for name, value in moments.items()}
+            return {VALUES: self._versions[self._version].clone()} | state
+
+    def break_off(self) -> None:
+        """Ends all waiting, now and later."""
+        with self._changed:
+            self._broken = True
+            self._changed.notify_all()
+
+
+class FixedEmbeddings:
+    """A dictionary that no longer changes, such as a trained run's. Implements ``EmbeddingSource`` for evaluation.
+
+    Args:
+        values: (Z, C_D).
+        num_classes: classes of the data it is used on.
+
+    Raises:
+        UserError: it has embeddings of more or fewer classes.
+    """
+
+    def __init__(self, values: Tensor, num_classes: int) -> None:
+        if len(values) != num_classes:
+            raise UserError(
+                f"The dictionary has label embeddings of {len(values)} classes, the data has {num_classes}. "
+                "Use the data set that the run learned from."
+            )
+        self._values = values
+
+    def read(self, layer: int, place: Place) -> Tensor:
+        return self._values
+
+    def push(self, layer: int, step: int, gradient: Tensor) -> None:
+        raise EmbeddingError("a trained dictionary takes no gradient")
+
+    def freeze(self, epoch: int) -> None:
+        raise EmbeddingError("a trained dictionary has no epochs")

@@ -1,0 +1,50 @@
+"""Layers whose activations are feature maps (N, C, H, W): one feature vector for each pixel."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.nets.base import Layer
+
+Grid = tuple[int, int]
+
+
+def convolved(grid: Grid, *, kernel: int = 3, stride: int = 1, padding: int = 1) -> Grid:
+    """Rows and columns that a convolution makes of an image with so many."""
+    rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in grid)
+    return rows, columns
+
+
+class FeatureMapLayer(Layer):
+    """A layer whose activations are ``features`` maps of ``grid`` pixels."""
+
+    def __init__(self, features: int, grid: Grid) -> None:
+        super().__init__()
+        self.features = features
+        self.grid: Grid = grid
+
+    def tokens(self, activations: Tensor) -> Tensor:
+        return activations.flatten(2).transpose(1, 2)
+
+    def pool(self, activations: Tensor) -> Tensor:
+        return activations.mean(dim=(2, 3))
+
+
+class ConvLayer(FeatureMapLayer):
+    """(N, inputs, H, W) → (N, features, rows, columns): convolution, batch norm, ReLU.
+
+    Args:
+        grid: rows and columns of the layer's input.
+    """
+
+    def __init__(
+        self, inputs: int, features: int, grid: Grid, *, kernel: int = 3, stride: int = 1, padding: int = 1
+    ) -> None:
+        super().__init__(features, convolved(grid, kernel=kernel, stride=stride, padding=padding))
+        # Without a bias, which batch norm would take away again.
+        self.conv = nn.Conv2d(inputs, features, kernel, stride, padding, bias=False)
+        self.norm = nn.BatchNorm2d(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)))

@@ -1,0 +1,35 @@
+"""Dictionary contrastive learning (DCL, DC-FL; seed 003, methods.md §4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.embeddings import EmbeddingSettings
+from pipeline.nets.base import Layer
+from pipeline.rules.base import METHODS, Context, Outline, Streams
+from pipeline.rules.cfl import LabelEmbeddingMethod, LabelEmbeddingRule
+
+
+@METHODS.register
+@dataclass(frozen=True, kw_only=True)
+class DclSettings(LabelEmbeddingMethod):
+    """Dictionary contrastive learning. Modes: shared-sum is DC-FL, last DC-FL-O, per-layer DC-FL-LD, static DCL-S."""
+
+    kind: ClassVar[str] = "dcl"
+    embedding: EmbeddingSettings = field(default_factory=lambda: EmbeddingSettings(embedding_mode="shared-sum"))
+
+    def build(self, index: int, layer: Layer, outline: Outline) -> DclRule:
+        return DclRule(self, layer, outline)
+
+
+class DclRule(LabelEmbeddingRule):
+    """One layer's loss: cross-entropy over the classes of ⟨h̄, pool(t_z)⟩, without noise. Source: seed 003 eq. 2."""
+
+    def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
+        # (1/T) Σ_k ⟨h_k, t⟩ = ⟨h̄, t⟩: the mean of the products is the product of the mean.
+        similarities = self.compare(self.features(layer, outputs).float(), self.targets(layer, context))
+        return F.cross_entropy(similarities, context.labels)

@@ -1,0 +1,187 @@
+"""The coordinator: the label dictionary in a Ray actor of its own, and the stages' line to it.
+
+Stages never wait for an answer to a gradient, and versions come before they are asked for: a thread beside the stage
+sends, another one fetches. What the stage may wait for is a version that does not exist yet.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.exceptions import RayError, RayTaskError
+from torch import Tensor
+
+from pipeline.embeddings import LabelDictionary, contributors, version_read
+from pipeline.errors import EmbeddingError, PeerLostError, RunError
+from pipeline.layer import State
+from pipeline.rules import Place
+from pipeline.spec import RunSpec
+
+NAME = "coordinator (label embeddings)"
+
+Gradient = tuple[int, int, NDArray[np.float32]]
+"""Layer, step, gradient (Z, C_D)."""
+
+
+class CoordinatorWorker:
+    """Owns the dictionary. Its calls are answered beside each other; ``watch`` ends when something is wrong."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        torch.set_num_threads(1)
+        self._dictionary = LabelDictionary(spec)
+        self._failure: RunError | None = None
+        self._failed = threading.Event()
+
+    def watch(self) -> None:
+        """Returns never; raises what made the dictionary useless."""
+        self._failed.wait()
+        assert self._failure is not None
+        raise self._failure
+
+    def push(self, gradients: list[Gradient]) -> None:
+        """Takes gradients, in the order in which a stage made them."""
+        try:
+            for layer, step, gradient in gradients:
+                self._dictionary.push(layer, step, torch.from_numpy(gradient.copy()))
+        except RunError as error:
+            self._failure = error
+            self._failed.set()
+            raise
+
+    def wait_from(self, version: int) -> dict[int, NDArray[np.float32]]:
+        """This version, when it is there, and all that follow it."""
+        return {number: values.numpy() for number, values in self._dictionary.wait_from(version).items()}
+
+    def freeze(self, epoch: int) -> NDArray[np.float32]:
+        """The dictionary at the end of an epoch, which is from now on the one that the run keeps."""
+        self._dictionary.freeze(epoch)
+        values: NDArray[np.float32] = self._dictionary.candidate(epoch).numpy()
+        return values
+
+    def keep_only(self, best: int, upto: int) -> None:
+        self._dictionary.keep_only(best, upto)
+
+    def candidate(self, epoch: int) -> State:
+        return self._dictionary.candidate_weights(epoch)
+
+    def weights(self) -> State:
+        return self._dictionary.weights()
+
+    def trained(self) -> State:
+        return self._dictionary.state()
+
+
+class RemoteEmbeddings:
+    """The dictionary as one stage sees it. Implements ``pipeline.embeddings.EmbeddingSource``.
+
+    Args:
+        coordinator: the actor.
+        layers: the stage's layers.
+    """
+
+    def __init__(self, spec: RunSpec, coordinator: Any, layers: range) -> None:
+        settings = spec.settings.method.dictionary()
+        assert settings is not None and settings.shared, "asked for only where layers share a dictionary"
+        self._settings, self._num_layers, self._layers = settings, spec.num_layers, layers
+        self._patience = spec.settings.pipeline.stall_timeout
+        self._coordinator = coordinator
+        self._versions: dict[int, Tensor] = {}
+        self._frozen: Tensor | None = None
+        self._changed = threading.Condition()
+        self._failure: RunError | None = None
+        self._outgoing: queue.SimpleQueue[tuple[int, int, Tensor, torch.cuda.Event | None]] = queue.SimpleQueue()
+        num_steps = spec.settings.train.epochs * spec.steps_per_epoch
+        self._last = max(version_read(settings, layer, num_steps, spec.num_layers) for layer in layers)
+        self._start("label embeddings: fetch", self._fetch)
+        if set(layers) & set(contributors(settings.embedding_mode, spec.num_layers)):
+            self._start("label embeddings: send", self._send)
+
+    def read(self, layer: int, place: Place) -> Tensor:
+        """As ``LabelDictionary.read``; waits for a version that is not there yet.
+
+        Raises:
+            EmbeddingError: it does not come within the stall timeout.
+            RunError: the coordinator failed or died.
+        """
+        if self._frozen is not None and not place.training:
+            return self._frozen
+        version = version_read(self._settings, layer, place.step, self._num_layers)
+        # The stage's first layer reads the oldest version of all; what is older was for steps that are over.
+        oldest = version_read(self._settings, self._layers[0], place.step, self._num_layers)
+        with self._changed:
+            self._changed.wait_for(lambda: version in self._versions or self._failure is not None, self._patience)
+            if self._failure is not None:
+                raise self._failure
+            if version not in self._versions:
+                raise EmbeddingError(f"{NAME}: version {version} did not come within {self._patience:g} s")
+            for number in [number for number in self._versions if number < oldest]:
+                del self._versions[number]
+            return self._versions[version]
+
+    def push(self, layer: int, step: int, gradient: Tensor) -> None:
+        copied = None
+        if gradient.is_cuda:
+            host = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=True)
+            host.copy_(gradient, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(gradient.device))
+            gradient = host
+        self._outgoing.put((layer, step, gradient, copied))
+
+    def freeze(self, epoch: int) -> None:
+        try:
+            self._frozen = _tensor(ray.get(self._coordinator.freeze.remote(epoch)))
+        except RayError as error:
+            raise _as_run_error(error) from error
+
+    def _fetch(self) -> None:
+        """Fetches every version as soon as it is made, until the last one that the stage will read."""
+        due = 0
+        while due <= self._last:
+            fetched = ray.get(self._coordinator.wait_from.remote(due))
+            with self._changed:
+                self._versions |= {number: _tensor(values) for number, values in fetched.items()}
+                self._changed.notify_all()
+            due = max(fetched) + 1
+
+    def _send(self) -> None:
+        """Sends gradients in the order in which they were made, as many at a time as have come meanwhile."""
+        while True:
+            waiting = [self._outgoing.get()]
+            while not self._outgoing.empty():
+                waiting.append(self._outgoing.get())
+            gradients = []
+            for layer, step, gradient, copied in waiting:
+                if copied is not None:
+                    copied.synchronize()
+                gradients.append((layer, step, gradient.numpy()))
+            ray.get(self._coordinator.push.remote(gradients))
+
+    def _start(self, name: str, work: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                work()
+            except RayError as error:
+                with self._changed:
+                    self._failure = _as_run_error(error)
+                    self._changed.notify_all()
+
+        threading.Thread(target=guarded, name=name, daemon=True).start()
+
+
+def _tensor(values: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(values.copy())  # what Ray hands over must not be written to
+
+
+def _as_run_error(error: RayError) -> RunError:
+    """For a stage the coordinator is a neighbour: where that died or failed, the run's error is the coordinator's."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, RunError):
+        return error.cause
+    return PeerLostError(f"{NAME} is gone")
