@@ -116,7 +116,7 @@ def _dispatch(arguments: list[str], console: Console) -> int:
 def _launch(name: str, arguments: list[str], console: Console) -> int:
     config, arguments = _take_config(arguments)
     preset = PRESETS[name]
-    default = preset.settings
+    default = preset.settings_for(_peek(arguments, "--data"))
     if config is not None:
         default = replace(settings_module.load(Path(config)), preset=name, run_dir=None)
     settings = tyro.cli(
@@ -149,6 +149,16 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
         else:
             rest.append(argument)
     return config, rest
+
+
+def _peek(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag that settles the defaults of others; it stays among the arguments."""
+    for given, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if given == flag:
+            return following
+        if given.startswith(f"{flag}="):
+            return given.removeprefix(f"{flag}=")
+    return None
 
 
 def _prepare(arguments: list[str], console: Console) -> None:
@@ -190,9 +200,11 @@ def _list(arguments: list[str], console: Console) -> None:
     from launch.data import print_data_sets  # noqa: PLC0415
 
     parsed = tyro.cli(ListArguments, args=arguments, prog="launch list")
-    table = Table("preset", "what it trains", title="Presets: launch PRESET [--help]", title_justify="left")
+    table = Table(
+        "preset", "what it trains", "in the paper, %", title="Presets: launch PRESET [--help]", title_justify="left"
+    )
     for name, preset in PRESETS.items():
-        table.add_row(name, preset.title)
+        table.add_row(name, preset.title, preset.reported)
     console.print(table)
     print_data_sets(console, parsed.data_dir)
 

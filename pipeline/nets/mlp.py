@@ -67,9 +67,8 @@ class LinearLayer(Layer):
         x = F.relu(self.linear(x.flatten(1)))
         if self.dropout is not None:
             x = self.dropout(x)
-        if self.norm is not None:
-            x = self.norm(x)
-        return x
+        normed: Tensor = x if self.norm is None else self.norm(x)
+        return normed
 
     def tokens(self, activations: Tensor) -> Tensor:
         return activations.unflatten(1, (self.groups, self.features))

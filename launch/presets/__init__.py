@@ -1,0 +1,24 @@
+"""What can be launched: a file per family of methods."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from launch.presets import cff, cfl, dcl
+from launch.presets.base import Preset
+
+
+def _named(name: str, preset: Preset) -> Preset:
+    """The preset, its settings knowing its name."""
+    return replace(
+        preset,
+        settings=replace(preset.settings, preset=name),
+        variants={data: replace(settings, preset=name) for data, settings in preset.variants.items()},
+    )
+
+
+PRESETS: dict[str, Preset] = {
+    name: _named(name, preset) for name, preset in {**cff.PRESETS, **cfl.PRESETS, **dcl.PRESETS}.items()
+}
+
+__all__ = ["PRESETS", "Preset"]
