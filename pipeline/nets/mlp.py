@@ -60,18 +60,19 @@ class LinearLayer(Layer):
         self.groups = settings.groups
         self.features = settings.width // settings.groups
         self.linear = nn.Linear(inputs, settings.width)
-        self.dropout = Dropout(settings.dropout) if settings.dropout else None
+        self.dropout = Dropout(settings.dropout)
         self.norm = nn.LayerNorm(settings.width) if settings.norm == "layer" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.linear(x.flatten(1)))
-        if self.dropout is not None:
-            x = self.dropout(x)
-        normed: Tensor = x if self.norm is None else self.norm(x)
+        activations: Tensor = self.dropout(F.relu(self.linear(x.flatten(1))))
+        if self.norm is None:
+            return activations
+        normed: Tensor = self.norm(activations)
         return normed
 
     def tokens(self, activations: Tensor) -> Tensor:
-        return activations.unflatten(1, (self.groups, self.features))
+        grouped: Tensor = activations.unflatten(1, (self.groups, self.features))
+        return grouped
 
     def pool(self, activations: Tensor) -> Tensor:
         return activations if self.groups == 1 else super().pool(activations)
