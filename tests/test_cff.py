@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.nets import MlpSettings
-from pipeline.rules import CffSettings
-from pipeline.rules.cff import Schedule, margin, marginal_contrastive_loss
+from pipeline.nets import Layer, MlpSettings
+from pipeline.rules import CffSettings, Context, Outline, Place
+from pipeline.rules.cff import CffRule, Schedule, margin, marginal_contrastive_loss
 
 SHAPE = (1, 2, 2)
 
@@ -37,6 +37,14 @@ def double_loop(z: Tensor, labels: Tensor, temperature: float, margin: float) ->
             log_denominator = top + math.log(math.fsum(math.exp(v - top) for v in logit.values()))
             total += -math.fsum(logit[p] - log_denominator for p in positives) / len(positives)
     return total / count
+
+
+def rule_of(settings: CffSettings, layer: Layer, index: int = 0, num_layers: int = 4) -> CffRule:
+    return settings.build(index, layer, Outline(num_layers=num_layers, num_classes=5))
+
+
+def loss_of(rule: CffRule, layer: Layer, features: Tensor, labels: Tensor) -> Tensor:
+    return rule.loss(layer, {"x": features}, Context(labels=labels, place=Place(training=True)))
 
 
 def unit_rows(count: int, dim: int, seed: int, spread: float = 1.0) -> Tensor:
@@ -76,27 +84,27 @@ def test_two_views_of_the_rule_are_positives_of_each_other() -> None:
     """The rule normalises, repeats the labels view-major and works in float32."""
     layer = MlpSettings(width=6, depth=1).build(0, SHAPE)
     features, labels = torch.randn(10, 6, generator=torch.Generator().manual_seed(4)), torch.arange(5)
-    rule = CffSettings(views=2, margin_first=0.3).build(0, 4)
+    rule = rule_of(CffSettings(views=2, margin_first=0.3), layer)
     z = F.normalize(features.double(), dim=1)
     expected = double_loop(z, torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4]), 0.15, 0.3)
-    assert rule.loss(layer, {"x": features}, labels).item() == pytest.approx(expected, rel=1e-5)
+    assert loss_of(rule, layer, features, labels).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_rule_computes_its_loss_in_float32_whatever_the_layer_gives() -> None:
     layer = MlpSettings(width=6, depth=1).build(0, SHAPE)
     features = torch.randn(8, 6, generator=torch.Generator().manual_seed(4)).bfloat16()
     labels = torch.tensor([0, 1, 0, 1])
-    rule = CffSettings().build(0, 4)
-    assert torch.equal(rule.loss(layer, {"x": features}, labels), rule.loss(layer, {"x": features.float()}, labels))
-    assert rule.loss(layer, {"x": features}, labels).dtype == torch.float32
+    rule = rule_of(CffSettings(), layer)
+    assert torch.equal(loss_of(rule, layer, features, labels), loss_of(rule, layer, features.float(), labels))
+    assert loss_of(rule, layer, features, labels).dtype == torch.float32
 
 
 def test_loss_ignores_the_length_of_features() -> None:
     layer = MlpSettings(width=6, depth=1).build(0, SHAPE)
     features, labels = torch.randn(6, 6, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 0, 1])
-    rule = CffSettings().build(0, 4)
+    rule = rule_of(CffSettings(), layer)
     # By a power of two the scaled features normalise to the very same bits.
-    assert torch.equal(rule.loss(layer, {"x": features}, labels), rule.loss(layer, {"x": features * 8}, labels))
+    assert torch.equal(loss_of(rule, layer, features, labels), loss_of(rule, layer, features * 8, labels))
 
 
 def test_margin_0_is_the_plain_supervised_contrastive_loss() -> None:
@@ -310,7 +318,7 @@ def test_layers_rule_has_its_layers_margin() -> None:
     layer = MlpSettings(width=4, depth=1).build(0, SHAPE)
     features, labels = unit_rows(6, 4, seed=16), some_labels(6, 2, seed=17)
     for index, expected in enumerate([0.4, 0.25, 0.1]):
-        loss = chosen.build(index, 3).loss(layer, {"x": features}, labels)
+        loss = loss_of(rule_of(chosen, layer, index, 3), layer, features, labels)
         assert loss.item() == pytest.approx(double_loop(features, labels, 0.15, expected), rel=1e-5)
 
 

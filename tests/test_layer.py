@@ -15,14 +15,15 @@ from pipeline.errors import NonFiniteLossError
 from pipeline.layer import LocalLayer, State
 from pipeline.messages import IDS, LABELS, Kind, Message, message_bytes
 from pipeline.metrics import EvaluationTally
-from pipeline.nets import MlpSettings, NetSettings, VitSettings
-from pipeline.rules import CffSettings, Streams
+from pipeline.nets import MlpSettings, Net, VitSettings
+from pipeline.rules import CffSettings, Context, Place, Streams
 from pipeline.shapes import edge_bytes
 from tests.support import CPU, tiny_spec
 
 LABELS_OF_BATCH = torch.tensor([0, 1, 2, 0, 1, 2])
 VIT = VitSettings(dim=8, heads=2, depth=3, patch=2)
 MLP = MlpSettings(width=8, depth=3)
+LEARNING, WATCHED = Place(training=True), Place()
 
 
 def layer_of(index: int = 0, **spec: Any) -> LocalLayer:
@@ -36,15 +37,22 @@ def views(seed: int = 0, num_views: int = 2, noise: float = 0.3) -> Tensor:
     return classes.repeat(num_views, 1, 1, 1) + noise * torch.randn(6 * num_views, 1, 8, 8, generator=random)
 
 
-def train(layer: LocalLayer, streams: Streams, *, with_readout: bool = False) -> tuple[Tensor, float]:
-    passed, loss = layer.train(streams, LABELS_OF_BATCH, with_readout=with_readout)
+def train(layer: LocalLayer, streams: Streams, place: Place = LEARNING) -> tuple[Tensor, float]:
+    passed, loss = layer.train(streams, LABELS_OF_BATCH, place)
     return passed["x"], loss.item()
+
+
+def train_readout(layer: LocalLayer, streams: Streams) -> float:
+    _, loss = layer.train_readout(streams, LABELS_OF_BATCH, WATCHED)
+    assert loss is not None, "the layer has a readout"
+    return loss.item()
 
 
 @torch.no_grad()
 def passed_on(layer: LocalLayer, streams: Streams) -> Streams:
     """What the layer passes on, without learning."""
-    return layer.rule.pass_on(layer.forward(streams))
+    context = Context(labels=LABELS_OF_BATCH, place=WATCHED)
+    return layer.rule.pass_on(layer.net, layer.rule.run(layer.net, streams, context), context)
 
 
 def same(first: State, second: State) -> bool:
@@ -56,7 +64,7 @@ def same(first: State, second: State) -> bool:
 
 
 @pytest.mark.parametrize("net", [VIT, MLP])
-def test_loss_of_a_layer_falls_as_it_learns(net: NetSettings) -> None:
+def test_loss_of_a_layer_falls_as_it_learns(net: Net) -> None:
     layer = layer_of(net=net)
     losses = [train(layer, {"x": views(step, noise=1.5)})[1] for step in range(40)]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
@@ -68,7 +76,7 @@ def test_update_is_one_adamw_step_on_the_layers_own_loss() -> None:
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2)
     for step in range(3):
         optimizer.zero_grad()
-        layer.rule.loss(other, {"x": other(views(step))}, LABELS_OF_BATCH).backward()
+        layer.rule.loss(other, {"x": other(views(step))}, Context(labels=LABELS_OF_BATCH, place=LEARNING)).backward()
         optimizer.step()
         train(layer, {"x": views(step)})
     for mine, expected in zip(layer.net.parameters(), other.parameters(), strict=True):
@@ -77,12 +85,12 @@ def test_update_is_one_adamw_step_on_the_layers_own_loss() -> None:
 
 def test_no_gradient_leaves_a_layer() -> None:
     """Training the second layer reaches neither what it got nor the layer that it came from."""
-    first, second = layer_of(0), layer_of(1)
-    passed, _ = first.train({"x": views()}, LABELS_OF_BATCH, with_readout=False)
+    first, second = layer_of(0, head="after"), layer_of(1, head="online")
+    passed, _ = first.train({"x": views()}, LABELS_OF_BATCH, LEARNING)
     weights = first.weights()
     gradients = [parameter.grad.clone() for parameter in first.net.parameters() if parameter.grad is not None]
     assert gradients
-    second.train(passed, LABELS_OF_BATCH, with_readout=True)
+    second.train(passed, LABELS_OF_BATCH, LEARNING)
     assert passed["x"].grad is None
     assert same(first.weights(), weights)
     for parameter, gradient in zip(first.net.parameters(), gradients, strict=True):
@@ -104,7 +112,7 @@ def test_gradients_of_one_step_are_gone_in_the_next() -> None:
 def test_equal_layers_learn_the_same_bits() -> None:
     first, second = layer_of(head="online"), layer_of(head="online")
     for step in range(5):
-        passed = [train(layer, {"x": views(step)}, with_readout=True)[0] for layer in (first, second)]
+        passed = [train(layer, {"x": views(step)})[0] for layer in (first, second)]
         assert torch.equal(*passed)
     assert same(first.state(), second.state())
 
@@ -114,17 +122,17 @@ def test_equal_layers_learn_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("net", [VIT, MLP])
-@pytest.mark.parametrize("with_readout", [False, True])
-def test_activations_passed_on_are_those_from_before_the_update(net: NetSettings, with_readout: bool) -> None:
-    layer = layer_of(net=net)
+@pytest.mark.parametrize("head", ["after", "online"])
+def test_activations_passed_on_are_those_from_before_the_update(net: Net, head: str) -> None:
+    layer = layer_of(net=net, head=head)
     before = passed_on(layer, {"x": views()})["x"]
-    passed, _ = train(layer, {"x": views()}, with_readout=with_readout)
+    passed, _ = train(layer, {"x": views()})
     assert torch.equal(passed, before)
     assert not torch.equal(passed_on(layer, {"x": views()})["x"], before), "the layer has learned"
 
 
 @pytest.mark.parametrize("net", [VIT, MLP])
-def test_activations_passed_on_are_detached(net: NetSettings) -> None:
+def test_activations_passed_on_are_detached(net: Net) -> None:
     passed, _ = train(layer_of(net=net), {"x": views()})
     assert passed.grad_fn is None
     assert not passed.requires_grad
@@ -144,7 +152,7 @@ def test_activations_are_sent_before_the_backward_pass() -> None:
         assert all(parameter.grad is None for parameter in layer.net.parameters())
         assert same(layer.weights(), before)
 
-    passed, _ = layer.train({"x": views()}, LABELS_OF_BATCH, with_readout=False, send=send)
+    passed, _ = layer.train({"x": views()}, LABELS_OF_BATCH, LEARNING, send=send)
     assert happened[0] == "send"
     assert happened.count("send") == 1
     assert "backward" in happened
@@ -160,8 +168,8 @@ def test_every_way_through_a_layer_sends_once_what_it_returns() -> None:
 
     tally = EvaluationTally.of(tiny_spec(), 0, 8, CPU)
     passed = [
-        layer.train_readout({"x": views(0, 1)}, LABELS_OF_BATCH, send=send)[0],
-        layer.evaluate({"x": views(1, 1)}, LABELS_OF_BATCH, tally, send=send),
+        layer.train_readout({"x": views(0, 1)}, LABELS_OF_BATCH, WATCHED, send=send)[0],
+        layer.evaluate({"x": views(1, 1)}, LABELS_OF_BATCH, WATCHED, tally, send=send),
     ]
     assert len(sent) == 2
     assert all(torch.equal(streams["x"], tensor) for streams, tensor in zip(passed, sent, strict=True))
@@ -169,33 +177,33 @@ def test_every_way_through_a_layer_sends_once_what_it_returns() -> None:
 
 @pytest.mark.parametrize("net", [VIT, MLP, VitSettings(dim=8, heads=2, depth=3, patch=2, pooling="token")])
 @pytest.mark.parametrize("num_views", [1, 2])
-def test_messages_between_stages_are_as_large_as_foreseen(net: NetSettings, num_views: int) -> None:
+def test_messages_between_stages_are_as_large_as_foreseen(net: Net, num_views: int) -> None:
     spec = tiny_spec(net=net, stages=3, method=CffSettings(views=num_views))  # type: ignore[arg-type]
     images = torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
     beside = {LABELS: LABELS_OF_BATCH, IDS: LABELS_OF_BATCH}
     sizes = [message_bytes(Message(Kind.TRAIN, tensors={"images": images, **beside}))]
     streams: Streams = {"x": views(0, num_views)}
     for index in range(2):
-        streams, _ = LocalLayer(spec, index, CPU).train(streams, LABELS_OF_BATCH, with_readout=False)
+        streams, _ = LocalLayer(spec, index, CPU).train(streams, LABELS_OF_BATCH, LEARNING)
         sizes.append(message_bytes(Message(Kind.TRAIN, tensors={**streams, **beside})))
     assert edge_bytes(spec) == sizes
 
 
 @pytest.mark.parametrize("net", [VIT, MLP])
-def test_activations_are_contiguous(net: NetSettings) -> None:
+def test_activations_are_contiguous(net: Net) -> None:
     """As they come off a wire: another layout may mean other rounding in the next stage."""
     streams: Streams = {"x": views()}
     for index in range(3):
-        streams, _ = layer_of(index, net=net).train(streams, LABELS_OF_BATCH, with_readout=False)
+        streams, _ = layer_of(index, net=net).train(streams, LABELS_OF_BATCH, LEARNING)
         assert streams["x"].is_contiguous()
 
 
 @pytest.mark.parametrize("net", [VIT, MLP])
-def test_reduced_precision_fits_the_channels_and_learns(net: NetSettings) -> None:
-    spec = tiny_spec(net=net, stages=3, precision="bf16")
+def test_reduced_precision_fits_the_channels_and_learns(net: Net) -> None:
+    spec = tiny_spec(net=net, stages=3, precision="bf16", head="online")
     layer = LocalLayer(spec, 0, CPU)
     exact = passed_on(layer_of(0, net=net), {"x": views()})["x"]
-    passed, loss = layer.train({"x": views()}, LABELS_OF_BATCH, with_readout=True)
+    passed, loss = layer.train({"x": views()}, LABELS_OF_BATCH, LEARNING)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(passed["x"].float(), exact, rtol=0.05, atol=0.05)
     beside = {LABELS: LABELS_OF_BATCH, IDS: LABELS_OF_BATCH}
@@ -211,12 +219,12 @@ def test_reduced_precision_fits_the_channels_and_learns(net: NetSettings) -> Non
 def test_loss_that_is_not_finite_leaves_weights_and_optimizers_unchanged(bad: float) -> None:
     layer = layer_of(2, head="online")
     tokens = torch.randn(12, 16, 8, generator=torch.Generator().manual_seed(1))
-    train(layer, {"x": tokens}, with_readout=True)
+    train(layer, {"x": tokens})
     before = layer.state()
     spoilt = tokens.clone()
     spoilt[3, 0, 0] = bad
     with pytest.raises(NonFiniteLossError, match="layer 3: the loss is nan") as error:
-        train(layer, {"x": spoilt}, with_readout=True)
+        train(layer, {"x": spoilt})
     assert error.value.layer == 2
     assert same(layer.state(), before)
 
@@ -243,9 +251,9 @@ def test_non_finite_loss_error_survives_pickling() -> None:
 
 
 def test_weights_make_an_equal_layer_of_another() -> None:
-    learned, other = layer_of(1), layer_of(1, seed=5)
+    learned, other = layer_of(1, head="online"), layer_of(1, seed=5)
     tokens = torch.randn(12, 16, 8)
-    train(learned, {"x": tokens}, with_readout=True)
+    train(learned, {"x": tokens})
     other.load_weights(learned.weights())
     assert same(other.weights(), learned.weights())
     assert torch.equal(passed_on(other, {"x": tokens})["x"], passed_on(learned, {"x": tokens})["x"])
@@ -274,7 +282,7 @@ def test_weights_are_named_by_layer_and_take_only_their_own() -> None:
 def test_readout_is_part_of_the_weights_once_it_has_learned() -> None:
     layer = layer_of()
     assert not any("readout" in name for name in layer.weights())
-    layer.train_readout({"x": views(0, 1)}, LABELS_OF_BATCH)
+    train_readout(layer, {"x": views(0, 1)})
     assert {name for name in layer.weights() if "readout" in name} == {
         f"layers.0.readout.{name}" for name in ("norm.weight", "norm.bias", "linear.weight", "linear.bias")
     }
@@ -282,16 +290,16 @@ def test_readout_is_part_of_the_weights_once_it_has_learned() -> None:
 
 def test_loaded_readout_judges() -> None:
     learned, other = layer_of(), layer_of()
-    learned.train_readout({"x": views(0, 1)}, LABELS_OF_BATCH)
+    train_readout(learned, {"x": views(0, 1)})
     other.load_weights(learned.weights())
     tally = EvaluationTally.of(tiny_spec(), 0, 8, CPU)
-    other.evaluate({"x": views(0, 1)}, LABELS_OF_BATCH, tally)
+    other.evaluate({"x": views(0, 1)}, LABELS_OF_BATCH, WATCHED, tally)
     assert tally.report().accuracy is not None
 
 
 def test_state_holds_both_optimizers_under_their_parameters_names() -> None:
-    layer = layer_of(net=MLP)
-    train(layer, {"x": views()}, with_readout=True)
+    layer = layer_of(net=MLP, head="online")
+    train(layer, {"x": views()})
     optimizers = {name for name in layer.state() if ".net." not in name and ".readout." not in name}
     fields = ("exp_avg", "exp_avg_sq", "step")
     assert optimizers == {
@@ -311,7 +319,7 @@ def test_state_holds_both_optimizers_under_their_parameters_names() -> None:
 
 def accuracy(layer: LocalLayer, seed: int) -> float:
     tally = EvaluationTally.of(tiny_spec(), 0, 8, CPU)
-    layer.evaluate({"x": views(seed, 1)}, LABELS_OF_BATCH, tally)
+    layer.evaluate({"x": views(seed, 1)}, LABELS_OF_BATCH, WATCHED, tally)
     value = tally.report().accuracy
     assert value is not None
     return value
@@ -320,7 +328,7 @@ def accuracy(layer: LocalLayer, seed: int) -> float:
 def test_online_readout_learns_along_with_its_layer() -> None:
     layer = layer_of(head="online")
     for step in range(60):
-        train(layer, {"x": views(step)}, with_readout=True)
+        train(layer, {"x": views(step)})
     assert sum(accuracy(layer, 1000 + seed) for seed in range(10)) / 10 > 0.9
 
 
@@ -328,14 +336,14 @@ def test_online_readout_changes_nothing_in_its_layer() -> None:
     alone, judged = layer_of(), layer_of(head="online")
     for step in range(5):
         train(alone, {"x": views(step)})
-        train(judged, {"x": views(step)}, with_readout=True)
+        train(judged, {"x": views(step)})
     assert same(alone.weights(), {n: v for n, v in judged.weights().items() if ".net." in n})
 
 
 def test_readout_afterwards_learns_on_a_frozen_layer() -> None:
     layer = layer_of()
     frozen = layer.weights()
-    losses = [layer.train_readout({"x": views(step, 1)}, LABELS_OF_BATCH)[1].item() for step in range(60)]
+    losses = [train_readout(layer, {"x": views(step, 1)}) for step in range(60)]
     assert losses[-1] < 0.7 * losses[0]
     assert accuracy(layer, 1000) == 1
     assert same({n: v for n, v in layer.weights().items() if ".net." in n}, frozen)
@@ -346,7 +354,7 @@ def test_first_readout_loss_is_the_cross_entropy_over_all_views() -> None:
     layer = layer_of()
     pooled = layer.net.pool(passed_on(layer, {"x": views()})["x"])
     expected = F.cross_entropy(layer.readout(pooled), LABELS_OF_BATCH.repeat(2)).item()
-    assert layer.train_readout({"x": views()}, LABELS_OF_BATCH)[1].item() == pytest.approx(expected, rel=1e-6)
+    assert train_readout(layer, {"x": views()}) == pytest.approx(expected, rel=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -355,18 +363,18 @@ def test_first_readout_loss_is_the_cross_entropy_over_all_views() -> None:
 
 def test_evaluation_changes_nothing() -> None:
     layer = layer_of(head="online")
-    train(layer, {"x": views()}, with_readout=True)
+    train(layer, {"x": views()})
     before = layer.state()
-    layer.evaluate({"x": views(1, 1)}, LABELS_OF_BATCH, EvaluationTally.of(tiny_spec(), 0, 8, CPU))
+    layer.evaluate({"x": views(1, 1)}, LABELS_OF_BATCH, WATCHED, EvaluationTally.of(tiny_spec(), 0, 8, CPU))
     assert same(layer.state(), before)
 
 
 def test_evaluation_of_a_last_batch_of_one_image_is_finite() -> None:
     layer = layer_of()
     tally = EvaluationTally.of(tiny_spec(), 0, 8, CPU)
-    layer.evaluate({"x": views(0, 1)}, LABELS_OF_BATCH, tally)
+    layer.evaluate({"x": views(0, 1)}, LABELS_OF_BATCH, WATCHED, tally)
     five_sixths = tally.report().loss * 6
-    layer.evaluate({"x": views(0, 1)[:1]}, LABELS_OF_BATCH[:1], tally)
+    layer.evaluate({"x": views(0, 1)[:1]}, LABELS_OF_BATCH[:1], WATCHED, tally)
     assert tally.report().loss == pytest.approx(five_sixths / 7)
 
 

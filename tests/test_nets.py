@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.layer import LocalLayer
-from pipeline.nets import MlpSettings, NetSettings, Shape, VitSettings
+from pipeline.nets import MlpSettings, Net, Shape, VitSettings
 from pipeline.nets.vit import EncoderLayer, PatchEmbedding
 from tests.support import CPU, tiny_spec
 
@@ -110,7 +110,7 @@ def test_encoder_layer_equals_torchs_own_with_the_same_weights(heads: int) -> No
 
 
 def test_encoder_layer_has_no_dropout_and_no_state_between_batches() -> None:
-    layer = VitSettings(dim=8, heads=2).build(1, (1, 8, 8)).train()
+    layer = VitSettings(dim=8, heads=2, patch=2).build(1, (1, 8, 8)).train()
     tokens = torch.randn(2, 16, 8)
     first = layer(tokens)
     layer(torch.randn(2, 16, 8))
@@ -132,7 +132,7 @@ def test_attention_starts_as_torchs_own_does() -> None:
 
 def test_mean_pooling_is_the_mean_over_tokens() -> None:
     tokens = torch.randn(3, 5, 8)
-    layer = VitSettings(dim=8, heads=2).build(1, (1, 8, 8))
+    layer = VitSettings(dim=8, heads=2, patch=2).build(1, (1, 8, 8))
     torch.testing.assert_close(layer.pool(tokens), sum(tokens[:, t] for t in range(5)) / 5)
 
 
@@ -184,7 +184,7 @@ def test_vit_128_4_5_has_the_parameters_counted_by_hand(pooling: str, extra: int
         (MlpSettings(depth=0), ["--depth 0", "at least 1"]),
     ],
 )
-def test_net_that_cannot_be_is_refused_with_what_could(net: NetSettings, said: list[str]) -> None:
+def test_net_that_cannot_be_is_refused_with_what_could(net: Net, said: list[str]) -> None:
     with pytest.raises(UserError) as refusal:
         net.resolve((3, 32, 32))
     for part in said:
@@ -226,7 +226,7 @@ def test_mlp_layer_is_linear_and_relu() -> None:
 
 
 @pytest.mark.parametrize("net", [VitSettings(dim=8, heads=2, depth=3, patch=2), MlpSettings(width=8, depth=3)])
-def test_layer_built_alone_equals_the_layer_built_with_the_others(net: NetSettings) -> None:
+def test_layer_built_alone_equals_the_layer_built_with_the_others(net: Net) -> None:
     spec = tiny_spec(net=net)
     together = [LocalLayer(spec, index, CPU) for index in range(3)]
     torch.rand(5)  # nor does it depend on what else was drawn
@@ -254,5 +254,5 @@ def test_another_seed_gives_other_weights() -> None:
 @pytest.mark.parametrize(
     ("net", "name"), [(VitSettings(dim=192, heads=6, depth=6), "ViT[192 6 6]"), (MlpSettings(), "MLP[500 3]")]
 )
-def test_net_describes_itself_in_the_papers_notation(net: NetSettings, name: str) -> None:
+def test_net_describes_itself_in_the_papers_notation(net: Net, name: str) -> None:
     assert net.describe() == name
