@@ -7,7 +7,7 @@ import multiprocessing.connection
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, Self
 
@@ -60,6 +60,12 @@ def tiny_spec(
         stages=partition(settings.method.adapt(settings.net).num_layers, stages),
         device="cpu",
     )
+
+
+def changed(spec: RunSpec, group: str, **values: Any) -> RunSpec:
+    """The run with other settings of one group, such as ``changed(spec, "train", milestones=(1,))``."""
+    settings = replace(spec.settings, **{group: replace(getattr(spec.settings, group), **values)})
+    return replace(spec, settings=settings)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
-"""Where time goes, told by a clock that a test winds; what a pass says about a layer, against counting it directly."""
+"""Where time goes, told by a clock that a test winds; what a pass says about a layer, against counting it directly;
+which epoch's weights are worth keeping.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 import threading
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,11 +17,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from pipeline import metrics
-from pipeline.errors import NonFiniteLossError
-from pipeline.metrics import Account, Clock, EvaluationTally, Spent, TrainTally
-from tests.support import CPU, tiny_spec
+from pipeline.errors import NonFiniteLossError, RunError
+from pipeline.history import History
+from pipeline.metrics import Account, Clock, EvaluationTally, LayerReport, PassReport, Spent, TrainTally
+from pipeline.nets import VitSettings
+from tests.support import CPU, changed, tiny_spec
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Time
@@ -243,6 +250,30 @@ def test_training_tally_reports_every_loss_and_their_mean() -> None:
     assert (report.accuracy, report.top_k, report.fisher, report.predictions) == (None, None, None, None)
 
 
+def test_pass_in_which_a_layer_does_not_learn_has_no_mean_loss() -> None:
+    """Readouts for the last layer only: the others go through the pass, and a mean of nothing is no number."""
+    tally = TrainTally(1, readout=True)
+    for _ in range(3):
+        tally.add(None)
+    report = tally.report()
+    assert report.losses.shape == (0,)
+    assert math.isnan(report.loss)
+    assert math.isnan(tally.finite_latest())
+
+
+def test_version_skew_is_the_mean_over_the_steps() -> None:
+    tally = TrainTally(0)
+    for skew in (0, 1, 2, 2):
+        tally.add(torch.tensor(1.0), skew)
+    assert tally.report().version_skew == 1.25
+
+
+def test_layer_that_shares_no_label_embeddings_has_no_version_skew() -> None:
+    tally = TrainTally(0)
+    tally.add(torch.tensor(1.0))
+    assert tally.report().version_skew is None
+
+
 def test_training_tally_keeps_no_graph_alive() -> None:
     tally = TrainTally(0)
     tally.add(torch.ones(1, requires_grad=True).sum())
@@ -278,11 +309,23 @@ def test_first_loss_that_is_not_finite_is_found_among_later_ones(bad: float, sai
 # Evaluation passes
 
 
-def batches(num_classes: int, sizes: list[int], seed: int = 0) -> list[tuple[torch.Tensor, ...]]:
-    """Batches of (loss, features (N, 4), labels (N,), scores (N, K))."""
+@dataclass
+class Seen:
+    """A batch as a tally sees it; ``scores`` are a readout's, or the layer's own."""
+
+    loss: Tensor
+    features: Tensor  # (N, 4)
+    labels: Tensor  # (N,)
+    scores: Tensor  # (N, K)
+
+    def add_to(self, tally: EvaluationTally, *, readout: Tensor | None, direct: Tensor | None) -> None:
+        tally.add(loss=self.loss, features=self.features, labels=self.labels, scores=readout, direct_scores=direct)
+
+
+def batches(num_classes: int, sizes: list[int], seed: int = 0) -> list[Seen]:
     random = torch.Generator().manual_seed(seed)
     return [
-        (
+        Seen(
             torch.rand((), generator=random),
             torch.randn(size, 4, generator=random),
             torch.randint(num_classes, (size,), generator=random),
@@ -292,41 +335,77 @@ def batches(num_classes: int, sizes: list[int], seed: int = 0) -> list[tuple[tor
     ]
 
 
+def counted(given_batches: list[Seen], top_k: int) -> tuple[float, float, list[int]]:
+    """Accuracy, top-k accuracy and predictions, image by image."""
+    labels = torch.cat([batch.labels for batch in given_batches]).tolist()
+    scores = torch.cat([batch.scores for batch in given_batches]).tolist()
+    ranks = [sorted(range(len(row)), key=lambda c, row=row: -row[c]) for row in scores]  # type: ignore[misc]
+    first = sum(ranked[0] == label for ranked, label in zip(ranks, labels, strict=True))
+    top = sum(label in ranked[:top_k] for ranked, label in zip(ranks, labels, strict=True))
+    return first / len(labels), top / len(labels), [ranked[0] for ranked in ranks]
+
+
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 @pytest.mark.parametrize("sizes", [[10], [4, 4, 2], [1, 7, 3, 1]])
 def test_evaluation_tally_equals_counting_directly(top_k: int, sizes: list[int]) -> None:
     given_batches = batches(4, sizes)
     tally = EvaluationTally(3, num_classes=4, features=4, top_k=top_k, device=CPU)
-    for loss, features, labels, scores in given_batches:
-        tally.add(loss, features, labels, scores)
+    for batch in given_batches:
+        batch.add_to(tally, readout=batch.scores, direct=None)
     report = tally.report(with_predictions=True)
 
-    labels, scores = (torch.cat([batch[place] for batch in given_batches]) for place in (2, 3))
-    ranks = [sorted(range(4), key=lambda c, row=row: -row[c]) for row in scores.tolist()]  # type: ignore[misc]
-    hits = [ranked[:top_k].count(label) for ranked, label in zip(ranks, labels.tolist(), strict=True)]
+    accuracy, top, predictions = counted(given_batches, top_k)
+    labels, scores = (torch.cat([getattr(batch, name) for batch in given_batches]) for name in ("labels", "scores"))
     assert report.layer == 3
-    assert report.accuracy == sum(r[0] == y for r, y in zip(ranks, labels.tolist(), strict=True)) / len(labels)
-    assert report.top_k == sum(hits) / len(labels)
+    assert (report.accuracy, report.top_k, report.direct_accuracy) == (accuracy, top, None)
     assert report.readout_loss == pytest.approx(F.cross_entropy(scores.double(), labels).item(), rel=1e-6)
-    by_image = sum(loss.item() * len(y) for loss, _, y, _ in given_batches) / len(labels)
+    by_image = sum(batch.loss.item() * len(batch.labels) for batch in given_batches) / len(labels)
     assert report.loss == pytest.approx(by_image, rel=1e-12)
     assert report.predictions is not None
-    assert report.predictions.tolist() == [ranked[0] for ranked in ranks]
+    assert report.predictions.tolist() == predictions
+
+
+@pytest.mark.parametrize("sizes", [[10], [4, 4, 2]])
+def test_layer_without_a_readout_is_judged_by_its_own_scores(sizes: list[int]) -> None:
+    given_batches = batches(4, sizes)
+    tally = EvaluationTally(0, num_classes=4, features=4, top_k=2, device=CPU)
+    for batch in given_batches:
+        batch.add_to(tally, readout=None, direct=batch.scores)
+    report = tally.report(with_predictions=True)
+    accuracy, top, predictions = counted(given_batches, 2)
+    assert (report.accuracy, report.top_k, report.direct_accuracy) == (accuracy, top, accuracy)
+    assert report.readout_loss is None, "similarities are no readout's"
+    assert report.predictions is not None
+    assert report.predictions.tolist() == predictions
+
+
+def test_readout_is_judged_beside_the_layers_own_scores() -> None:
+    readouts, own = batches(4, [30], seed=1), batches(4, [30], seed=1)
+    own[0].scores = torch.randn(30, 4, generator=torch.Generator().manual_seed(2))
+    tally = EvaluationTally(0, num_classes=4, features=4, top_k=2, device=CPU)
+    readouts[0].add_to(tally, readout=readouts[0].scores, direct=own[0].scores)
+    report = tally.report(with_predictions=True)
+    accuracy, top, predictions = counted(readouts, 2)
+    assert (report.accuracy, report.top_k) == (accuracy, top)
+    assert report.direct_accuracy == counted(own, 2)[0] != accuracy
+    assert report.predictions is not None
+    assert report.predictions.tolist() == predictions
 
 
 def test_top_k_of_fewer_classes_than_k_is_1() -> None:
     tally = EvaluationTally(0, num_classes=3, features=4, top_k=5, device=CPU)
     for batch in batches(3, [6]):
-        tally.add(*batch)
+        batch.add_to(tally, readout=batch.scores, direct=None)
     assert tally.report().top_k == 1
 
 
 def test_without_a_readout_loss_and_fisher_are_all_there_is() -> None:
     tally = EvaluationTally(0, num_classes=3, features=4, top_k=1, device=CPU)
-    for loss, features, labels, _ in batches(3, [20]):
-        tally.add(loss, features, labels, None)
+    for batch in batches(3, [20]):
+        batch.add_to(tally, readout=None, direct=None)
     report = tally.report(with_predictions=True)
-    assert (report.accuracy, report.top_k, report.readout_loss, report.predictions) == (None, None, None, None)
+    assert (report.accuracy, report.top_k, report.direct_accuracy) == (None, None, None)
+    assert (report.readout_loss, report.predictions) == (None, None)
     assert report.fisher is not None
     assert report.fisher > 0
 
@@ -334,10 +413,61 @@ def test_without_a_readout_loss_and_fisher_are_all_there_is() -> None:
 def test_predictions_are_reported_only_when_asked_for() -> None:
     tally = EvaluationTally(0, num_classes=3, features=4, top_k=1, device=CPU)
     for batch in batches(3, [5]):
-        tally.add(*batch)
+        batch.add_to(tally, readout=batch.scores, direct=batch.scores)
     assert tally.report().predictions is None
 
 
 def test_tally_of_a_run_takes_classes_and_k_from_it() -> None:
     tally = EvaluationTally.of(tiny_spec(num_classes=5), 1, 8, CPU)
     assert (tally.layer, tally.top_k, tuple(tally.moments.sums.shape)) == (1, 2, (5, 8))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The best epoch
+
+
+Keep = Literal["loss", "accuracy", "last"]
+
+
+def validated(
+    losses: list[float], accuracies: list[float | None], *, keep: Keep, order: list[int] | None = None
+) -> History:
+    """A history of two layers in two stages; the first layer's figures would favour another epoch."""
+    history = History.of(changed(tiny_spec(net=VitSettings(dim=8, heads=2, depth=2, patch=2)), "train", keep=keep))
+    for epoch in order or range(len(losses)):
+        for stage, loss, accuracy in ((1, losses[epoch], accuracies[epoch]), (0, float(epoch), 1.0 - epoch / 10)):
+            layer = LayerReport(layer=stage, losses=np.zeros(0, np.float32), loss=loss, accuracy=accuracy)
+            history.add(PassReport(stage=stage, kind="VALIDATE", epoch=epoch, layers=[layer]))
+    return history
+
+
+LOSSES: list[float] = [3.0, 1.0, 1.0, 2.0]
+ACCURACIES: list[float | None] = [0.5, 0.6, 0.8, 0.8]
+
+
+@pytest.mark.parametrize(("keep", "best"), [("loss", 1), ("accuracy", 2), ("last", 3)])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
+def test_best_epoch_is_the_first_of_the_last_layers_best(keep: Keep, best: int, order: list[int]) -> None:
+    """Whatever the order in which the reports came."""
+    assert validated(LOSSES, ACCURACIES, keep=keep, order=order).best_epoch == best
+
+
+@pytest.mark.parametrize(("keep", "best"), [("loss", 2), ("accuracy", 1), ("last", 2)])
+def test_epoch_whose_loss_is_no_number_is_never_the_best(keep: Keep, best: int) -> None:
+    losses, accuracies = [math.nan, 3.0, 2.0, math.inf], [1.0, 0.7, 0.6, 0.9]
+    assert validated(losses, list(accuracies), keep=keep).best_epoch == best
+
+
+@pytest.mark.parametrize("keep", ["loss", "accuracy", "last"])
+def test_where_no_loss_was_a_number_there_is_no_best_epoch(keep: Keep) -> None:
+    history = validated([math.nan, math.inf], [0.5, 0.5], keep=keep)
+    assert history.best_epoch is None
+    with pytest.raises(RunError, match="--lr"):
+        history.require_best_epoch()
+
+
+def test_training_losses_do_not_make_an_epoch_the_best() -> None:
+    history = validated([2.0, 3.0], [0.5, 0.5], keep="loss")
+    layer = LayerReport(layer=1, losses=np.ones(1, np.float32), loss=0.0)
+    history.add(PassReport(stage=1, kind="TRAIN", epoch=1, layers=[layer]))
+    assert history.best_epoch == 0
