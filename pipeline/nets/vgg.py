@@ -26,7 +26,7 @@ _LARGE = 64  # pixels a side above which the first convolution halves the image
 class VggSettings(Net):
     """VGG8b: six convolutions, four of them max-pooled, then 1024 fully connected units; batch norm in each layer.
 
-    Images of more than 64 pixels a side (STL-10) first meet a 7×7 convolution with stride 2, as in both papers' programs.
+    The first convolution is 7×7 with stride 2 for images of more than 64 pixels a side, as in both papers' programs.
     """
 
     kind: ClassVar[str] = "vgg"
@@ -94,20 +94,23 @@ class VggLayer(ConvLayer):
         self.pooled = pooled
         if pooled:
             self.grid = _halved(self.grid, 1)
-        self.dropout = MapDropout(dropout) if dropout else None
+        self.dropout = MapDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
+        maps = super().forward(x)
         if self.pooled:
-            x = F.max_pool2d(x, 2)
-        return x if self.dropout is None else self.dropout(x)
+            maps = F.max_pool2d(maps, 2)
+        dropped: Tensor = self.dropout(maps)
+        return dropped
 
 
 class MapDropout(Dropout):
     """Dropout of whole feature maps (N, C, ·, ·), as the papers' programs have it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * super().forward(x.new_ones(*x.shape[:2], 1, 1)) if self.training else x
+        if not self.training or self.share == 0:
+            return x
+        return x * super().forward(x.new_ones(*x.shape[:2], 1, 1))
 
 
 class FullyConnectedLayer(LinearLayer):
@@ -118,8 +121,8 @@ class FullyConnectedLayer(LinearLayer):
         self.batch_norm = nn.BatchNorm1d(_UNITS)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.batch_norm(self.linear(x.flatten(1))))
-        return x if self.dropout is None else self.dropout(x)
+        dropped: Tensor = self.dropout(F.relu(self.batch_norm(self.linear(x.flatten(1)))))
+        return dropped
 
 
 def _is_large(shape: Shape) -> bool:

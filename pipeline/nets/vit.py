@@ -49,8 +49,7 @@ class VitSettings(Net):
     def build(self, index: int, shape: Shape) -> Layer:
         embedding = PatchEmbedding(self, shape) if index == 0 else None
         layer = EncoderLayer(self.dim, self.heads, self.pooling, embedding)
-        assert isinstance(self.patch, int), "resolve() settles the patch size"
-        layer.grid = patch_grid(self.patch, shape)
+        layer.grid = patch_grid(resolve_patch(self.patch, shape), shape)
         return layer
 
     def describe(self) -> str:
