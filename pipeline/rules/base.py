@@ -62,9 +62,11 @@ class Rule(nn.Module, ABC):
 
     Attributes:
         num_views: so many augmented copies of each image reach the first layer.
+        margin: added to the cosine similarity of two features of one class; None for methods without one.
     """
 
     num_views: int = 1
+    margin: float | None = None
 
     def enter(self, images: Tensor, context: Context) -> Streams:
         """Streams for the first layer from network input (V·N, channels, H, W), view-major."""
@@ -94,6 +96,14 @@ class Rule(nn.Module, ABC):
     def scores(self, layer: Layer, outputs: Streams, context: Context) -> Tensor | None:
         """Scores (N, Z) by which the layer predicts on its own, without a readout; None where the method cannot."""
         return None
+
+    def targets(self, layer: Layer, context: Context) -> Tensor | None:
+        """Every class's label embedding as this layer sees it (Z, C); None for methods without any."""
+        return None
+
+    def compare(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Similarities (N, M) of features (N, C) with label embeddings (M, C), greater for what is nearer."""
+        return features @ targets.T
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,8 @@ def marginal_contrastive_loss(z: Tensor, labels: Tensor, *, temperature: float, 
 class CffRule(Rule):
     """One layer's loss: marginal contrastive on unit-length pooled features of all views."""
 
+    margin: float
+
     def __init__(self, settings: CffSettings, margin: float) -> None:
         super().__init__()
         self.num_views = settings.views
