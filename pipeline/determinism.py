@@ -6,14 +6,16 @@ import os
 
 import torch
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.spec import RunSpec
 
 
 def settle(spec: RunSpec, device: torch.device) -> None:
-    """Sets CPU threads to the run's; on a GPU asks for deterministic kernels, and makes it the current one.
+    """Keeps freed memory and sets CPU threads to the run's; asks a GPU for deterministic kernels and makes it current.
 
     The number of threads is a property of the calling thread. Where PyTorch has no deterministic kernel it warns.
     """
+    keep_freed_memory()
     torch.set_num_threads(spec.settings.pipeline.threads)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import ray
 
+from pipeline.allocator import ENVIRONMENT
 from pipeline.errors import ResourcesError
 from pipeline.resolve import Devices, local_devices, num_cores, num_stages
 from pipeline.settings import PipelineSettings, Settings
@@ -36,6 +37,8 @@ def ray_cluster(settings: Settings) -> Iterator[Devices]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a training run calls nobody
     address = pipe.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
+        for name, value in ENVIRONMENT.items():  # the workers inherit it
+            os.environ.setdefault(name, value)
         devices = local_devices(pipe.device, pipe.threads)
         # More stages than cores take turns; Ray must not refuse them on a machine that is theirs alone.
         cores = max(num_cores(), num_stages(settings, devices.count) * pipe.threads)
