@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pipeline.rules.base import METHODS, Context, Method, MethodField, Outline, Place, Rule, Streams
+from pipeline.rules.baseline import BaselineSettings
 from pipeline.rules.cff import CffSettings
 from pipeline.rules.cfl import CflSettings
 from pipeline.rules.dcl import DclSettings
 
 __all__ = [
     "METHODS",
+    "BaselineSettings",
     "CffSettings",
     "CflSettings",
     "Context",
