@@ -37,6 +37,7 @@ def train(settings: Settings, console: Console) -> int:
         RunError: the run failed; what was learned is in its folder.
     """
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
+    settings = resolve.settle_baseline(settings)
     resolve.check(settings)
     path = new_path(settings.run_dir, settings.preset)
     with ProgressLine(console) as line:

@@ -16,6 +16,7 @@ from pipeline.data.loader import Dataset
 from pipeline.data.registry import DATASETS
 from pipeline.data.sources.base import Progress
 from pipeline.errors import ResourcesError, UserError
+from pipeline.rules import BaselineSettings
 from pipeline.schedule import partition
 from pipeline.settings import Settings
 from pipeline.shapes import layer_features
@@ -94,6 +95,35 @@ def open_folder(settings: Settings, folder: Path) -> Dataset:
         memory_budget=int(data.memory_budget * 2**30),
         shuffle_window=data.shuffle_window,
         strict=data.strict_data,
+    )
+
+
+def settle_baseline(settings: Settings) -> Settings:
+    """Settings that spell ``baseline`` out: the method, no heads, the serial executor. Others as they are.
+
+    Raises:
+        UserError: stages or threads are asked for, and a baseline's net is one piece.
+    """
+    method = BaselineSettings(feedback=settings.baseline) if settings.baseline is not None else settings.method
+    if not isinstance(method, BaselineSettings):
+        return settings
+    pipe, name = settings.pipeline, f"--baseline {method.feedback}"
+    if pipe.stages not in ("auto", 1):
+        raise UserError(
+            f"--stages {pipe.stages} with {name}: the error of the whole net's output teaches every layer, so the net "
+            "is one piece. Use --stages 1."
+        )
+    if pipe.executor == "threads":
+        raise UserError(
+            f"--executor threads with {name}: the error of the whole net's output teaches every layer, so the net is "
+            "one piece and there is nothing to run beside it. Use --executor serial."
+        )
+    return replace(
+        settings,
+        method=method,
+        baseline=None,
+        head=replace(settings.head, mode="none"),
+        pipeline=replace(pipe, executor="serial"),
     )
 
 

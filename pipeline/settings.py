@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.errors import UserError
 from pipeline.nets import NETS, NetField, VitSettings
 from pipeline.rules import METHODS, CffSettings, MethodField
+from pipeline.rules.baseline import Feedback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,11 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     net: NetField = field(default_factory=VitSettings)
     method: MethodField = field(default_factory=CffSettings)
+    baseline: Feedback | None = None
+    """Instead of the method, what it is compared with: the same net and training, cross-entropy on a linear classifier
+    behind the last layer. bp: backpropagation. fa: feedback alignment. dfa: direct feedback alignment. drtp: direct
+    random target projection; give it a small --lr where the net has no norm. The net is one piece to them: --executor
+    becomes serial, and there are no heads."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
