@@ -174,5 +174,5 @@ def feature_contrast(z: Tensor, labels: Tensor, *, temperature: float) -> Tensor
     whole = ~contrasted[:, None]
     positives = similarity.masked_fill(~(positive | whole), -torch.inf).logsumexp(dim=1)
     negatives = similarity.masked_fill(~(~same | whole), -torch.inf).logsumexp(dim=1)
-    log_count = positive.sum(dim=1).clamp(min=1).log()
+    log_count = positive.sum(dim=1).clamp(min=1).to(z.dtype).log()
     return torch.where(contrasted, negatives - positives + log_count, 0.0).mean()
