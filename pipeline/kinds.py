@@ -40,6 +40,10 @@ class Family(Generic[T]):
             raise ValueError(f"two {self.what}s are called {kind!r}: {known.__name__} and {member.__name__}")
         return member
 
+    def forget(self, kind: str) -> None:
+        """Removes a member, such as one that a test or a notebook wants to define again."""
+        del self._members[kind]
+
     def __iter__(self) -> Iterator[type[T]]:
         return iter(self._members.values())
 

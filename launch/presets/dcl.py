@@ -6,14 +6,15 @@ of VGG8b for the block-wise nets.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from launch.presets.base import Preset
-from launch.presets.cfl import CONV_TRAIN, FC, FC_TRAIN, NAMES, WITH_FL, on
+from launch.presets.cfl import CONV_TRAIN, FC_TRAIN, NAMES, WITH_FL, on
 from pipeline.embeddings import EmbeddingSettings
 from pipeline.nets import ConvSettings, MixerSettings, MlpSettings, Net, ResnetSettings, VggSettings, VitSettings
 from pipeline.rules import DclSettings
-from pipeline.settings import Settings, TrainSettings
+from pipeline.settings import AugmentSettings, Settings, TrainSettings
 
 _METHOD = DclSettings()
 
@@ -22,11 +23,10 @@ shared-mean (as DistributedDataParallel does), last (DC-FL-O), per-layer (DC-FL-
 --similarity cosine: with temperature 0.07. The same net by backprop and feedback alignment: --baseline bp, fa, dfa."""
 
 
-def _block_train(lr: float = 5e-4) -> TrainSettings:
-    """VGG8b's: batch 128, the learning rate quartered four times in 400 epochs."""
-    return TrainSettings(
-        epochs=400, batch_size=128, lr=lr, milestones=(200, 300, 350, 375), lr_decay=0.25, keep="accuracy"
-    )
+def _block_train(epochs: int = 400, lr: float = 5e-4) -> TrainSettings:
+    """VGG8b's: batch 128, the learning rate quartered after 1/2, 3/4, 7/8 and 15/16 of the epochs."""
+    milestones = tuple(math.ceil(epochs * share) for share in (1 / 2, 3 / 4, 7 / 8, 15 / 16))
+    return TrainSettings(epochs=epochs, batch_size=128, lr=lr, milestones=milestones, lr_decay=0.25, keep="accuracy")
 
 
 def _preset(
@@ -45,12 +45,19 @@ def _runs(nets: dict[str, Net], train: dict[str, TrainSettings]) -> dict[str, Se
     return {data: on(data, net=nets[data], train=train[data], method=_METHOD, head=WITH_FL) for data in nets}
 
 
-_FC: dict[str, Net] = FC | {"cifar10": MlpSettings(width=3072, depth=2, groups=48, norm="layer")}
+_FC: dict[str, Net] = {
+    "cifar10": MlpSettings(width=3072, depth=3, groups=48, norm="layer"),
+    "mnist": MlpSettings(width=1024, depth=3, groups=8, norm="layer"),
+    "cifar100": MlpSettings(width=3072, depth=3, groups=12, norm="layer", dropout=0.3),
+}
 _SETS = "cifar10 (unless named), mnist and cifar100"
 
 PRESETS: dict[str, Preset] = {
     "dcl-fc": _preset(
-        "FC", _runs(_FC, FC_TRAIN), sets=_SETS, paper="FC of the paper: K = 8, 48, 12 for MNIST, CIFAR-10, CIFAR-100."
+        "FC",
+        _runs(_FC, FC_TRAIN),
+        sets=_SETS,
+        paper="Three hidden layers; K = 48, 8, 12 for CIFAR-10, MNIST, CIFAR-100.",
     ),
 }
 for _name, _channels in (("conv256", (64, 256)), ("conv512", (64, 256, 512))):
@@ -61,16 +68,23 @@ for _name, _channels in (("conv256", (64, 256)), ("conv512", (64, 256, 512))):
         paper=f"{_name} with padding 1 in the first convolution.",
     )
 
-_VGG = on("cifar10", net=VggSettings(dropout=0.05), train=_block_train(), method=_METHOD, head=WITH_FL)
+
+def _vgg(data: str, dropout: float, epochs: int, lr: float = 5e-4) -> Settings:
+    run = on(data, net=VggSettings(dropout=dropout), train=_block_train(epochs, lr), method=_METHOD, head=WITH_FL)
+    auto = AugmentSettings(crop_padding=0, flip="auto") if data in ("fashion-mnist", "svhn") else run.augment
+    return replace(run, augment=auto)
+
+
 PRESETS["dcl-vgg8b"] = _preset(
     "VGG8b",
+    # Dropout, epochs and learning rate of each data set are those of the authors' program (github.com/schoi828/DCL).
     {
-        data: replace(
-            on("mnist" if data == "mnist" else "cifar10", net=_VGG.net, method=_METHOD, head=WITH_FL),
-            data=replace(_VGG.data, data=data),
-            train=_block_train(3e-4 if data == "svhn" else 5e-4),
-        )
-        for data in ("cifar10", "mnist", "fashion-mnist", "cifar100", "svhn", "stl10")
+        "cifar10": _vgg("cifar10", 0.05, 400),
+        "cifar100": _vgg("cifar100", 0.05, 400),
+        "mnist": _vgg("mnist", 0.1, 100),
+        "fashion-mnist": _vgg("fashion-mnist", 0.1, 200),
+        "svhn": _vgg("svhn", 0.05, 100, 3e-4),
+        "stl10": _vgg("stl10", 0.1, 400),
     },
     sets="cifar10 (unless named), mnist, fashion-mnist, cifar100, svhn and stl10",
     reported="error CIFAR-10 8.64, MNIST 0.33, Fashion-MNIST 5.52, CIFAR-100 31.75",

@@ -118,7 +118,6 @@ class Outline:
 class Method(ABC, Named):
     """A method's settings: enough to make the rule of any one layer."""
 
-    @abstractmethod
     def check(self) -> None:
         """Raises UserError where a value is out of range."""
 
