@@ -220,8 +220,9 @@ class LabelDictionary:
         self._versions[self._version] = self._values.detach().clone()
         if self._version % self._steps_per_epoch == 0:
             self._ends[self._version // self._steps_per_epoch - 1] = self._versions[self._version]
-        # No contributor is further than the newest version, so no layer still reads one older than this.
-        self._versions.pop(self._version - self._num_layers - self._settings.embedding_lag, None)
+        # Every contributor is through with the step before. A layer that contributes nothing may have sent that step's
+        # activations on and read its version only now: it reads none older than newest − L − lag.
+        self._versions.pop(self._version - self._num_layers - self._settings.embedding_lag - 1, None)
 
     def read(self, layer: int, place: Place) -> Tensor:
         if self._frozen is not None and not place.training:
@@ -236,29 +237,33 @@ class LabelDictionary:
             PeerLostError: the run ended meanwhile.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._broken or self._version >= version, self._patience)
-            if self._version >= version:
-                return self._versions[version]
-            if self._broken:
-                raise PeerLostError("label embeddings: the run has ended")
-            missing = [f"{n + 1}" for n in self._contributors if n not in self._pending.get(self._version, ())]
-            raise EmbeddingError(
-                f"label embeddings: version {version} did not come within {self._patience:g} s; "
-                f"step {self._version + 1} lacks the gradient of layer {', '.join(missing)}"
-            )
+            self._await(version)
+            return self._versions[version]
 
     def wait_from(self, version: int) -> dict[int, Tensor]:
         """This version, when it is there, and all that follow it. Errors as ``wait_for``."""
-        self.wait_for(version)
         with self._changed:
+            self._await(version)
             return {number: values for number, values in self._versions.items() if number >= version}
+
+    def _await(self, version: int) -> None:
+        self._changed.wait_for(lambda: self._broken or self._version >= version, self._patience)
+        if self._version >= version:
+            return
+        if self._broken:
+            raise PeerLostError("label embeddings: the run has ended")
+        missing = [f"{n + 1}" for n in self._contributors if n not in self._pending.get(self._version, ())]
+        raise EmbeddingError(
+            f"label embeddings: version {version} did not come within {self._patience:g} s; "
+            f"step {self._version + 1} lacks the gradient of layer {', '.join(missing)}"
+        )
 
     def candidate(self, epoch: int) -> Tensor:
         """The dictionary at the end of an epoch, when it is there. Errors as ``wait_for``."""
         if not self._contributors:
             return self.wait_for(0)
-        self.wait_for((epoch + 1) * self._steps_per_epoch)
         with self._changed:
+            self._await((epoch + 1) * self._steps_per_epoch)
             return self._ends[epoch]
 
     def candidate_weights(self, epoch: int) -> dict[str, Tensor]:

@@ -1,0 +1,220 @@
+"""Label embeddings in a pipeline: which version a layer reads, and so every number, follows from the settings alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline import keys, reference
+from pipeline.data.augment import Augment
+from pipeline.embeddings import VALUES, EmbeddingSettings, LabelDictionary, Mode
+from pipeline.history import RunResult
+from pipeline.layer import LocalLayer
+from pipeline.messages import Kind
+from pipeline.nets import ConvSettings, MlpSettings, Net, VitSettings
+from pipeline.rules import CflSettings, Context, DclSettings, Method, Place
+from pipeline.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
+from tests.conftest import make_run
+from tests.test_equality import assert_same, through_ray, through_threads
+
+FC = MlpSettings(width=48, depth=4, groups=3, norm="layer", dropout=0.1)
+LAST_LAYER_HEAD = HeadSettings(mode="online", head_layers="last", head_norm=False, head_lr="lr")
+
+
+def settings_with(
+    *, mode: Mode = "last", lag: int = 1, exact: bool = False, method: Method | None = None, net: Net = FC
+) -> Settings:
+    """Digits, four layers, 2 epochs of 40 steps with validation between, and a learning rate that falls."""
+    chosen = method or CflSettings(dictionary_weight=0.5)
+    embedding = EmbeddingSettings(embedding_mode=mode, embedding_lag=lag, embedding_sync="exact" if exact else "lagged")
+    return Settings(
+        data=DataSettings(data="digits"),
+        net=net,
+        method=replace(chosen, embedding=embedding),  # type: ignore[call-arg]  # both label methods have one
+        train=TrainSettings(epochs=2, batch_size=32, milestones=(1,), keep="accuracy"),
+        head=LAST_LAYER_HEAD,
+        pipeline=PipelineSettings(executor="serial", device="cpu", stall_timeout=60),
+    )
+
+
+@cache
+def serial(settings: Settings) -> RunResult:
+    return reference.train(*make_run(settings))
+
+
+CASES = {
+    **{f"{mode}, lag {lag}": (mode, lag, False) for mode in ("last", "shared-mean", "shared-sum") for lag in (0, 1, 3)},
+    **{f"{mode}, exact": (mode, 1, True) for mode in ("last", "shared-mean", "shared-sum")},
+    "static": ("static", 1, False),
+    "per-layer": ("per-layer", 1, False),
+}
+
+
+def case(name: str) -> Settings:
+    mode, lag, exact = CASES[name]
+    return settings_with(mode=mode, lag=lag, exact=exact)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_threads_give_the_serial_bits(name: str, stages: int) -> None:
+    assert_same(through_threads(case(name), stages), serial(case(name)))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["last, lag 1", "shared-sum, lag 1"])
+def test_ray_gives_the_serial_bits(name: str, stages: int, cluster: None) -> None:
+    assert_same(through_ray(case(name), stages), serial(case(name)))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("last, lag 1", "shared-sum, lag 1")])
+def test_ray_gives_the_serial_bits_in_every_mode(name: str, cluster: None) -> None:
+    assert_same(through_ray(case(name), 4), serial(case(name)))
+
+
+VARIANTS = {
+    "batch norm": settings_with(net=ConvSettings(channels=(8, 12, 16))),
+    "DCL, whose gradients come from every layer": settings_with(method=DclSettings(), mode="shared-mean", lag=0),
+    "cosine similarity": settings_with(method=DclSettings(similarity="cosine")),
+    "ViT": settings_with(net=VitSettings(dim=16, heads=2, depth=4)),
+    "prediction by similarity": replace(settings_with(), head=HeadSettings(mode="none")),
+    "a head on every layer, afterwards": replace(settings_with(), head=HeadSettings(head_epochs=1)),
+    "a head on the last layer, afterwards": replace(
+        settings_with(), head=HeadSettings(head_epochs=1, head_layers="last")
+    ),
+    "the last epoch kept": replace(settings_with(), train=replace(settings_with().train, keep="last")),
+    "an early epoch kept": replace(settings_with(), train=replace(settings_with().train, epochs=4, lr=0.5)),
+    "features alone": settings_with(method=CflSettings(batch_weight=0), mode="shared-sum"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_setting_gives_the_serial_bits(variant: str) -> None:
+    assert_same(through_threads(VARIANTS[variant], 3), serial(VARIANTS[variant]))
+
+
+@pytest.mark.parametrize("variant", ["batch norm", "an early epoch kept"])
+def test_ray_gives_the_serial_bits_with(variant: str, cluster: None) -> None:
+    assert_same(through_ray(VARIANTS[variant], 2), serial(VARIANTS[variant]))
+
+
+def test_the_early_epoch_is_an_early_one_and_its_dictionary_is_kept() -> None:
+    """Otherwise the variant above would show nothing of keeping and restoring the dictionary."""
+    result = serial(VARIANTS["an early epoch kept"])
+    assert result.best_epoch is not None
+    assert result.best_epoch < 3
+    assert not torch.equal(result.weights[VALUES], result.last[VALUES])
+
+
+@pytest.mark.parametrize("mode", ["last", "shared-mean", "shared-sum"])
+def test_exact_is_plain_sequential_training(mode: Mode) -> None:
+    settings = settings_with(mode=mode, exact=True, method=DclSettings())
+    want = sequential(settings)
+    got = serial(settings).last
+    assert torch.equal(got[VALUES], want.pop(VALUES))
+    assert all(torch.equal(got[name], value) for name, value in want.items())
+
+
+def sequential(settings: Settings) -> dict[str, Tensor]:
+    """A dozen lines of PyTorch: one dictionary, every layer reads it, all step, the dictionary steps."""
+    spec, dataset = make_run(settings)
+    cpu = torch.device("cpu")
+    parts = [LocalLayer(spec, index, cpu, NoDictionary()) for index in range(spec.num_layers)]  # initial weights
+    start = LabelDictionary(spec).weights()[VALUES]
+    dictionary = torch.nn.Parameter(start.clone())
+    decay = settings.train.weight_decay
+    optimizers = [torch.optim.AdamW(part.net.parameters(), weight_decay=decay, fused=True) for part in parts]
+    of_dictionary = torch.optim.AdamW([dictionary], weight_decay=decay, fused=True)
+    augment = Augment(spec.augment, seed=settings.train.seed, device=cpu)
+    for part in parts:
+        part.net.train()
+    for epoch in range(settings.train.epochs):
+        for optimizer in (*optimizers, of_dictionary):
+            optimizer.param_groups[0]["lr"] = settings.train.lr * settings.train.lr_factor(epoch)
+        for batch in dataset.batches("train", epoch=epoch, batch_size=settings.train.batch_size):
+            x = augment.views(batch.images, epoch=epoch, position=batch.position, num_views=1)
+            step, gradients = spec.place(Kind.TRAIN, epoch, batch.step).step, []
+            for index, (part, optimizer) in enumerate(zip(parts, optimizers, strict=True)):
+                part._generator.manual_seed(reference_seed(settings, index, step))
+                out = part.net(x)
+                read = dictionary.detach().clone().requires_grad_()
+                context = Context(labels=batch.labels, place=Place(training=True), embeddings=read)
+                optimizer.zero_grad()
+                part.rule.loss(part.net, {"x": out}, context).backward()
+                optimizer.step()
+                assert read.grad is not None
+                gradients.append(read.grad)
+                x = out.detach()
+            match settings.method.dictionary():
+                case EmbeddingSettings(embedding_mode="last"):
+                    dictionary.grad = gradients[-1]
+                case EmbeddingSettings(embedding_mode="shared-sum"):
+                    dictionary.grad = sum(gradients, torch.zeros_like(dictionary))
+                case EmbeddingSettings(embedding_mode="shared-mean"):
+                    dictionary.grad = sum(gradients, torch.zeros_like(dictionary)) / len(gradients)
+            of_dictionary.step()
+    layers = {f"layers.{i}.net.{n}": v.detach() for i, part in enumerate(parts) for n, v in part.net.named_parameters()}
+    return {VALUES: dictionary.detach(), **layers}
+
+
+class NoDictionary:
+    """The sequential loop above hands the dictionary over itself."""
+
+    def read(self, layer: int, place: Place) -> Tensor:
+        raise AssertionError
+
+    def push(self, layer: int, step: int, gradient: Tensor) -> None:
+        raise AssertionError
+
+    def freeze(self, epoch: int) -> None:
+        raise AssertionError
+
+
+def reference_seed(settings: Settings, layer: int, step: int) -> int:
+    return keys.torch_seed(settings.train.seed, "layer", layer, step)
+
+
+def test_the_lag_changes_the_numbers_and_its_absence_is_not_exact() -> None:
+    last = {
+        name: serial(case(f"last, {name}")).last["layers.0.net.linear.weight"] for name in ("lag 0", "lag 1", "exact")
+    }
+    assert not torch.equal(last["lag 0"], last["lag 1"])
+    assert not torch.equal(last["lag 0"], last["exact"])
+
+
+def test_version_skew_is_reported_for_every_layer() -> None:
+    def skew(name: str) -> list[float | None]:
+        layers = serial(case(name)).history.layers(Kind.TRAIN, 1)
+        assert layers is not None
+        return [layer.version_skew for layer in layers]
+
+    assert skew("last, lag 0") == [3, 2, 1, 0]
+    assert skew("shared-mean, lag 3") == [6, 5, 4, 3]
+    assert skew("last, exact") == [0, 0, 0, 0]
+    assert skew("static") == [0, 0, 0, 0]
+    assert skew("per-layer") == [None] * 4
+
+
+def test_a_dictionary_for_each_layer_needs_no_coordination() -> None:
+    result = serial(case("per-layer"))
+    assert VALUES not in result.weights
+    shapes = [result.weights[f"layers.{i}.rule.embeddings"].shape for i in range(4)]
+    assert shapes == [(10, 16)] * 4
+
+
+def test_static_embeddings_never_change() -> None:
+    settings = case("static")
+    spec, _ = make_run(settings)
+    assert torch.equal(serial(settings).last[VALUES], LabelDictionary(spec).weights()[VALUES])
+
+
+def test_methods_learn_from_their_embeddings() -> None:
+    settings = settings_with(method=DclSettings(), mode="shared-sum")
+    tested = serial(settings).history.layers(Kind.TEST, 0)
+    assert tested is not None
+    assert min(layer.direct_accuracy or 0 for layer in tested) > 0.5
+    assert (tested[-1].accuracy or 0) > 0.5
