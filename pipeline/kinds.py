@@ -47,10 +47,12 @@ class Family(Generic[T]):
     def __iter__(self) -> Iterator[type[T]]:
         return iter(self._members.values())
 
-    def template(self, kind: object) -> dict[str, Any]:
-        """The settings that a member of this kind can have, at their defaults; only its kind for one not known."""
-        member = self._members.get(str(kind))
-        return self.dump(member()) if member else {"kind": kind}
+    def __contains__(self, kind: object) -> bool:
+        return isinstance(kind, str) and kind in self._members
+
+    def template(self, kind: str) -> dict[str, Any]:
+        """The settings that a member of this kind can have, at their defaults."""
+        return self.dump(self._members[kind]())
 
     def load(self, values: Any) -> T:
         """A member from what ``dump`` gave, or itself. Raises ValueError, which pydantic makes its own."""
@@ -58,8 +60,8 @@ class Family(Generic[T]):
             return cast("T", values)
         if not isinstance(values, dict):
             raise ValueError(f"a {self.what} is a table of settings, not {values!r}")
-        kind = values.get("kind")
-        if kind not in self._members:
+        kind: Any = values.get("kind")
+        if kind not in self:
             raise ValueError(f"no {self.what} is called {kind!r}. There are: {', '.join(sorted(self._members))}")
         rest = {name: value for name, value in values.items() if name != "kind"}
         try:

@@ -193,8 +193,9 @@ def _template(values: dict[str, Any]) -> dict[str, Any]:
     template = to_dict(Settings())
     for name, family in (("net", NETS), ("method", METHODS)):
         chosen = values.get(name)
-        kind = chosen.get("kind") if isinstance(chosen, dict) else None
-        template[name] = family.template(kind) if kind is not None else template[name]
+        if isinstance(chosen, dict) and "kind" in chosen:
+            kind = chosen["kind"]
+            template[name] = family.template(kind) if kind in family else chosen  # loading that says which there are
     return template
 
 

@@ -1,0 +1,239 @@
+"""Families of settings: each member under a name of its own, saved and loaded without loss, mistakes named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+
+from pipeline import settings as all_settings
+from pipeline.embeddings import EmbeddingSettings
+from pipeline.errors import UserError
+from pipeline.kinds import Family, Named
+from pipeline.nets import NETS, ConvSettings, MlpSettings, Net, VitSettings
+from pipeline.rules import METHODS, CflSettings, Method
+from pipeline.settings import Settings
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A family
+
+
+class Shape(Named):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circle(Shape):
+    kind: ClassVar[str] = "circle"
+    radius: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polygon(Shape):
+    kind: ClassVar[str] = "polygon"
+    sides: tuple[int, ...] = (3, 4, 5)
+    colour: Literal["red", "blue"] = "red"
+    border: Circle = Circle()
+
+
+@pytest.fixture
+def shapes() -> Family[Shape]:
+    family: Family[Shape] = Family("shape")
+    family.register(Circle)
+    family.register(Polygon)
+    return family
+
+
+def test_registering_a_class_gives_it_back(shapes: Family[Shape]) -> None:
+    """As a decorator must."""
+    assert shapes.register(Circle) is Circle
+    assert list(shapes) == [Circle, Polygon], "and twice is once"
+
+
+def test_two_classes_of_one_name_are_refused_naming_both(shapes: Family[Shape]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Disc(Shape):
+        kind: ClassVar[str] = "circle"
+
+    with pytest.raises(ValueError, match="two shapes are called 'circle': Circle and Disc"):
+        shapes.register(Disc)
+    assert list(shapes) == [Circle, Polygon]
+
+
+def test_name_can_be_given_anew_once_it_is_forgotten(shapes: Family[Shape]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Disc(Shape):
+        kind: ClassVar[str] = "circle"
+
+    shapes.forget("circle")
+    assert "circle" not in shapes
+    assert shapes.register(Disc) is Disc
+    assert shapes.load({"kind": "circle"}) == Disc()
+
+
+@pytest.mark.parametrize("kind", ["circel", "", None, 3, ["circle"], {"circle": 1}])
+def test_unknown_kind_is_named_with_those_that_exist(shapes: Family[Shape], kind: object) -> None:
+    with pytest.raises(ValueError, match="no shape is called") as refusal:
+        shapes.load({"kind": kind, "radius": 2.0})
+    assert f"{kind!r}" in str(refusal.value)
+    assert str(refusal.value).endswith("There are: circle, polygon")
+    assert kind not in shapes
+
+
+def test_table_without_a_kind_is_refused(shapes: Family[Shape]) -> None:
+    with pytest.raises(ValueError, match="There are: circle, polygon"):
+        shapes.load({"radius": 2.0})
+
+
+@pytest.mark.parametrize("values", ["circle", 3, None, [1]])
+def test_what_is_no_table_is_refused(shapes: Family[Shape], values: object) -> None:
+    with pytest.raises(ValueError, match="a shape is a table of settings") as refusal:
+        shapes.load(values)
+    assert repr(values) in str(refusal.value)
+
+
+def test_value_that_does_not_fit_is_refused_by_its_full_name(shapes: Family[Shape]) -> None:
+    with pytest.raises(ValueError, match="sides") as refusal:
+        shapes.load({"kind": "polygon", "sides": [3, "many"], "colour": "green", "border": {"radius": "wide"}})
+    for name in ("sides.1: ", "colour: ", "border.radius: "):
+        assert name in str(refusal.value)
+
+
+def test_member_is_saved_under_its_kind_as_plain_json_values(shapes: Family[Shape]) -> None:
+    dumped = shapes.dump(Polygon(sides=(6,), border=Circle(radius=0.5)))
+    assert dumped == {"kind": "polygon", "sides": [6], "colour": "red", "border": {"radius": 0.5}}
+
+
+def test_member_loads_as_itself(shapes: Family[Shape]) -> None:
+    circle = Circle(radius=3.0)
+    assert shapes.load(circle) is circle
+
+
+def test_loading_leaves_what_it_loads_from_alone(shapes: Family[Shape]) -> None:
+    values = {"kind": "circle", "radius": 2.0}
+    shapes.load(values)
+    assert values == {"kind": "circle", "radius": 2.0}
+
+
+def test_template_has_every_setting_at_its_default(shapes: Family[Shape]) -> None:
+    assert shapes.template("polygon") == shapes.dump(Polygon())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every net and every method
+
+
+def values_of(hint: Any) -> Iterator[Any]:
+    """Some values that a setting of this type may have."""
+    if get_origin(hint) is Literal:
+        yield from get_args(hint)
+    elif get_origin(hint) is tuple:
+        yield from ((3, 5), (3, 5, 7))
+    elif dataclasses.is_dataclass(hint):
+        assert isinstance(hint, type)
+        yield changed_everywhere(hint())
+    elif get_args(hint):  # a union
+        for part in get_args(hint):
+            yield from values_of(part)
+    else:
+        yield from {int: (3, 5), float: (0.25, 0.75), bool: (False, True)}[hint]
+
+
+def changed_everywhere(member: Any) -> Any:
+    """The settings with each one changed from what it is."""
+    hints = get_type_hints(type(member))
+    changes = {
+        field.name: next(value for value in values_of(hints[field.name]) if value != getattr(member, field.name))
+        for field in dataclasses.fields(member)
+    }
+    return replace(member, **changes)
+
+
+MEMBERS: list[tuple[Family[Any], Any]] = [(family, member) for family in (NETS, METHODS) for member in family]
+
+
+@pytest.mark.parametrize(("family", "member"), MEMBERS, ids=[member.kind for _, member in MEMBERS])
+def test_every_net_and_method_survives_saving_with_each_setting_changed(family: Family[Any], member: type[Any]) -> None:
+    chosen = changed_everywhere(member())
+    saved = json.loads(json.dumps(family.dump(chosen)))
+    again = family.load(saved)
+    assert type(again) is member
+    assert again == chosen
+    assert hash(again) == hash(chosen), "tuples come back as tuples"
+    assert all(saved[name] != value for name, value in family.template(member.kind).items() if name != "kind")
+
+
+def test_nets_and_methods_of_the_papers_are_there() -> None:
+    assert {"vit", "mlp", "conv", "vgg", "resnet", "mixer"} <= {net.kind for net in NETS}
+    assert {"cff", "cfl", "dcl"} <= {method.kind for method in METHODS}
+
+
+@pytest.mark.parametrize("net", list(NETS), ids=[net.kind for net in NETS])
+@pytest.mark.parametrize("method", list(METHODS), ids=[method.kind for method in METHODS])
+def test_whole_run_survives_saving_with_any_net_and_method(net: type[Net], method: type[Method]) -> None:
+    chosen = Settings(net=changed_everywhere(net()), method=changed_everywhere(method()))
+    saved = json.loads(json.dumps(all_settings.to_dict(chosen)))
+    assert all_settings.from_dict(saved, source="here") == chosen
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mistakes in a saved configuration
+
+
+def refused(values: dict[str, Any]) -> str:
+    """What the refusal says."""
+    with pytest.raises(UserError) as refusal:
+        all_settings.from_dict(values, source="--config there")
+    assert str(refusal.value).startswith("--config there: ")
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"net": {"kind": "vit", "dimm": 8}}, "net.dimm"),
+        ({"net": {"kind": "mlp", "heads": 8}}, "net.heads"),  # another net's
+        ({"method": {"kind": "cfl", "margin_first": 0.4}}, "method.margin_first"),  # another method's
+        ({"method": {"kind": "cfl", "embedding": {"embedding_widht": 8}}}, "method.embedding.embedding_widht"),
+        ({"method": {"kind": "dcl", "embedding": {"lag": 1}}, "seed": 3}, "method.embedding.lag, seed"),
+    ],
+)
+def test_unknown_setting_is_refused_by_its_full_name(values: dict[str, Any], name: str) -> None:
+    assert f"unknown settings {name}. " in refused(values)
+
+
+@pytest.mark.parametrize("kind", ["vitt", ["vit"], 3])
+def test_unknown_net_is_refused_for_its_kind_and_not_for_its_settings(kind: object) -> None:
+    """Symptom: of a net that is not known every setting was called unknown, and the net was not named."""
+    said = refused({"net": {"kind": kind, "dim": 8, "layers": 3}})
+    assert f"no net is called {kind!r}" in said
+    assert "There are: conv, mixer, mlp" in said
+    assert "net.dim" not in said
+
+
+def test_unknown_method_is_refused_for_its_kind_and_not_for_its_settings() -> None:
+    said = refused({"method": {"kind": "cfll", "embedding": {"embedding_lag": 8}}})
+    assert "no method is called 'cfll'" in said
+    assert "cff, cfl, dcl" in said
+
+
+def test_value_that_does_not_fit_is_refused_by_its_name() -> None:
+    said = refused({"method": {"kind": "cfl", "embedding": {"embedding_mode": "first"}}, "train": {"epochs": "many"}})
+    assert "embedding.embedding_mode: " in said
+    assert "train.epochs: " in said
+
+
+def test_settings_that_a_file_leaves_out_have_their_defaults() -> None:
+    loaded = all_settings.from_dict(
+        {"net": {"kind": "conv"}, "method": {"kind": "cfl", "embedding": {"embedding_lag": 0}}}, source="here"
+    )
+    assert loaded == Settings(net=ConvSettings(), method=CflSettings(embedding=EmbeddingSettings(embedding_lag=0)))
+
+
+def test_net_and_method_left_out_are_those_of_a_run_without_settings() -> None:
+    assert all_settings.from_dict({}, source="here") == Settings()
+    assert Settings().net == VitSettings() != MlpSettings()
