@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -11,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.embeddings import EmbeddingSettings, FixedEmbeddings, Mode
 from pipeline.errors import NonFiniteLossError
 from pipeline.layer import LocalLayer, State
 from pipeline.messages import IDS, LABELS, Kind, Message, message_bytes
 from pipeline.metrics import EvaluationTally
 from pipeline.nets import MlpSettings, Net, VitSettings
-from pipeline.rules import CffSettings, Context, Place, Streams
+from pipeline.rules import CffSettings, CflSettings, Context, DclSettings, Place, Rule, Streams
 from pipeline.shapes import edge_bytes
-from tests.support import CPU, tiny_spec
+from tests.support import CPU, changed, tiny_spec
 
 LABELS_OF_BATCH = torch.tensor([0, 1, 2, 0, 1, 2])
 VIT = VitSettings(dim=8, heads=2, depth=3, patch=2)
@@ -81,6 +84,48 @@ def test_update_is_one_adamw_step_on_the_layers_own_loss() -> None:
         train(layer, {"x": views(step)})
     for mine, expected in zip(layer.net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_learning_rate_falls_after_its_milestones() -> None:
+    spec = changed(tiny_spec(net=MLP, lr=1e-2), "train", milestones=(1, 3), lr_decay=0.1)
+    layer = LocalLayer(spec, 0, CPU)
+    other = copy.deepcopy(layer.net)
+    optimizer = torch.optim.AdamW(other.parameters())
+    for epoch, rate in enumerate([1e-2, 1e-3, 1e-3, 1e-4, 1e-4]):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        layer.rule.loss(other, {"x": other(views(epoch))}, Context(labels=LABELS_OF_BATCH, place=LEARNING)).backward()
+        optimizer.step()
+        train(layer, {"x": views(epoch)}, Place(epoch=epoch, step=4 * epoch, training=True))
+        for mine, expected in zip(layer.net.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("head_lr", "first"), [(5e-3, 5e-3), ("lr", 1e-2)])
+def test_learning_rate_of_an_online_readout_falls_along(head_lr: float | str, first: float) -> None:
+    spec = changed(tiny_spec(net=MLP, lr=1e-2, head="online"), "train", milestones=(1, 2), lr_decay=0.1)
+    layer = LocalLayer(changed(spec, "head", head_lr=head_lr), 0, CPU)
+    other = copy.deepcopy(layer.readout)
+    optimizer = torch.optim.AdamW(other.parameters())
+    for epoch, rate in enumerate([first, first / 10, first / 100]):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        seen = layer.net.pool(layer.net(views(epoch))).detach()
+        F.cross_entropy(other(seen), LABELS_OF_BATCH.repeat(2)).backward()
+        optimizer.step()
+        train(layer, {"x": views(epoch)}, Place(epoch=epoch, training=True))
+        for mine, expected in zip(layer.readout.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_learning_rate_of_a_readout_afterwards_knows_no_milestones() -> None:
+    """They count the epochs of the layers' training, which are over."""
+    spec = changed(tiny_spec(net=MLP), "head", head_lr=1e-2)
+    plain, with_milestones = LocalLayer(spec, 0, CPU), LocalLayer(changed(spec, "train", milestones=(1,)), 0, CPU)
+    for layer in (plain, with_milestones):
+        for step in range(3):
+            layer.train_readout({"x": views(step, 1)}, LABELS_OF_BATCH, Place(epoch=2, step=8))
+    assert same(plain.state(), with_milestones.state())
 
 
 def test_no_gradient_leaves_a_layer() -> None:
@@ -355,6 +400,226 @@ def test_first_readout_loss_is_the_cross_entropy_over_all_views() -> None:
     pooled = layer.net.pool(passed_on(layer, {"x": views()})["x"])
     expected = F.cross_entropy(layer.readout(pooled), LABELS_OF_BATCH.repeat(2)).item()
     assert train_readout(layer, {"x": views()}) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "layers", "who"), [("after", "all", [0, 1, 2]), ("after", "last", [2])])
+def test_layers_that_are_to_have_readouts_learn_them(mode: str, layers: str, who: list[int]) -> None:
+    """The others pass on what they compute."""
+    spec = changed(tiny_spec(net=MLP), "head", mode=mode, head_layers=layers)
+    streams: Streams = {"x": views(0, 1)}
+    learned = []
+    for index in range(3):
+        layer = LocalLayer(spec, index, CPU)
+        expected = passed_on(layer, streams)["x"]
+        streams, loss = layer.train_readout(streams, LABELS_OF_BATCH, WATCHED)
+        assert torch.equal(streams["x"], expected)
+        learned += [index] if loss is not None else []
+        assert any(".readout." in name for name in layer.weights()) == (index in who)
+    assert learned == who
+
+
+@pytest.mark.parametrize(
+    ("mode", "layers", "who"), [("online", "last", [2]), ("none", "all", []), ("after", "all", [])]
+)
+def test_readouts_learn_along_only_where_settings_say_so(mode: str, layers: str, who: list[int]) -> None:
+    spec = changed(tiny_spec(net=MLP), "head", mode=mode, head_layers=layers)
+    learned = []
+    for index in range(3):
+        layer = LocalLayer(spec, index, CPU)
+        train(layer, {"x": views() if index == 0 else torch.rand(12, 8)})
+        learned += [index] if any(".readout." in name for name in layer.weights()) else []
+    assert learned == who
+
+
+def test_readout_may_be_linear_alone() -> None:
+    layer = LocalLayer(changed(tiny_spec(net=MLP), "head", head_norm=False), 0, CPU)
+    pooled = layer.net.pool(passed_on(layer, {"x": views(0, 1)})["x"])
+    linear = layer.readout.linear
+    torch.testing.assert_close(layer.readout(pooled), pooled @ linear.weight.T + linear.bias)
+    train_readout(layer, {"x": views(0, 1)})
+    names = {name for name in layer.weights() if ".readout." in name}
+    assert names == {"layers.0.readout.linear.weight", "layers.0.readout.linear.bias"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Label embeddings
+
+
+@dataclass
+class Source:
+    """A dictionary that stays as it is, and what a layer did with it."""
+
+    values: Tensor
+    asked: list[tuple[int, Place]] = field(default_factory=list)
+    pushed: list[tuple[int, int, Tensor]] = field(default_factory=list)
+
+    def read(self, layer: int, place: Place) -> Tensor:
+        self.asked.append((layer, place))
+        return self.values
+
+    def push(self, layer: int, step: int, gradient: Tensor) -> None:
+        self.pushed.append((layer, step, gradient.clone()))
+
+    def freeze(self, epoch: int) -> None:
+        raise NotImplementedError
+
+
+def embedded(index: int, mode: Mode = "last", **values: Any) -> tuple[LocalLayer, Source]:
+    """A layer of CFL without noise, and the dictionary (3, 12) that it pools to its 8 features."""
+    chosen = EmbeddingSettings(embedding_mode=mode, embedding_width=12)
+    method = CflSettings(embedding=chosen, **{"embedding_noise": 0.0, **values})
+    source = Source(torch.randn(3, 12, generator=torch.Generator().manual_seed(5)))
+    return LocalLayer(tiny_spec(net=MLP, method=method, lr=1e-2), index, CPU, source), source
+
+
+def inputs(index: int) -> Streams:
+    return {"x": views(0, 1) if index == 0 else torch.rand(6, 8, generator=torch.Generator().manual_seed(6))}
+
+
+def loss_with(layer: LocalLayer, streams: Streams, embeddings: Tensor) -> Tensor:
+    context = Context(labels=LABELS_OF_BATCH, place=LEARNING, embeddings=embeddings)
+    return layer.rule.loss(layer.net, layer.rule.run(layer.net, streams, context), context)
+
+
+@pytest.mark.parametrize(
+    ("mode", "who"), [("last", [2]), ("shared-sum", [0, 1, 2]), ("shared-mean", [0, 1, 2]), ("static", [])]
+)
+def test_layers_that_the_mode_names_push_the_gradient_of_their_own_loss(mode: Mode, who: Sequence[int]) -> None:
+    for index in range(3):
+        layer, source = embedded(index, mode)
+        values = source.values.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(loss_with(layer, inputs(index), values), values)
+        train(layer, inputs(index), Place(step=7, training=True))
+        assert [(of, step) for of, step, _ in source.pushed] == ([(index, 7)] if index in who else [])
+        if index in who:
+            torch.testing.assert_close(source.pushed[0][2], expected)
+            assert expected.abs().sum() > 0
+
+
+def test_layer_reads_the_dictionary_once_a_step_at_its_own_place() -> None:
+    layer, source = embedded(1)
+    places = [Place(epoch=epoch, step=step, training=True) for epoch, step in ((0, 0), (0, 1), (1, 2))]
+    for place in places:
+        train(layer, inputs(1), place)
+    assert source.asked == [(1, place) for place in places]
+
+
+def test_dictionary_is_read_only_once_the_activations_are_sent() -> None:
+    """The next stage must not wait for a version that this one waits for."""
+    layer, source = embedded(1)
+    layer.train(inputs(1), LABELS_OF_BATCH, LEARNING, send=lambda _: source.asked.append((-1, LEARNING)))
+    assert [index for index, _ in source.asked] == [-1, 1]
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_dictionary_that_was_read_stays_as_it_is(index: int) -> None:
+    """Other layers read the same version."""
+    layer, source = embedded(index, "shared-sum")
+    before = source.values.clone()
+    train(layer, inputs(index))
+    assert torch.equal(source.values, before)
+    assert not source.values.requires_grad
+    assert source.values.grad is None
+
+
+def test_layer_whose_loss_compares_with_no_embedding_pushes_a_gradient_of_zeros() -> None:
+    """Its step has to be complete; a gradient left out would be waited for."""
+    layer, source = embedded(2, batch_weight=0.0, dictionary_weight=0.0)
+    train(layer, inputs(2))
+    assert [gradient.tolist() for _, _, gradient in source.pushed] == [torch.zeros(3, 12).tolist()]
+
+
+def test_evaluation_and_readouts_push_nothing() -> None:
+    layer, source = embedded(2)
+    layer.evaluate(inputs(2), LABELS_OF_BATCH, WATCHED, EvaluationTally.of(tiny_spec(), 2, 8, CPU))
+    layer.train_readout(inputs(2), LABELS_OF_BATCH, WATCHED)
+    assert source.pushed == []
+
+
+def test_loss_that_is_not_finite_pushes_nothing() -> None:
+    layer, source = embedded(2)
+    with pytest.raises(NonFiniteLossError):
+        train(layer, {"x": torch.full((6, 8), torch.inf)})
+    assert source.pushed == []
+
+
+def test_layers_own_embeddings_learn_and_are_saved_with_it() -> None:
+    chosen = EmbeddingSettings(embedding_mode="per-layer")
+    spec = tiny_spec(net=MLP, method=DclSettings(embedding=chosen), lr=1e-2)
+    layer, fresh = (LocalLayer(spec, 1, CPU) for _ in range(2))
+    net, rule = copy.deepcopy(layer.net), copy.deepcopy(layer.rule)
+    optimizer = torch.optim.AdamW([*net.parameters(), *rule.parameters()], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        context = Context(labels=LABELS_OF_BATCH, place=LEARNING)
+        rule.loss(net, {"x": net(inputs(1)["x"])}, context).backward()
+        optimizer.step()
+        train(layer, inputs(1))
+    learned = layer.weights()["layers.1.rule.embeddings"]
+    torch.testing.assert_close(learned, own_embeddings(rule), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(learned, own_embeddings(fresh.rule), atol=1e-3), "they have moved"
+    moments = {name for name in layer.state() if "optimizer" in name and "embeddings" in name}
+    assert moments == {f"layers.1.optimizer.rule.embeddings.{name}" for name in ("exp_avg", "exp_avg_sq", "step")}
+    fresh.load_weights(layer.weights())
+    assert same(fresh.weights(), layer.weights())
+
+
+def own_embeddings(rule: Rule) -> Tensor:
+    (parameter,) = rule.parameters()
+    return parameter.detach()
+
+
+def test_layers_own_embeddings_belong_to_seed_and_layer() -> None:
+    def drawn(index: int, seed: int) -> Tensor:
+        method = DclSettings(embedding=EmbeddingSettings(embedding_mode="per-layer"))
+        return own_embeddings(LocalLayer(tiny_spec(net=MLP, method=method, seed=seed), index, CPU).rule)
+
+    assert torch.equal(drawn(1, 0), drawn(1, 0))
+    assert not torch.equal(drawn(1, 0), drawn(2, 0))
+    assert not torch.equal(drawn(1, 0), drawn(1, 1))
+
+
+def test_layer_predicts_by_its_similarity_to_label_embeddings_before_any_readout() -> None:
+    layer, source = embedded(2)
+    for _ in range(40):
+        train(layer, inputs(2))
+    tally = EvaluationTally.of(tiny_spec(), 2, 8, CPU)
+    layer.evaluate(inputs(2), LABELS_OF_BATCH, WATCHED, tally)
+    report = tally.report(with_predictions=True)
+    features = layer.net(inputs(2)["x"])
+    guesses = (features @ F.adaptive_avg_pool1d(source.values, 8).T).argmax(dim=1)
+    assert report.predictions is not None
+    assert report.predictions.tolist() == guesses.tolist()
+    assert report.accuracy == report.direct_accuracy == (guesses == LABELS_OF_BATCH).double().mean().item() > 0.5
+
+
+def test_layer_without_embeddings_predicts_nothing_before_its_readout() -> None:
+    layer, tally = layer_of(), EvaluationTally.of(tiny_spec(), 0, 8, CPU)
+    layer.evaluate({"x": views(0, 1)}, LABELS_OF_BATCH, WATCHED, tally)
+    assert (tally.report().accuracy, tally.report().direct_accuracy) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "sync", "skews"),
+    [
+        ("last", "lagged", {0: [0, 1, 2, 3, 3, 3], 2: [0, 1, 1, 1, 1, 1]}),
+        ("last", "exact", {0: [0] * 6, 2: [0] * 6}),
+        ("static", "lagged", {0: [0] * 6, 2: [0] * 6}),
+        ("per-layer", "lagged", {0: [None] * 6, 2: [None] * 6}),
+    ],
+)
+def test_version_skew_is_by_how_many_updates_a_layer_reads_behind(mode: Mode, sync: Any, skews: Any) -> None:
+    """Layer l of 3 reads D_{t + l − 2 − 1} at step t, with a lag of 1."""
+    chosen = EmbeddingSettings(embedding_mode=mode, embedding_width=12, embedding_sync=sync, embedding_lag=1)
+    spec = tiny_spec(net=MLP, method=CflSettings(embedding=chosen))
+    source = FixedEmbeddings(torch.randn(3, 12), 3)
+    for index, expected in skews.items():
+        layer = LocalLayer(spec, index, CPU, source if chosen.shared else None)
+        assert [layer.version_skew(Place(step=step, training=True)) for step in range(6)] == expected
+
+
+def test_layer_of_a_method_without_embeddings_has_no_version_skew() -> None:
+    assert layer_of().version_skew(LEARNING) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
