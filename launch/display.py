@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
@@ -115,7 +116,7 @@ class Display:
             number = report.epoch - settings.train.epochs + 1
             self.say(
                 f"readouts, epoch {number}/{settings.head.head_epochs}: "
-                f"cross-entropy{_numbers([layer.loss for layer in layers])}"
+                f"cross-entropy{_numbers([layer.loss for layer in layers if not math.isnan(layer.loss)])}"
             )
 
     def say(self, text: str) -> None:
@@ -196,14 +197,20 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
     )
     top_k = summary["top_k"]
     table = Table(show_edge=False, pad_edge=False)
-    top = [f"top-{top_k}"] if top_k > 1 else []
-    for heading in ("layer", "test accuracy", *top, "Fisher criterion", "validation loss"):
+    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("layer", lambda layer: str(layer["layer"])),
+        ("test accuracy", lambda layer: _percent(layer["test_accuracy"])),
+    ]
+    if top_k > 1:
+        columns.append((f"top-{top_k}", lambda layer: _percent(layer["test_top_k"])))
+    if any(layer["test_direct_accuracy"] != layer["test_accuracy"] for layer in summary["layers"] if _direct(layer)):
+        columns.append(("without readout", lambda layer: _percent(layer["test_direct_accuracy"])))
+    columns.append(("Fisher criterion", lambda layer: _number(layer["test_fisher"], 1)))
+    columns.append(("validation loss", lambda layer: _number(layer["validation_loss"], 3)))
+    for heading, _ in columns:
         table.add_column(heading, justify="right")
     for layer in summary["layers"]:
-        row = [str(layer["layer"]), _percent(layer["test_accuracy"])]
-        if top_k > 1:
-            row.append(_percent(layer["test_top_k"]))
-        table.add_row(*row, _number(layer["test_fisher"], 1), _number(layer["validation_loss"], 3))
+        table.add_row(*(cell(layer) for _, cell in columns))
     console.print(table)
     speed = summary["speed"]
     if speed is not None:
@@ -238,6 +245,10 @@ def duration(seconds: float) -> str:
 def warn(text: str) -> None:
     """A sentence that a person should see even where output is piped away."""
     print(f"warning: {text}", file=sys.stderr)
+
+
+def _direct(layer: dict[str, Any]) -> bool:
+    return layer["test_direct_accuracy"] is not None
 
 
 def _numbers(values: list[float]) -> str:

@@ -27,6 +27,7 @@ def summarise(
     best = result.best_epoch
     validated = result.history.layers(Kind.VALIDATE, best) if best is not None else None
     tested = result.history.layers(Kind.TEST, 0)
+    trained = result.history.layers(Kind.TRAIN, epochs[-1]) if epochs else None
     return {
         "format": 1,
         "status": result.status,
@@ -54,7 +55,12 @@ def summarise(
         "test_top_k": tested[-1].top_k if tested else None,
         "top_k": min(spec.top_k, len(spec.classes)),
         "layers": [
-            _layer(index, tested[index] if tested else None, validated[index] if validated else None)
+            _layer(
+                index,
+                tested[index] if tested else None,
+                validated[index] if validated else None,
+                trained[index] if trained else None,
+            )
             for index in range(spec.num_layers)
         ],
         "speed": _speed(spec, dataset, result, len(epochs)),
@@ -63,15 +69,19 @@ def summarise(
     }
 
 
-def _layer(index: int, tested: LayerReport | None, validated: LayerReport | None) -> dict[str, Any]:
+def _layer(
+    index: int, tested: LayerReport | None, validated: LayerReport | None, trained: LayerReport | None
+) -> dict[str, Any]:
     return {
         "layer": index + 1,
         "test_accuracy": tested.accuracy if tested else None,
         "test_top_k": tested.top_k if tested else None,
+        "test_direct_accuracy": tested.direct_accuracy if tested else None,
         "test_fisher": tested.fisher if tested else None,
         "validation_loss": validated.loss if validated else None,
         "validation_fisher": validated.fisher if validated else None,
         "validation_accuracy": validated.accuracy if validated else None,
+        "version_skew": trained.version_skew if trained else None,
     }
 
 

@@ -49,7 +49,7 @@ class Stage:
         embeddings: EmbeddingSource | None = None,
     ) -> None:
         self.spec, self.index, self.device = spec, index, device
-        self._embeddings = _Awaited(embeddings, clock) if embeddings is not None else None
+        self._embeddings = AwaitedEmbeddings(embeddings, clock) if embeddings is not None else None
         self.layers = [LocalLayer(spec, layer, device, self._embeddings) for layer in spec.stages[index]]
         self._rule = self.layers[0].rule
         self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device) if index == 0 else None
@@ -258,7 +258,7 @@ class Stage:
             self._candidates[epoch] = weights
 
 
-class _Awaited:
+class AwaitedEmbeddings:
     """A source of label embeddings whose waiting counts as such on the stage's clock."""
 
     def __init__(self, source: EmbeddingSource, clock: Clock) -> None:

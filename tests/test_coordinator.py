@@ -1,0 +1,127 @@
+"""The coordinator and what may go wrong with it: named errors, clean ends, and waiting that is accounted for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import local, reference
+from pipeline.embeddings import EmbeddingSettings, LabelDictionary
+from pipeline.errors import EmbeddingError, NonFiniteLossError, RunError
+from pipeline.history import RunResult
+from pipeline.metrics import Clock, Spent
+from pipeline.rules import DclSettings, Place
+from pipeline.settings import Settings
+from pipeline.stage import AwaitedEmbeddings
+from tests.conftest import make_run
+from tests.support import tiny_spec
+from tests.support_cli import launch
+from tests.test_embedding_equality import settings_with
+
+_LONG = ["cfl-fc", "--data", "digits", "--width", "48", "--groups", "3", "--depth", "3", "--batch-size", "64"]
+_LONG += ["--epochs", "500", "--milestones", "400", "--stages", "3", "--device", "cpu"]
+
+
+def train(settings: Settings, executor: str, stages: int) -> RunResult:
+    settings = replace(settings, pipeline=replace(settings.pipeline, executor=executor))  # type: ignore[arg-type]
+    spec, dataset = make_run(settings, stages=stages)
+    if executor == "serial":
+        return reference.train(spec, dataset)
+    if executor == "threads":
+        return local.train(spec, dataset)
+    from workers import crew
+
+    return crew.train(spec)
+
+
+def test_a_killed_coordinator_ends_the_run_naming_it(tmp_path: Path) -> None:
+    launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
+    launched.wait_for("epoch 1/500")
+    (worker,) = [pid for pid, command in launched.descendants().items() if "CoordinatorWorker" in command]
+    begun = time.monotonic()
+    os.kill(worker, signal.SIGKILL)
+    assert launched.finish(30) == 1
+    assert time.monotonic() - begun < 15
+    said = next(line for line in launched.text().splitlines() if line.startswith("error: "))
+    assert said.startswith("error: coordinator (label embeddings) died")
+    launched.assert_nothing_left()
+
+
+@pytest.mark.parametrize(("executor", "stages"), [("serial", 1), ("threads", 3), ("ray", 2)])
+def test_a_dictionary_that_is_no_number_ends_the_run_naming_the_version(
+    executor: str, stages: int, cluster: None
+) -> None:
+    # So long a lag that the dictionary spoils before any layer reads what it has become.
+    embedding = EmbeddingSettings(embedding_mode="last", embedding_lag=9, embedding_lr=3e38)
+    settings = replace(settings_with(), method=DclSettings(embedding=embedding))
+    begun = time.monotonic()
+    with pytest.raises(EmbeddingError, match=r"^label embeddings: version 2 is not a number"):
+        train(settings, executor, stages)
+    assert time.monotonic() - begun < 40  # not the stall timeout
+
+
+def test_a_stage_that_waits_for_embeddings_ends_when_another_fails() -> None:
+    settings = settings_with(mode="shared-sum", lag=0, method=DclSettings())
+    settings = replace(settings, train=replace(settings.train, lr=1e18))
+    begun = time.monotonic()
+    with pytest.raises((NonFiniteLossError, EmbeddingError)) as failure:
+        train(settings, "threads", 4)
+    assert isinstance(failure.value, RunError)
+    assert time.monotonic() - begun < 30  # the stall timeout is 60
+
+
+def test_waiting_for_a_version_counts_as_sync_and_reading_one_that_is_there_does_not() -> None:
+    embedding = EmbeddingSettings(embedding_mode="last", embedding_lag=0, embedding_width=8)
+    spec = tiny_spec(method=DclSettings(embedding=embedding))
+    dictionary, clock = LabelDictionary(spec), Clock()
+    source = AwaitedEmbeddings(dictionary, clock)
+    last = spec.num_layers - 1
+    source.read(last, Place(step=0, training=True))
+    assert clock.read().seconds[Spent.SYNC] < 0.05
+    gradient = torch.ones(dictionary.shape)
+    pushed = threading.Timer(0.3, lambda: dictionary.push(last, 0, gradient))
+    pushed.start()
+    source.read(last, Place(step=1, training=True))
+    assert 0.25 < clock.read().seconds[Spent.SYNC] < 5
+
+
+def test_gradients_that_one_stage_repeats_are_refused_by_the_coordinator(cluster: None) -> None:
+    import ray
+
+    from workers.coordinator import CoordinatorWorker
+
+    embedding = EmbeddingSettings(embedding_mode="last", embedding_width=8)
+    spec = tiny_spec(method=DclSettings(embedding=embedding))
+    worker: Any = ray.remote(CoordinatorWorker).options(num_cpus=0, max_concurrency=4).remote(spec)
+    try:
+        watch = worker.watch.remote()
+        gradient = torch.ones(len(spec.classes), 8).numpy()
+        ray.get(worker.push.remote([(2, 0, gradient)]))
+        assert sorted(ray.get(worker.wait_from.remote(1))) == [1]
+        with pytest.raises(ray.exceptions.RayTaskError, match=r"layer 3, step 1: its gradient came twice"):
+            ray.get(worker.push.remote([(2, 0, gradient)]))
+        with pytest.raises(ray.exceptions.RayTaskError, match="came twice"):
+            ray.get(watch, timeout=10)
+    finally:
+        ray.kill(worker)
+
+
+def test_interrupting_a_run_keeps_weights_and_dictionary_of_one_moment(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
+    launched.wait_for("epoch 2/500")
+    launched.interrupt()
+    assert launched.finish(30) == 130
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert weights["embeddings.values"].shape == (10, 16)
+    assert "embeddings.optimizer.exp_avg" in load_file(tmp_path / "run" / "last.safetensors")
+    launched.assert_nothing_left()
