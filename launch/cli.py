@@ -45,6 +45,10 @@ class EvalArguments:
     """Run folder."""
     batch_size: int | None = None
     """Images at a time. Default: the run's."""
+    superclasses: str | None = None
+    """Also the accuracy on groups of classes that the run never learned, from its label embeddings: cifar100,
+    cifar10-animals, cifar10-finer, fashion-mnist, or a FILE with a line "super-class: class, class, …" for each
+    (or JSON)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +183,7 @@ def _eval(arguments: list[str], console: Console) -> None:
     from launch.inspect import evaluate_run  # noqa: PLC0415
 
     parsed = tyro.cli(EvalArguments, args=arguments, prog="launch eval")
-    evaluate_run(parsed.run, console, batch_size=parsed.batch_size)
+    evaluate_run(parsed.run, console, batch_size=parsed.batch_size, superclasses=parsed.superclasses)
 
 
 def _predict(arguments: list[str], console: Console) -> None:

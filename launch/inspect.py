@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,38 +14,91 @@ from rich.table import Table
 
 from launch.display import warn
 from launch.runfolder import load_config
+from launch.superclasses import print_superclasses, read_superclasses
 from pipeline import load, resolve
 from pipeline import settings as settings_module
 from pipeline.data.augment import Augment
+from pipeline.data.loader import Dataset
 from pipeline.determinism import settle
 from pipeline.embeddings import VALUES, FixedEmbeddings
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
-from pipeline.export import read
-from pipeline.layer import LocalLayer
+from pipeline.export import Card, Network, network_of, read
+from pipeline.layer import LocalLayer, State
 from pipeline.messages import Kind
 from pipeline.settings import Settings
+from pipeline.spec import RunSpec
+from pipeline.superclasses import evaluate as evaluate_superclasses
+from pipeline.superclasses import require_embeddings
 
 
-def evaluate_run(run: Path, console: Console, *, batch_size: int | None = None) -> None:
-    """Test accuracy and Fisher criterion of every layer of a run, from its saved weights."""
+@dataclass(frozen=True, kw_only=True)
+class OpenRun:
+    """A run folder with its data, to be looked at here.
+
+    Attributes:
+        spec: the run as it would be on this machine's device, in one stage.
+        weights, card: of ``model.safetensors``.
+        device: to compute on.
+    """
+
+    spec: RunSpec
+    dataset: Dataset
+    weights: State
+    card: Card
+    device: torch.device
+
+    def network(self) -> Network:
+        """The trained network, on the device."""
+        return network_of(self.weights, self.card).to(self.device)
+
+
+def open_run(run: Path) -> OpenRun:
+    """Opens a run folder and the data that it learned from, and sets this process's threads to the run's.
+
+    Raises:
+        UserError: no run folder, no weights, or data that are gone or have other classes. Other changes are warned of.
+    """
     values = load_config(run)
     settings: Settings = settings_module.from_dict(values["settings"], source=str(run / "config.json"))
     here = replace(settings.pipeline, executor="serial", stages=1, transport="auto", device="auto")
     settings = replace(settings, pipeline=here)
-    weights, _ = read(run / "model.safetensors")
+    weights, card = read(run / "model.safetensors")
     dataset = resolve.open_data(settings)
+    if tuple(dataset.index.classes) != card.classes:
+        raise UserError(
+            f"{settings.data.data} has other classes than the run learned ({len(card.classes)}, such as "
+            f"{card.classes[0]!r}). Use the data set that the run learned from."
+        )
     if dataset.index.content_hash != values["data"]["content_hash"]:
         warn(f"{settings.data.data} is no longer what the run learned from; the figures will differ.")
     spec = resolve.place(resolve.resolve(settings, dataset), dataset, resolve.local_devices("auto", 1))
     device = spec.stage_device(0)
     settle(spec, device)
-    embeddings = FixedEmbeddings(weights[VALUES], len(spec.classes)) if spec.has_shared_embeddings else None
+    return OpenRun(spec=spec, dataset=dataset, weights=weights, card=card, device=device)
+
+
+def evaluate_run(
+    run: Path, console: Console, *, batch_size: int | None = None, superclasses: str | None = None
+) -> None:
+    """Test accuracy and Fisher criterion of every layer of a run, from its saved weights.
+
+    Args:
+        superclasses: also the accuracy on these super-classes: a known name or a file (launch/superclasses.py).
+    """
+    opened = open_run(run)
+    spec, dataset, device = opened.spec, opened.dataset, opened.device
+    groups = None
+    if superclasses is not None:
+        require_embeddings(spec.settings.method)
+        groups = read_superclasses(superclasses, spec.classes)
+    embeddings = FixedEmbeddings(opened.weights[VALUES], len(spec.classes)) if spec.has_shared_embeddings else None
     layers = [LocalLayer(spec, index, device, embeddings) for index in range(spec.num_layers)]
     for layer in layers:
-        layer.load_weights({name: value.to(device) for name, value in weights.items()})
-    augment = Augment(spec.augment, seed=settings.train.seed, device=device)
-    batches = dataset.batches("test", epoch=0, batch_size=batch_size or settings.train.batch_size)
+        layer.load_weights({name: value.to(device) for name, value in opened.weights.items()})
+    augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device)
+    size = batch_size or spec.settings.train.batch_size
+    batches = dataset.batches("test", epoch=0, batch_size=size)
     report = evaluate(spec, layers, augment, batches, kind=Kind.TEST, epoch=0)
 
     table = Table(title=f"{spec.net.describe()} on {spec.data_name}, {dataset.count('test'):,} test images")
@@ -60,6 +113,10 @@ def evaluate_run(run: Path, console: Console, *, batch_size: int | None = None) 
     console.print(table)
     if report.layers[-1].accuracy is None:
         console.print("This run ended before its readouts were trained, so it has no accuracy.", highlight=False)
+    if superclasses is not None and groups is not None:
+        again = dataset.batches("test", epoch=0, batch_size=size)
+        pairs = ((batch.images.to(device), batch.labels.to(device)) for batch in again)
+        print_superclasses(console, superclasses, groups, evaluate_superclasses(opened.network(), pairs, groups))
 
 
 def predict(run: Path, files: list[Path], console: Console, *, top: int = 3) -> None:

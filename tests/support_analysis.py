@@ -1,0 +1,49 @@
+"""Small runs on digits for what is done with runs afterwards, and their images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from torch import Tensor
+
+from launch.train import train
+from pipeline.data.loader import Dataset
+from pipeline.data.prepare import resolve
+from pipeline.embeddings import EmbeddingSettings
+from pipeline.nets import MlpSettings, Net, VitSettings
+from pipeline.nets.conv import ConvSettings
+from pipeline.rules import CffSettings, CflSettings, DclSettings, Method
+from pipeline.settings import HeadSettings, PipelineSettings, Settings, TrainSettings
+
+_OWN = EmbeddingSettings(embedding_mode="per-layer")
+_ONLINE, _NONE = HeadSettings(mode="online", head_norm=False), HeadSettings(mode="none")
+_RUNS: dict[str, tuple[Net, Method, HeadSettings]] = {
+    "cff": (VitSettings(dim=16, heads=2, depth=3), CffSettings(), HeadSettings(head_epochs=1)),
+    "cfl": (ConvSettings(channels=(8, 16)), CflSettings(), _ONLINE),
+    "cfl-cosine": (VitSettings(dim=16, heads=2, depth=2), CflSettings(similarity="cosine"), _ONLINE),
+    "cfl-mlp": (MlpSettings(width=32, depth=2, groups=4), CflSettings(), _ONLINE),
+    "dcl-per-layer": (ConvSettings(channels=(8, 16)), DclSettings(embedding=_OWN), _NONE),
+}
+
+
+def digits_run(folder: Path, kind: str) -> Path:
+    """Trains two epochs on digits; returns the run's folder."""
+    net, method, head = _RUNS[kind]
+    settings = Settings(
+        net=net,
+        method=method,
+        train=TrainSettings(epochs=2, batch_size=64, keep="last"),
+        head=head,
+        pipeline=PipelineSettings(executor="serial", device="cpu"),
+        run_dir=str(folder),
+    )
+    assert train(settings, Console(quiet=True)) == 0
+    return folder
+
+
+def digits(split: Literal["train", "validate", "test"]) -> tuple[Tensor, Tensor]:
+    """All images and labels of a split, in the order of the split."""
+    batch = next(iter(Dataset(resolve("digits"), seed=0).batches(split, epoch=0, batch_size=2000)))
+    return batch.images, batch.labels
