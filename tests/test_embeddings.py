@@ -701,8 +701,10 @@ def test_frozen_dictionary_is_what_everything_but_training_reads() -> None:
     plan = Plan()
     dictionary, ends = epochs_of(plan, 3)
     dictionary.freeze(0)
-    last = Place(epoch=2, step=12)
-    assert all(torch.equal(dictionary.read(layer, last), ends[0]) for layer in range(3))
+    assert all(torch.equal(dictionary.read(layer, Place(epoch=2, step=12)), ends[0]) for layer in range(3))
+    training = dictionary.read(2, Place(epoch=2, step=12, training=True))
+    assert torch.equal(training, dictionary.wait_for(11))
+    assert not torch.equal(training, ends[0])
     assert torch.equal(dictionary.weights()[VALUES], ends[0])
     assert torch.equal(dictionary.state()[VALUES], ends[2]), "the state goes on from where training ended"
 

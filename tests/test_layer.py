@@ -402,7 +402,9 @@ def test_first_readout_loss_is_the_cross_entropy_over_all_views() -> None:
     assert train_readout(layer, {"x": views()}) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("mode", "layers", "who"), [("after", "all", [0, 1, 2]), ("after", "last", [2])])
+@pytest.mark.parametrize(
+    ("mode", "layers", "who"), [("after", "all", [0, 1, 2]), ("after", "last", [2]), ("none", "all", [])]
+)
 def test_layers_that_are_to_have_readouts_learn_them(mode: str, layers: str, who: list[int]) -> None:
     """The others pass on what they compute."""
     spec = changed(tiny_spec(net=MLP), "head", mode=mode, head_layers=layers)

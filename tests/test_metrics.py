@@ -469,5 +469,5 @@ def test_where_no_loss_was_a_number_there_is_no_best_epoch(keep: Keep) -> None:
 def test_training_losses_do_not_make_an_epoch_the_best() -> None:
     history = validated([2.0, 3.0], [0.5, 0.5], keep="loss")
     layer = LayerReport(layer=1, losses=np.ones(1, np.float32), loss=0.0)
-    history.add(PassReport(stage=1, kind="TRAIN", epoch=1, layers=[layer]))
+    history.add(PassReport(stage=1, kind="TRAIN", epoch=2, layers=[layer]))
     assert history.best_epoch == 0
