@@ -37,6 +37,13 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no validation": ([*_RUN, "--validation", "0"], ["--validation 0", "between 0 and 1"]),
     "no epoch": ([*_RUN, "--epochs", "0"], ["--epochs 0", "at least 1"]),
     "no learning rate": ([*_RUN, "--lr", "0"], ["--lr 0", "above 0"]),
+    "milestones that fall": ([*_RUN, "--milestones", "5", "3"], ["--milestones 5 3", "each above the one before"]),
+    "milestone twice": ([*_RUN, "--milestones", "3", "3"], ["--milestones 3 3", "each above the one before"]),
+    "milestone before the first epoch": ([*_RUN, "--milestones", "0"], ["--milestones 0", "at least 1"]),
+    "learning rate that rises": ([*_RUN, "--lr-decay", "2"], ["--lr-decay 2", "at most 1"]),
+    "no learning rate of the heads": ([*_RUN, "--head-lr", "0"], ["--head-lr 0", "above 0"]),
+    "no head where layers do not predict": ([*_RUN, "--head", "none"], ["--head none", "--head after"]),
+    "accuracy of no prediction": ([*_RUN, "--keep", "accuracy"], ["--keep accuracy", "--head online"]),
     "no queue": ([*_RUN, "--queue-depth", "0"], ["--queue-depth 0"]),
     "no thread": ([*_RUN, "--threads", "0"], ["--threads 0"]),
     "more feeders than batches": ([*_RUN, "--feeders", "100"], ["--feeders 100", "batches"]),
@@ -110,6 +117,11 @@ def test_a_configuration_with_unknown_settings(tmp_path: Path, capsys: Any) -> N
     file.write_text(json.dumps({"settings": {"train": {"epochs": 3, "momentum": 0.9}}}))
     assert main([*_RUN, "--config", str(file)]) == 2
     assert "train.momentum" in capsys.readouterr().err
+    file.write_text(json.dumps({"settings": {"net": {"kind": "vitt", "dim": 8}}}))
+    assert main([*_RUN, "--config", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert "no net is called 'vitt'" in said
+    assert "mixer, mlp" in said
     file.write_text(json.dumps({"settings": {"train": {"epochs": "many"}}}))
     assert main([*_RUN, "--config", str(file)]) == 2
     assert "train.epochs" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import torch
 from pipeline import local, reference, resolve
 from pipeline.history import RunResult
 from pipeline.resolve import Devices
+from pipeline.rules import CflSettings, DclSettings, Method
 from pipeline.settings import Settings
 from pipeline.spec import RunSpec
 from tests.test_equality import assert_same
@@ -46,6 +47,18 @@ def on_gpus(settings: Settings, executor: Executor, transport: Transport, stages
 def test_stages_on_a_gpu_give_the_serial_bits(small_settings: Settings, precision: Literal["fp32", "bf16"]) -> None:
     settings = replace(small_settings, pipeline=replace(small_settings.pipeline, precision=precision))
     assert_same(on_gpus(settings, "threads", "gloo", 3), on_gpus(settings, "serial", "gloo", 1))
+
+
+@needs_gpu
+@pytest.mark.parametrize("executor", ["threads", "ray"])
+@pytest.mark.parametrize("method", [CflSettings(), DclSettings()], ids=["cfl", "dcl"])
+def test_label_embeddings_of_layers_on_a_gpu_give_the_serial_bits(
+    small_settings: Settings, cluster: None, method: Method, executor: Executor
+) -> None:
+    """The dictionary learns on the CPU; its versions go to the GPU, gradients come from there."""
+    settings = replace(small_settings, method=method)
+    stages = 3 if executor == "threads" else 1
+    assert_same(on_gpus(settings, executor, "gloo", stages), on_gpus(settings, "serial", "gloo", 1))
 
 
 @needs_gpu
