@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.sources import tar
 from pipeline.data.sources.base import Sample
 from pipeline.errors import UserError
 
@@ -96,19 +95,7 @@ def read_archive(path: Path, name: str) -> dict[str, bytes]:
     Raises:
         UserError: it is not a whole tar.
     """
-    wanted = {file for layout in LAYOUTS[name] for files in layout.values() for file in files}
-    found = {}
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                last = member.name.rpartition("/")[2]
-                if member.isfile() and last in wanted:
-                    file = archive.extractfile(member)
-                    assert file is not None, "a plain file has contents"
-                    found[last] = file.read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as cause:
-        raise UserError(f"{path} is not a whole tar archive ({cause}). Get it again.") from None
-    return found
+    return tar.read_members(path, {file for layout in LAYOUTS[name] for files in layout.values() for file in files})
 
 
 def rebuild_binaries(images: Mapping[str, Path], train_labels: Path, test_labels: Path) -> Iterator[tuple[str, bytes]]:
