@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pipeline.data.fetch import UnreachableError, download
 from pipeline.data.packages import fetch_package
 from pipeline.data.registry import DatasetFacts, SourceFile
 from pipeline.data.shards import file_hash
-from pipeline.data.sources import cifar, idx
+from pipeline.data.sources import cifar, idx, stl10, svhn
 from pipeline.data.sources.base import Progress, Source
 from pipeline.data.sources.tiny_imagenet import TinyImageNetSource
 from pipeline.errors import UserError
@@ -122,6 +122,8 @@ def _open(facts: DatasetFacts, place: Path, origin: str, progress: Progress) -> 
     note = f"{facts.title}, from {origin}, md5s as published"
     if facts.name in ("mnist", "fashion-mnist"):
         return idx.IdxSource(_checked_idx(facts, place), classes=facts.classes, note=note)
+    if facts.name == "svhn":
+        return svhn.SvhnSource(_checked_svhn(facts, place), classes=facts.classes, note=note)
     archive = place if place.is_file() else _find_archive(facts, place)
     if archive is not None:
         _check_archive(facts, archive)
@@ -130,6 +132,9 @@ def _open(facts: DatasetFacts, place: Path, origin: str, progress: Progress) -> 
             # No md5s of the unpacked images are published: completeness is all that can be checked.
             note = f"{facts.title}, from the unpacked folder {origin}, not checked by md5"
         return TinyImageNetSource(archive or place, note=note)
+    if facts.name == "stl10":
+        members = stl10.read_archive(archive) if archive is not None else _checked_stl10(facts, place)
+        return stl10.Stl10Source(members, classes=facts.classes, note=note)
     if archive is not None:
         members = cifar.read_archive(archive, facts.name)
     else:
@@ -165,6 +170,29 @@ def _check_idx(published: SourceFile, path: Path) -> None:
             raise _wrong_md5(path, inner, [str(published.raw_md5)])
 
 
+def _checked_svhn(facts: DatasetFacts, place: Path) -> dict[str, Path]:
+    if place.is_file():
+        raise UserError(f"{facts.name} is two files: give {_wanted(facts)}, not {place}.")
+    found = _find(place, {file.name for file in facts.downloads})
+    for published in facts.downloads:
+        if published.name not in found:
+            raise UserError(f"{place} does not hold {published.name}. Give {_wanted(facts)}.")
+        md5 = file_hash(found[published.name], "md5")
+        if md5 != published.md5:
+            raise _wrong_md5(found[published.name], md5, [published.md5])
+    return found
+
+
+def _checked_stl10(facts: DatasetFacts, folder: Path) -> dict[str, bytes]:
+    found = _find(folder, set(stl10.NAMES))
+    missing = [name for name in stl10.NAMES if name not in found]
+    if missing:
+        raise UserError(f"{folder} does not hold {', '.join(missing)}. Give {_wanted(facts)}, packed or unpacked.")
+    members = {name: found[name].read_bytes() for name in stl10.NAMES}
+    _check_members(facts, folder, members)
+    return members
+
+
 def _find_archive(facts: DatasetFacts, folder: Path) -> Path | None:
     found = _find(folder, {name for name in facts.published() if name.endswith(_ARCHIVES)})
     return next(iter(found.values()), None)
@@ -179,7 +207,6 @@ def _check_archive(facts: DatasetFacts, path: Path) -> None:
 
 
 def _checked_cifar(facts: DatasetFacts, folder: Path, progress: Progress) -> dict[str, bytes]:
-    published = facts.published()
     found = _find(folder, {file for known in cifar.LAYOUTS[facts.name] for files in known.values() for file in files})
     layout = cifar.find_layout(facts.name, found)
     if layout is None and facts.name == "cifar10":
@@ -188,11 +215,17 @@ def _checked_cifar(facts: DatasetFacts, folder: Path, progress: Progress) -> dic
         raise UserError(f"{folder} does not hold {facts.name}. Give {_wanted(facts)}.")
     else:
         members = {file: found[file].read_bytes() for files in layout.values() for file in files}
+    _check_members(facts, folder, members)
+    return members
+
+
+def _check_members(facts: DatasetFacts, folder: Path, members: Mapping[str, bytes]) -> None:
+    """Of an unpacked archive, those whose md5 is published."""
+    published = facts.published()
     for name, data in members.items():
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if name in published and md5 != published[name].md5:
             raise _wrong_md5(folder / name, md5, [published[name].md5])
-    return members
 
 
 def _rebuilt(folder: Path, progress: Progress) -> dict[str, bytes]:
@@ -226,6 +259,8 @@ def _wanted(facts: DatasetFacts) -> str:
     names += [file.name for file in facts.accepted if file.name.endswith(_ARCHIVES)]
     if facts.name in ("mnist", "fashion-mnist"):
         return f"a folder with {', '.join(names)} (gzipped or raw)"
+    if facts.name == "svhn":
+        return f"a folder with {' and '.join(names)}"
     return " or ".join(names)
 
 

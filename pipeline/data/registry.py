@@ -66,6 +66,8 @@ _FASHION = (
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
+_STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+
 _CIFAR100_FINE = (
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
     "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
@@ -197,6 +199,41 @@ _ALL = (
                 "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
                 "train": "16019d7e3df5f24257cddd939b257f8d",
                 "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            }
+        ),
+    ),
+    DatasetFacts(
+        name="svhn",
+        title="SVHN house numbers, cropped digits (32x32, 99,289 images)",
+        classes=_DIGITS,
+        num_classes=10,
+        shape=(3, 32, 32),
+        crop_padding=0,  # customary: neither crop nor flip
+        flip=False,
+        site="http://ufldl.stanford.edu/housenumbers/",
+        downloads=_files(
+            {
+                "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+                "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+            }
+        ),
+    ),
+    DatasetFacts(
+        name="stl10",
+        title="STL-10 natural images, the labelled ones (96x96, 13,000 images)",
+        classes=_STL10,
+        num_classes=10,
+        shape=(3, 96, 96),
+        crop_padding=12,  # customary: CIFAR's 4 at three times the side
+        flip=True,
+        site="http://ai.stanford.edu/~acoates/stl10/",
+        downloads=_files({"stl10_binary.tar.gz": "91f7769df0f17e558f3565bffb0c7dfb"}),
+        accepted=_files(
+            {
+                "train_X.bin": "918c2871b30a85fa023e0c44e0bee87f",
+                "train_y.bin": "5a34089d4802c674881badbb80307741",
+                "test_X.bin": "7f263ba9f9e0b06b93213547f721ac82",
+                "test_y.bin": "36f9794fa4beb8a2c72628de14fa638e",
             }
         ),
     ),

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.io import savemat
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -73,6 +74,32 @@ def write_tar_gz(path: Path, folder: str, files: dict[str, bytes]) -> Path:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return path
+
+
+def write_svhn(folder: Path, count: int = 20) -> dict[str, tuple[Images, Labels]]:
+    """The two files of SVHN; gives (N, 32, 32, 3) images and the digits that they show."""
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = {}
+    for seed, split in enumerate(("train", "test")):
+        images, digits = random_images(count, (32, 32, 3), 10, seed)
+        splits[split] = images, digits
+        labels = np.where(digits == 0, 10, digits).astype(np.uint8)[:, None]
+        content = {"X": images.transpose(1, 2, 3, 0), "y": labels}
+        savemat(folder / f"{split}_32x32.mat", content, do_compression=True)
+    return splits
+
+
+def stl10_members(count: int = 20) -> tuple[dict[str, bytes], dict[str, tuple[Images, Labels]]]:
+    """Files of the archive by name, in its order, and the (N, 96, 96, 3) images with labels 0 … 9 of each split."""
+    files, splits = {}, {}
+    for seed, split in enumerate(("test", "train")):
+        images, labels = random_images(count, (96, 96, 3), 10, seed)
+        splits[split] = images, labels
+        files[f"{split}_X.bin"] = images.transpose(0, 3, 2, 1).tobytes()
+        files[f"{split}_y.bin"] = (labels + 1).astype(np.uint8).tobytes()
+    unlabelled, _ = random_images(count, (96, 96, 3), 10, seed=2)
+    names = "airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n"
+    return {**files, "unlabeled_X.bin": unlabelled.tobytes(), "class_names.txt": names.encode()}, splits
 
 
 def write_png_package(folder: Path, per_batch: int = 10) -> dict[str, bytes]:

@@ -196,6 +196,71 @@ def test_tiny_imagenet_is_prepared_from_its_zip(tmp_path: Path, monkeypatch: pyt
     assert DataIndex.load(folder).splits["test"].count == 3
 
 
+def test_svhn_is_prepared_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+    splits = archives.write_svhn(tmp_path / "svhn")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "svhn").iterdir()}
+    publish(monkeypatch, "svhn", files, downloads=set(files))
+    folder = prepare.prepare("svhn", source=str(tmp_path / "svhn"), data_dir=tmp_path / "data")
+    batch = next(Dataset(folder, seed=0).batches("test", epoch=0, batch_size=20))
+    assert np.array_equal(batch.images.numpy().transpose(0, 2, 3, 1), splits["test"][0])
+    assert batch.labels.tolist() == splits["test"][1].tolist()
+    assert "md5s as published" in DataIndex.load(folder).source
+
+
+def test_svhn_files_of_other_bytes_are_refused(tmp_path: Path) -> None:
+    archives.write_svhn(tmp_path / "svhn")
+    with pytest.raises(
+        UserError, match=r"train_32x32\.mat is not the published file.*e26dedcc434d2e4c54c9b2d4a06d8373"
+    ):
+        prepare.prepare("svhn", source=str(tmp_path / "svhn"), data_dir=tmp_path / "data")
+
+
+def test_half_of_svhn_is_refused_by_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archives.write_svhn(tmp_path / "svhn")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "svhn").iterdir()}
+    publish(monkeypatch, "svhn", files, downloads=set(files))
+    path = tmp_path / "svhn" / "test_32x32.mat"
+    path.unlink()
+    with pytest.raises(UserError, match=r"does not hold test_32x32\.mat\. Give a folder with "):
+        prepare.prepare("svhn", source=str(tmp_path / "svhn"), data_dir=tmp_path / "data")
+    with pytest.raises(UserError, match="svhn is two files: give a folder with"):
+        prepare.prepare("svhn", source=str(path.with_name("train_32x32.mat")), data_dir=tmp_path / "data")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_stl10_is_prepared_from_its_archive_and_its_unpacked_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None, packed: bool
+) -> None:
+    files, splits = archives.stl10_members()
+    path = archives.write_tar_gz(tmp_path / "stl10_binary.tar.gz", "stl10_binary", files)
+    publish(monkeypatch, "stl10", {path.name: path.read_bytes(), **files}, downloads={path.name})
+    if not packed:
+        path.unlink()
+        (tmp_path / "stl10_binary").mkdir()
+        for name, data in files.items():
+            (tmp_path / "stl10_binary" / name).write_bytes(data)
+    folder = prepare.prepare("stl10", source=str(tmp_path), data_dir=tmp_path / "data")
+    batch = next(Dataset(folder, seed=0).batches("test", epoch=0, batch_size=20))
+    assert np.array_equal(batch.images.numpy().transpose(0, 2, 3, 1), splits["test"][0])
+    assert batch.labels.tolist() == splits["test"][1].tolist()
+    assert "md5s as published" in DataIndex.load(folder).source
+
+
+def test_stl10_of_other_bytes_is_refused_packed_and_unpacked(tmp_path: Path) -> None:
+    files, _ = archives.stl10_members()
+    path = archives.write_tar_gz(tmp_path / "stl10_binary.tar.gz", "stl10_binary", files)
+    with pytest.raises(UserError, match="published is 91f7769df0f17e558f3565bffb0c7dfb"):
+        prepare.prepare("stl10", source=str(path), data_dir=tmp_path / "data")
+    path.unlink()
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=r"train_X\.bin is not the published file.*918c2871b30a85fa023e0c44e0bee87f"):
+        prepare.prepare("stl10", source=str(tmp_path), data_dir=tmp_path / "data")
+    (tmp_path / "test_y.bin").unlink()
+    with pytest.raises(UserError, match=r"does not hold test_y\.bin\. Give stl10_binary\.tar\.gz"):
+        prepare.prepare("stl10", source=str(tmp_path), data_dir=tmp_path / "data")
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [

@@ -13,14 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from pipeline.data import shards
-from pipeline.data.sources import cifar
+from pipeline.data.registry import DATASETS
+from pipeline.data.sources import cifar, stl10, svhn
 from pipeline.data.sources.base import Source, holdout_mask
 from pipeline.data.sources.cifar import CifarSource
 from pipeline.data.sources.digits import DigitsSource
 from pipeline.data.sources.folder import FolderSource
 from pipeline.data.sources.idx import NAMES, IdxSource
+from pipeline.data.sources.stl10 import Stl10Source
+from pipeline.data.sources.svhn import SvhnSource
 from pipeline.data.sources.tiny_imagenet import TinyImageNetSource
 from pipeline.data.sources.webdataset_folder import WebDatasetSource
 from pipeline.errors import UserError
@@ -160,6 +164,138 @@ def test_the_official_binaries_are_rebuilt_from_rows_of_pngs(tmp_path: Path) -> 
     pngs = {name.removesuffix(".bin"): tmp_path / "package" / name.replace(".bin", ".png") for name in files}
     labels = (tmp_path / "package" / f"{split}_lables.json" for split in ("train", "test"))
     assert dict(cifar.rebuild_binaries(pngs, *labels)) == files
+
+
+# SVHN
+
+
+def open_svhn(folder: Path) -> SvhnSource:
+    return SvhnSource({name: folder / name for name in svhn.FILES.values()}, classes=CLASSES, note="")
+
+
+def test_svhn_gives_images_and_digits_in_order(tmp_path: Path) -> None:
+    splits = archives.write_svhn(tmp_path)
+    source = open_svhn(tmp_path)
+    assert source.counts == {"train": 20, "test": 20}
+    for split, (images, digits) in splits.items():
+        read = list(source.read(split))
+        assert np.array_equal(np.stack([image for image, _ in read]), images)
+        assert [label for _, label in read] == digits.tolist()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float64])
+def test_svhn_label_10_is_the_digit_0(tmp_path: Path, kind: type[np.generic]) -> None:
+    content = {"X": np.zeros((32, 32, 3, 3), dtype=np.uint8), "y": np.array([[10], [1], [9]], dtype=kind)}
+    for name in svhn.FILES.values():
+        savemat(tmp_path / name, content)
+    source = open_svhn(tmp_path)
+    assert [source.classes[label] for label in labels_of(source, "train")] == ["0", "1", "9"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: b"",
+        lambda data: data[:100],
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
+        lambda data: b"\x89HDF\r\n\x1a\n" + data[8:124] + b"\x00\x02IM" + data[128:],  # MATLAB 7.3
+        lambda data: b"<html>no such page</html>" * 20,
+    ],
+)
+def test_a_damaged_svhn_file_is_refused_by_name(tmp_path: Path, change: object) -> None:
+    archives.write_svhn(tmp_path)
+    path = tmp_path / "test_32x32.mat"
+    path.write_bytes(change(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"test_32x32\.mat is not a whole MATLAB 5 file"):
+        open_svhn(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"digitStruct": np.zeros((1, 2))}, "lacks the variable X or y"),
+        ({"X": np.zeros((32, 32, 3, 2), dtype=np.uint8), "y": np.ones((3, 1))}, r"has X \(32, 32, 3, 2\) of uint8"),
+        ({"X": np.zeros((32, 32, 3, 2)), "y": np.ones((2, 1))}, "of float64"),
+        ({"X": np.zeros((32, 32, 3, 2), dtype=np.uint8), "y": np.array([[0], [1]])}, "labels other than 1 … 10"),
+    ],
+)
+def test_a_matlab_file_of_something_else_is_no_svhn(tmp_path: Path, content: dict[str, object], says: str) -> None:
+    archives.write_svhn(tmp_path)
+    savemat(tmp_path / "train_32x32.mat", content)
+    with pytest.raises(UserError, match=rf"train_32x32\.mat .*{says}"):
+        open_svhn(tmp_path)
+
+
+# STL-10
+
+
+def test_stl10_archives_give_images_and_labels_in_order(tmp_path: Path) -> None:
+    files, splits = archives.stl10_members()
+    path = archives.write_tar_gz(tmp_path / "stl10.tar.gz", "stl10_binary", files)
+    source = Stl10Source(stl10.read_archive(path), classes=(), note="")
+    for split, (images, labels) in splits.items():
+        read = list(source.read(split))
+        assert np.array_equal(np.stack([image for image, _ in read]), images)
+        assert [label for _, label in read] == labels.tolist()
+
+
+def test_stl10_stores_the_columns_of_an_image_one_after_another() -> None:
+    plane = bytes(row for _ in range(96) for row in range(96))  # every column counts its rows from the top
+    other = bytes(column for column in range(96) for _ in range(96))
+    files = {name: plane + other + bytes(96 * 96) if name.endswith("_X.bin") else bytes([1]) for name in stl10.NAMES}
+    image, _ = next(Stl10Source(files, classes=(), note="").read("train"))
+    assert image.shape == (96, 96, 3)
+    assert image[7, 50].tolist() == [7, 50, 0]  # row 7 from the top, column 50 from the left
+    assert np.array_equal(image[:, 0, 0], np.arange(96))
+    assert np.array_equal(image[0, :, 1], np.arange(96))
+
+
+def test_stl10_classes_are_named_as_in_the_archive() -> None:
+    files, _ = archives.stl10_members(count=1)
+    assert DATASETS["stl10"].classes == tuple(files["class_names.txt"].decode().split())
+
+
+def test_the_unlabelled_images_of_stl10_are_not_unpacked(tmp_path: Path) -> None:
+    files, _ = archives.stl10_members()
+    path = archives.write_tar_gz(tmp_path / "stl10.tar.gz", "stl10_binary", files)
+    # Cut within them, which whoever reads on would notice.
+    path.write_bytes(path.read_bytes()[:-300_000])
+    assert stl10.read_archive(path).keys() == set(stl10.NAMES)
+
+
+def test_a_cut_stl10_archive_is_refused(tmp_path: Path) -> None:
+    files, _ = archives.stl10_members()
+    path = archives.write_tar_gz(tmp_path / "stl10.tar.gz", "stl10_binary", files)
+    path.write_bytes(path.read_bytes()[:700_000])
+    with pytest.raises(UserError, match=r"stl10\.tar\.gz is not a whole tar archive"):
+        stl10.read_archive(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("train_X.bin", lambda data: data[:-1], "train_X.bin has 552959 bytes, not a multiple"),
+        ("train_X.bin", lambda data: data[:-27648], "19 train images but 20 labels"),
+        ("test_X.bin", lambda data: b"", "test_X.bin has 0 bytes"),
+        ("test_y.bin", lambda data: data[:-1], "20 test images but 19 labels"),
+        ("train_y.bin", lambda data: b"\0" + data[1:], "train_y.bin has labels 0 … 10, stl10 has 1 … 10"),
+        ("test_y.bin", lambda data: b"\x0b" + data[1:], "test_y.bin has labels 1 … 11"),
+    ],
+)
+def test_damaged_stl10_files_are_refused_by_name(name: str, change: object, says: str) -> None:
+    files, _ = archives.stl10_members()
+    files[name] = change(files[name])  # type: ignore[operator]
+    with pytest.raises(UserError, match=says):
+        Stl10Source(files, classes=(), note="")
+
+
+def test_an_stl10_archive_with_a_missing_file_is_refused() -> None:
+    files, _ = archives.stl10_members()
+    del files["test_y.bin"]
+    with pytest.raises(UserError, match=r"This is not stl10: test_y\.bin missing"):
+        Stl10Source(files, classes=(), note="")
 
 
 # Tiny ImageNet
