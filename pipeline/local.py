@@ -20,6 +20,8 @@ from pipeline.schedule import Pass
 from pipeline.spec import RunSpec
 from pipeline.stage import Stage
 
+_LEAVE = 1.0  # seconds that threads have to end after a run
+
 
 def train(
     spec: RunSpec,
@@ -190,7 +192,10 @@ class ThreadCrew:
         return _merged([*(stage.trained() for stage in self._stages), shared])
 
     def close(self) -> None:
-        """Ends all threads; those in the middle of a step end after it."""
+        """Ends all threads, and waits a moment for them: one that outlives the interpreter aborts the process.
+
+        Those in the middle of a long step end after it.
+        """
         self._interrupted.set()
         with self._more_passes:
             self._closed = True
@@ -199,6 +204,9 @@ class ThreadCrew:
             channel.break_off()
         if self._embeddings is not None:
             self._embeddings.break_off()
+        end = time.perf_counter() + _LEAVE
+        for thread in [*self._feed_threads, *self._stage_threads]:
+            thread.join(max(0.0, end - time.perf_counter()))
 
 
 def take(reports: list[PassReport]) -> list[PassReport]:
