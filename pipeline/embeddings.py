@@ -143,7 +143,9 @@ class EmbeddingSource(Protocol):
 
 
 class LabelDictionary:
-    """The dictionary, its optimizer and its versions. Version k+1 is k after one step on step k's combined gradient.
+    """The dictionary, its optimizer and its versions, on the CPU whatever the layers are on.
+
+    Version k+1 is version k after one optimizer step on step k's combined gradient.
 
     Gradients may come in any order and from any thread; a version is made when all of its step's are there, and they
     are added in the layers' order. All waiting ends with ``break_off``. Implements ``EmbeddingSource`` for one process.
@@ -183,6 +185,7 @@ class LabelDictionary:
                 versions let it be, or sent something that is no gradient of this dictionary.
         """
         who = f"label embeddings: layer {layer + 1}, step {step + 1}"
+        gradient = gradient.detach().to("cpu", torch.float32, copy=True)
         with self._changed:
             if layer not in self._contributors:
                 raise EmbeddingError(f"{who}: --embedding-mode {self._settings.embedding_mode} takes no gradient of it")
@@ -196,7 +199,7 @@ class LabelDictionary:
                 )
             if not torch.isfinite(gradient).all():
                 raise EmbeddingError(f"{who}: the gradient is not a number. A lower --lr or --embedding-lr helps most.")
-            self._pending.setdefault(step, {})[layer] = gradient.detach().float().clone()
+            self._pending.setdefault(step, {})[layer] = gradient
             while len(self._pending.get(self._version, ())) == len(self._contributors):
                 self._advance()
             self._changed.notify_all()
