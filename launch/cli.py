@@ -186,6 +186,13 @@ def _eval(arguments: list[str], console: Console) -> None:
     evaluate_run(parsed.run, console, batch_size=parsed.batch_size, superclasses=parsed.superclasses)
 
 
+def _analyse(arguments: list[str], console: Console) -> None:
+    from launch.analyse import Wishes, analyse_run  # noqa: PLC0415
+
+    wishes = tyro.cli(Wishes, args=arguments, prog="launch analyse")
+    analyse_run(wishes, console)
+
+
 def _predict(arguments: list[str], console: Console) -> None:
     from launch.inspect import predict  # noqa: PLC0415
 
@@ -217,6 +224,7 @@ _COMMANDS: dict[str, Callable[[list[str], Console], None]] = {
     "list": _list,
     "prepare": _prepare,
     "eval": _eval,
+    "analyse": _analyse,
     "predict": _predict,
     "export": _export,
 }
@@ -233,6 +241,7 @@ def _print_help(console: Console) -> None:
         ("list", "presets and data sets"),
         ("prepare NAME", "fetch, check and shard a data set"),
         ("eval RUN", "accuracy and Fisher criterion of every layer"),
+        ("analyse RUN", "pictures and figures of what every layer has learned"),
         ("predict RUN IMAGE…", "classes of image files"),
         ("export RUN FILE", "one .safetensors file, for `from pipeline import load`"),
     ):
