@@ -62,7 +62,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(PIP) install -c $(VENV)/constraints.txt $(TORCH)
 	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >> $(VENV)/constraints.txt
-	$(PIP) install -c $(VENV)/constraints.txt -e '.[dev,plots]'
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[dev]'
 	@touch $@
 
 # For those who maintain the requirements: one version of everything that suits Python 3.11 to 3.13. What torch's CUDA
