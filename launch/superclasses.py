@@ -86,7 +86,12 @@ def print_superclasses(
     """A row per layer: accuracy on super-classes in each of the three ways."""
     members = [len(group) for group in superclasses.groups]
     sizes = f"{min(members)} to {max(members)} classes" if min(members) < max(members) else f"{members[0]} classes"
-    table = Table(title=f"{len(members)} super-classes of {sizes} each ({given}), never learned: accuracy")
+    console.print(
+        f"accuracy on {len(members)} super-classes of {sizes} ({given}), which the run never learned:",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table()
     for column in ("layer", "naive", "mean", "super", "of classes"):
         table.add_column(column, justify="right")
     for row in accuracies:
