@@ -21,7 +21,7 @@ from pipeline.data.sources import cifar, stl10, svhn
 from pipeline.data.sources.base import Source, holdout_mask
 from pipeline.data.sources.cifar import CifarSource
 from pipeline.data.sources.digits import DigitsSource
-from pipeline.data.sources.folder import FolderSource
+from pipeline.data.sources.folder import FolderSource, holds_images
 from pipeline.data.sources.idx import NAMES, IdxSource
 from pipeline.data.sources.stl10 import Stl10Source
 from pipeline.data.sources.svhn import SvhnSource
@@ -334,6 +334,16 @@ def test_a_folder_of_classes_gets_a_test_split(tmp_path: Path) -> None:
     assert source.classes == ("cat", "dog")
     assert source.counts == {"train": 16, "test": 4}
     assert source.shape == (1, 6, 6)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    """As one of CIFAR-100's is; it was once taken for the training half of the folder."""
+    for name in ("bus", "train"):
+        for number in range(5):
+            write_image(tmp_path / name / f"{number}.png")
+    source = FolderSource(tmp_path)
+    assert source.classes == ("bus", "train")
+    assert holds_images(tmp_path)
 
 
 @pytest.mark.parametrize("test_name", ["test", "val"])

@@ -49,9 +49,8 @@ class FolderSource:
             raise UserError(f"image size {image_size}: give the side in pixels, 1 or more")
         self._strict = strict
         self.skipped = 0
-        train_root = folder / "train"
-        split_roots = train_root.is_dir()
-        by_class = _by_class(train_root if split_roots else folder)
+        split_roots = _is_split(folder)
+        by_class = _by_class(folder / "train" if split_roots else folder)
         self.classes = tuple(by_class)
         test_root = next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), None)
         if len(self.classes) < 2:
@@ -109,8 +108,14 @@ class FolderSource:
 
 def holds_images(folder: Path) -> bool:
     """Whether there is an image two or three levels down, where classes keep theirs."""
-    roots = [folder / "train"] if (folder / "train").is_dir() else [folder]
-    return any(_image_files(child) for root in roots for child in _class_folders(root))
+    root = folder / "train" if _is_split(folder) else folder
+    return any(_image_files(child) for child in _class_folders(root))
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether ``train`` holds classes. One that holds images only is a class itself, as CIFAR-100's trains are."""
+    train = folder / "train"
+    return train.is_dir() and bool(_class_folders(train))
 
 
 def _by_class(root: Path) -> dict[str, list[Path]]:
