@@ -63,7 +63,7 @@ def test_a_dictionary_that_is_no_number_ends_the_run_naming_the_version(
     embedding = EmbeddingSettings(embedding_mode="last", embedding_lag=9, embedding_lr=3e38)
     settings = replace(settings_with(), method=DclSettings(embedding=embedding))
     begun = time.monotonic()
-    with pytest.raises(EmbeddingError, match=r"^label embeddings: version 2 is not a number"):
+    with pytest.raises(EmbeddingError, match=r"^label embeddings: version 1 is not a number"):
         train(settings, executor, stages)
     assert time.monotonic() - begun < 40  # not the stall timeout
 
