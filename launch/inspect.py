@@ -102,13 +102,17 @@ def evaluate_run(
     report = evaluate(spec, layers, augment, batches, kind=Kind.TEST, epoch=0)
 
     table = Table(title=f"{spec.net.describe()} on {spec.data_name}, {dataset.count('test'):,} test images")
-    columns = ["layer", "accuracy", *([f"top-{spec.top_k}"] if spec.top_k > 1 else []), "Fisher criterion", "loss"]
+    both = any(layer.direct_accuracy not in (None, layer.accuracy) for layer in report.layers)
+    optional = [*([f"top-{spec.top_k}"] if spec.top_k > 1 else []), *(["without readout"] if both else [])]
+    columns = ["layer", "accuracy", *optional, "Fisher criterion", "loss"]
     for column in columns:
         table.add_column(column, justify="right")
     for layer_report in report.layers:
         row = [str(layer_report.layer + 1), _percent(layer_report.accuracy)]
         if spec.top_k > 1:
             row.append(_percent(layer_report.top_k))
+        if both:
+            row.append(_percent(layer_report.direct_accuracy))
         table.add_row(*row, f"{layer_report.fisher:.1f}", f"{layer_report.loss:.3f}")
     console.print(table)
     if report.layers[-1].accuracy is None:
