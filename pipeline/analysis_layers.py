@@ -53,15 +53,14 @@ def views(network: Network, images: Tensor) -> Iterator[View]:
 
 
 def _view(network: Network, index: int, layer: Layer, rule: Rule, outputs: Streams, context: Context) -> View:
-    name, targets = str(index), rule.targets(layer, context)
-    has_readout = name in network.readouts
+    targets = rule.targets(layer, context)
     return View(
         index=index,
         layer=layer,
         rule=rule,
         outputs=outputs,
         features=rule.features(layer, outputs).float(),
-        readout=network.readouts[name](rule.readout_input(layer, outputs).float()) if has_readout else None,
+        readout=network.readout_scores(index, layer, rule, outputs),
         direct=rule.scores(layer, outputs, context),
         targets=None if targets is None else targets.detach().float(),
     )

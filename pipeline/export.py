@@ -119,12 +119,19 @@ class Network(nn.Module):
 
     def layer_scores(self, images: Tensor) -> list[Tensor | None]:
         """Scores (N, classes) of every layer: its readout's, or without one its own; None where there are neither."""
-        return [
-            self.readouts[str(index)](rule.readout_input(layer, outputs))
-            if str(index) in self.readouts
-            else rule.scores(layer, outputs, context)
-            for index, (layer, rule, outputs, context) in enumerate(self.outputs(images))
-        ]
+        found = []
+        for index, (layer, rule, outputs, context) in enumerate(self.outputs(images)):
+            scores = self.readout_scores(index, layer, rule, outputs)
+            found.append(rule.scores(layer, outputs, context) if scores is None else scores)
+        return found
+
+    def readout_scores(self, index: int, layer: Layer, rule: Rule, outputs: Streams) -> Tensor | None:
+        """Scores (N, classes) of one layer's readout on what ``outputs`` gave for it; None without a readout."""
+        name = str(index)
+        if name not in self.readouts:
+            return None
+        scores: Tensor = self.readouts[name](rule.readout_input(layer, outputs).float())
+        return scores
 
     def direct_scores(self, images: Tensor) -> list[Tensor | None]:
         """Every layer's own scores (N, classes), such as similarities to label embeddings; None where it has none."""

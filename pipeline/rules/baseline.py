@@ -41,9 +41,6 @@ class BaselineSettings(Method):
     """How the error reaches the layers. bp: backpropagation. fa: feedback alignment. dfa: direct feedback alignment.
     drtp: direct random target projection."""
 
-    def check(self) -> None:
-        """There is nothing to be out of range."""
-
     def adapt(self, net: Net) -> WholeNet:
         return WholeNet(net=net, label=self.feedback.upper(), feedback=self.feedback == "fa")
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import keys
+from pipeline.errors import UserError
 
 Sample = tuple[NDArray[np.uint8], int]  # image (H, W, C), label
 
@@ -35,6 +36,12 @@ class Source(Protocol):
     def read(self, split: str) -> Iterator[Sample]:
         """The samples of ``train`` or ``test`` in their fixed order."""
         ...
+
+
+def require_pairs(split: str, num_images: int, num_labels: int) -> None:
+    """Raises UserError where a split's files of images and of labels hold different numbers."""
+    if num_images != num_labels:
+        raise UserError(f"{num_images} {split} images but {num_labels} labels: these files do not belong together.")
 
 
 def holdout_mask(labels: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:

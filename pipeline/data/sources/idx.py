@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.sources.base import Sample
+from pipeline.data.sources.base import Sample, require_pairs
 from pipeline.errors import UserError
 
 _BYTE_TYPE = 0x08  # the third byte of the magic number: unsigned bytes
@@ -37,10 +37,7 @@ class IdxSource:
         for split, prefix in _PREFIX.items():
             images = read_idx(files[f"{prefix}-images-idx3-ubyte"], dimensions=3)
             labels = read_idx(files[f"{prefix}-labels-idx1-ubyte"], dimensions=1)
-            if len(images) != len(labels):
-                raise UserError(
-                    f"{len(images)} {split} images but {len(labels)} labels: these files do not belong together."
-                )
+            require_pairs(split, len(images), len(labels))
             self._splits[split] = images, labels
         self.classes = classes
         height, width = self._splits["train"][0].shape[1:]

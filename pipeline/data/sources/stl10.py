@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.sources import tar
-from pipeline.data.sources.base import Sample
+from pipeline.data.sources.base import Sample, require_pairs
 from pipeline.errors import UserError
 
 FILES: Mapping[str, tuple[str, str]] = {"train": ("train_X.bin", "train_y.bin"), "test": ("test_X.bin", "test_y.bin")}
@@ -45,10 +45,7 @@ class Stl10Source:
             for split, (images, labels) in FILES.items()
         }
         for split, (images, labels) in self._splits.items():
-            if len(images) != len(labels):
-                raise UserError(
-                    f"{len(images)} {split} images but {len(labels)} labels: these files do not belong together."
-                )
+            require_pairs(split, len(images), len(labels))
         self.classes = classes
         self.shape = (3, 96, 96)
         self.counts = {split: len(labels) for split, (_, labels) in self._splits.items()}
