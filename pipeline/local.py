@@ -12,7 +12,7 @@ from pipeline.conduct import conduct
 from pipeline.determinism import settle
 from pipeline.embeddings import LabelDictionary
 from pipeline.errors import PeerLostError, RunError, StageFailedError
-from pipeline.feed import MergedReceiver, Source, feed
+from pipeline.feed import MergedReceiver, Passes, Source, SourceReceiver, messages
 from pipeline.history import RunResult
 from pipeline.layer import State
 from pipeline.metrics import Clock, PassReport, Status
@@ -69,13 +69,15 @@ class ThreadCrew:
             self._channel(f"stage {index + 1} → stage {index + 2}", self._clocks[index], self._clocks[index + 1])
             for index in range(spec.num_stages - 1)
         ]
-        inboxes: list[Receiver] = [MergedReceiver(self._feeds), *self._edges]
-        self._inboxes = inboxes
+        self._reader = (
+            SourceReceiver(source, batch_size=spec.settings.train.batch_size, clock=self._clocks[0])
+            if not settings.feeders
+            else None
+        )
+        self._inboxes: list[Receiver] = [self._reader or MergedReceiver(self._feeds), *self._edges]
         self._interrupted = threading.Event()
         self._failures: list[RunError] = []
-        self._passes: list[Sequence[Pass]] = []
-        self._more_passes = threading.Condition()
-        self._closed = False
+        self._passes = Passes()
         self._stage_threads = [
             self._start(f"stage {index + 1}", lambda index=index: self._run_stage(index))  # type: ignore[misc]
             for index in range(spec.num_stages)
@@ -125,36 +127,27 @@ class ThreadCrew:
     def _run_feeder(self, number: int) -> None:
         settings = self._spec.settings
         try:
-            feed(
+            for message in messages(
                 self._source,
-                self._all_passes(),
-                self._feeds[number].send,
+                self._passes,
                 batch_size=settings.train.batch_size,
                 part=(number, settings.pipeline.feeders),
                 interrupted=self._interrupted.is_set,
-            )
+            ):
+                self._feeds[number].send(message)
         except PeerLostError:
             if not self._interrupted.is_set():  # after a stop from another feeder, stage 1 takes nothing more
                 raise
 
-    def _all_passes(self) -> Iterable[Pass]:
-        taken = 0
-        while True:
-            with self._more_passes:
-                self._more_passes.wait_for(lambda taken=taken: len(self._passes) > taken or self._closed)  # type: ignore[misc]
-                if self._closed:
-                    return
-                passes = self._passes[taken]
-            taken += 1
-            yield from passes
-
     def feed(self, passes: Sequence[Pass]) -> None:
-        with self._more_passes:
-            self._passes.append(passes)
-            self._more_passes.notify_all()
+        self._passes.add(passes)
+        if self._reader is not None:
+            self._reader.feed(passes)
 
     def interrupt(self) -> None:
         self._interrupted.set()
+        if self._reader is not None:
+            self._reader.interrupt()
 
     def poll(self) -> list[tuple[Status, list[PassReport]]]:
         polled = []
@@ -196,10 +189,8 @@ class ThreadCrew:
 
         Those in the middle of a long step end after it.
         """
-        self._interrupted.set()
-        with self._more_passes:
-            self._closed = True
-            self._more_passes.notify_all()
+        self.interrupt()
+        self._passes.close()
         for channel in [*self._feeds, *self._edges]:
             channel.break_off()
         if self._embeddings is not None:

@@ -246,6 +246,50 @@ class PassReport:
     """The stage's time since its report before."""
     started_at: float = 0.0
     """When the stage began, in seconds since 1970."""
+    steps: StepTimes | None = None
+    """When the steps ended; of a stage's training passes."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """The steps of a training pass on a stage's clock.
+
+    Attributes:
+        ended: when each ended, in seconds since 1970 (steps,) float64.
+        spent: what the clock had spent by then (steps, kinds) float64, kinds in the order of ``Spent``.
+    """
+
+    ended: NDArray[np.float64]
+    spent: NDArray[np.float64]
+
+
+class StepLog:
+    """Notes when the steps of a pass end. On a GPU that is when its kernels end, told by events and without a stall."""
+
+    def __init__(self, clock: Clock, device: torch.device) -> None:
+        self._clock, self._device = clock, device
+        self._readings: list[Account] = []
+        self._events: list[torch.cuda.Event] = []
+
+    def mark(self) -> None:
+        """The end of a step. Takes two microseconds."""
+        self._readings.append(self._clock.read())
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self._device))
+            self._events.append(event)
+
+    def take(self) -> StepTimes:
+        """The steps since the last call."""
+        ended = np.array([self._clock.started_at + reading.wall for reading in self._readings])
+        if self._events:
+            last = self._events[-1]
+            last.synchronize()
+            before = [event.elapsed_time(last) / 1000 for event in self._events]
+            ended = self._clock.started_at + self._clock.read().wall - np.array(before)
+        spent = np.array([[reading.seconds[kind] for kind in Spent] for reading in self._readings])
+        self._readings, self._events = [], []
+        return StepTimes(ended, spent)
 
 
 class TrainTally:

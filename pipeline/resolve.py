@@ -156,12 +156,9 @@ def check(settings: Settings) -> None:
         raise UserError(f"--head-lr {head.head_lr}: must be above 0 (the paper: 0.0005).")
     if head.mode == "after":
         _at_least(1, "--head-epochs", head.head_epochs)
-    for name, value in (
-        ("--queue-depth", pipe.queue_depth),
-        ("--feeders", pipe.feeders),
-        ("--threads", pipe.threads),
-    ):
+    for name, value in (("--queue-depth", pipe.queue_depth), ("--threads", pipe.threads)):
         _at_least(1, name, value)
+    _at_least(0, "--feeders", pipe.feeders)
     for name, seconds in (
         ("--stall-timeout", pipe.stall_timeout),
         ("--resource-timeout", pipe.resource_timeout),

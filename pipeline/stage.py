@@ -20,7 +20,17 @@ from pipeline.errors import ChannelError, NonFiniteLossError
 from pipeline.feed import IMAGES
 from pipeline.layer import LocalLayer, State, nowhere
 from pipeline.messages import IDS, LABELS, Kind, Message
-from pipeline.metrics import BusyMeter, Clock, EvaluationTally, PassReport, Spent, Status, TrainTally
+from pipeline.metrics import (
+    BusyMeter,
+    Clock,
+    EvaluationTally,
+    PassReport,
+    Spent,
+    Status,
+    StepLog,
+    StepTimes,
+    TrainTally,
+)
 from pipeline.rules import Context, Place, Streams
 from pipeline.spec import RunSpec
 
@@ -54,6 +64,7 @@ class Stage:
         self._rule = self.layers[0].rule
         self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device) if index == 0 else None
         self._report, self._clock = report, clock
+        self._log = StepLog(clock, device)
         self._candidates: dict[int, State] = {}
         self._candidates_lock = threading.Lock()
         self._trained: State | None = None  # weights and optimizers at the end of the layers' training
@@ -116,10 +127,11 @@ class Stage:
                 raise self._located(error) from None
             tally.add(loss, layer.version_skew(place))
         self._images += len(labels)
-        if message.step % _LOOK_EVERY == 0 and self.device.type != "cpu":
+        if message.last or (message.step % _LOOK_EVERY == 0 and self.device.type != "cpu"):
             self.look()
+        self._log.mark()
         if message.last:
-            self._end_training(Kind.TRAIN)
+            self._end_training(Kind.TRAIN, self._log.take())
 
     def _train_readouts(self, message: Message, send: Send) -> None:
         self._training = self._training or [TrainTally(layer.index, readout=True) for layer in self.layers]
@@ -133,13 +145,13 @@ class Stage:
                 raise self._located(error) from None
             tally.add(loss)
         if message.last:
+            self.look()
             self._end_training(Kind.READOUT)
 
-    def _end_training(self, kind: Kind) -> None:
-        self.look()
+    def _end_training(self, kind: Kind, steps: StepTimes | None = None) -> None:
         reports = [tally.report() for tally in self._training]
         self._training = []
-        self._say(PassReport(stage=self.index, kind=kind.name, epoch=self._epoch, layers=reports))
+        self._say(PassReport(stage=self.index, kind=kind.name, epoch=self._epoch, layers=reports, steps=steps))
 
     def _evaluate(self, message: Message, send: Send) -> None:
         if message.step == 0:

@@ -94,6 +94,7 @@ def test_threads_give_the_serial_bits(small_settings: Settings, stages: int) -> 
 
 VARIANTS = {
     "online readouts": lambda s: replace(s, head=HeadSettings(mode="online")),
+    "no feeder": lambda s: replace(s, pipeline=replace(s.pipeline, feeders=0)),
     "three feeders": lambda s: replace(s, pipeline=replace(s.pipeline, feeders=3)),
     "bf16": lambda s: replace(s, pipeline=replace(s.pipeline, precision="bf16")),
     "RandAugment, flip and crop": lambda s: replace(
@@ -119,7 +120,7 @@ def test_every_setting_gives_the_serial_bits(small_settings: Settings, variant: 
 
 
 @pytest.mark.parametrize(
-    "variant", ["online readouts", "three feeders", "two CPU threads", "a best epoch before the last"]
+    "variant", ["online readouts", "no feeder", "three feeders", "two CPU threads", "a best epoch before the last"]
 )
 def test_ray_gives_the_serial_bits_with(small_settings: Settings, cluster: None, variant: str) -> None:
     settings = VARIANTS[variant](small_settings)

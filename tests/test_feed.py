@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.loader import Batch, Split
-from pipeline.feed import IMAGES, MergedReceiver, feed
+from pipeline.feed import IMAGES, MergedReceiver, SourceReceiver, messages
 from pipeline.messages import IDS, LABELS, Kind, Message
+from pipeline.metrics import Clock, Spent
 from pipeline.schedule import Pass, closing_passes, layer_passes
 
 BATCH = 2
@@ -55,7 +57,7 @@ class Sent:
 def run_feeders(source: Counted, passes: list[Pass], feeders: int) -> list[Sent]:
     sent = [Sent() for _ in range(feeders)]
     for number, sink in enumerate(sent):
-        feed(source, passes, sink.messages.append, batch_size=BATCH, part=(number, feeders))
+        sink.messages += messages(source, passes, batch_size=BATCH, part=(number, feeders))
     return sent
 
 
@@ -142,7 +144,8 @@ def test_merged_queue_is_as_long_as_all_feeders_queues() -> None:
 def test_interrupt_sends_a_stop_and_nothing_after_it(after: int) -> None:
     sent: list[Message] = []
     source = Counted(train=3, validate=2, test=1)
-    feed(source, whole_run(), sent.append, batch_size=BATCH, interrupted=lambda: len(sent) >= after)
+    for message in messages(source, whole_run(), batch_size=BATCH, interrupted=lambda: len(sent) >= after):
+        sent.append(message)  # noqa: PERF402 - what is sent decides when the interrupt is heard
     assert [m.kind for m in sent].count(Kind.STOP) == 1
     assert sent[-1].kind is Kind.STOP
     assert not sent[-1].tensors
@@ -157,16 +160,54 @@ def test_interrupt_of_several_feeders_at_different_moments_ends_in_a_stop(feeder
     (alone,) = run_feeders(source, passes, 1)
     sent = [Sent() for _ in range(feeders)]
     for number, sink in enumerate(sent):
-        feed(
+        for message in messages(
             source,
             passes,
-            sink.messages.append,
             batch_size=BATCH,
             part=(number, feeders),
             interrupted=lambda sink=sink, stop=stops[number]: len(sink.messages) >= stop,  # type: ignore[misc]
-        )
+        ):
+            sink.messages.append(message)
     merged = MergedReceiver(sent)
     received: list[Message] = []
     while not received or received[-1].kind is not Kind.STOP:
         received.append(merged.receive())
     assert [told(m) for m in received[:-1]] == [told(m) for m in alone.messages[: len(received) - 1]]
+
+
+def reading(source: Counted) -> tuple[SourceReceiver, Clock]:
+    clock = Clock()
+    return SourceReceiver(source, batch_size=BATCH, clock=clock), clock
+
+
+def test_a_stage_without_feeders_reads_the_order_of_one_feeder() -> None:
+    source = Counted(train=3, validate=1, test=2)
+    (alone,) = run_feeders(source, whole_run(), 1)
+    receiver, clock = reading(source)
+    for due in whole_run():  # passes come in over time
+        receiver.feed([due])
+    assert [told(receiver.receive()) for _ in alone.messages] == [told(message) for message in alone.messages]
+    assert clock.read().seconds[Spent.WAIT_IN] > 0, "reading is waiting for input"
+
+
+def test_a_stage_without_feeders_waits_for_passes_that_come_later() -> None:
+    receiver, _ = reading(Counted(train=2))
+    receiver.feed([(Kind.TRAIN, 0)])
+    for _ in range(2):
+        receiver.receive()
+    got: list[Message] = []
+    waiting = threading.Thread(target=lambda: got.append(receiver.receive()), daemon=True)
+    waiting.start()
+    receiver.feed([(Kind.TRAIN, 1)])
+    waiting.join(10)
+    assert [(m.kind, m.epoch, m.step) for m in got] == [(Kind.TRAIN, 1, 0)]
+
+
+@pytest.mark.parametrize("taken", [0, 2, 3], ids=["before the first batch", "amid a pass", "waiting for a pass"])
+def test_an_interrupt_stops_a_stage_without_feeders(taken: int) -> None:
+    receiver, _ = reading(Counted(train=3))
+    receiver.feed([(Kind.TRAIN, 0)])
+    for _ in range(taken):
+        receiver.receive()
+    receiver.interrupt()
+    assert receiver.receive().kind is Kind.STOP

@@ -199,11 +199,13 @@ class RayCrew:
     def feed(self, passes: Sequence[Pass]) -> None:
         for number, feeder in enumerate(self._feeders):
             self._running[feeder.feed.remote(passes)] = f"feeder {number + 1}"
+        if not self._feeders:  # the first stage reads for itself
+            self._running[self._stages[0].feed.remote(passes)] = "the first stage's reader"
 
     def interrupt(self) -> None:
         self._fetch = _FETCH_INTERRUPTED
-        for feeder in self._feeders:
-            feeder.interrupt.remote()
+        for reader in self._feeders or self._stages[:1]:
+            reader.interrupt.remote()
 
     def poll(self) -> list[tuple[Status, list[PassReport]]]:
         # A question to a stage that is slow to answer stays open: its answer, with the reports in it, comes next time.
@@ -239,6 +241,14 @@ class RayCrew:
             except RayError as error:
                 failures.append(_failure(name, error))
         return failures
+
+    def peak_bytes(self, *, reset: bool = False) -> list[int]:
+        """Each stage's peak memory in bytes since the last reset."""
+        try:
+            peaks: list[int] = ray.get([s.peak_bytes.remote(reset=reset) for s in self._stages], timeout=self._fetch)
+        except RayError as error:
+            raise _failure("a stage", error) from error
+        return peaks
 
     def keep_only(self, best: int, upto: int) -> None:
         for owner in self._owners:

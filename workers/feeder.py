@@ -10,13 +10,25 @@ import ray
 import torch
 
 from pipeline.channel import DistSender, HostBuffer
+from pipeline.data.loader import Dataset
 from pipeline.errors import PeerLostError, StageFailedError
-from pipeline.feed import feed
+from pipeline.feed import messages
 from pipeline.metrics import Clock
 from pipeline.resolve import open_folder
 from pipeline.schedule import Pass
 from pipeline.spec import RunSpec
 from workers.edges import EdgeGroups
+
+
+def open_source(spec: RunSpec) -> Dataset:
+    """The run's data on this node. Raises StageFailedError where they are other data than the launching node's."""
+    source = open_folder(spec.settings, Path(spec.data_folder))
+    if source.index.content_hash != spec.content_hash:
+        raise StageFailedError(
+            f"{spec.data_folder} holds other data on {ray.util.get_node_ip_address()} than where the run was "
+            "launched. Prepare the same data set on every node that feeds."
+        )
+    return source
 
 
 class FeederWorker:
@@ -25,12 +37,7 @@ class FeederWorker:
     def __init__(self, spec: RunSpec, number: int) -> None:
         self.spec, self.number = spec, number
         torch.set_num_threads(1)
-        self._source = open_folder(spec.settings, Path(spec.data_folder))
-        if self._source.index.content_hash != spec.content_hash:
-            raise StageFailedError(
-                f"{spec.data_folder} holds other data on {ray.util.get_node_ip_address()} than where the run was "
-                "launched. Prepare the same data set on every node that feeds."
-            )
+        self._source = open_source(spec)
         self._sender: DistSender | None = None
         self._interrupted = threading.Event()
         self._one_at_a_time = threading.Lock()
@@ -52,14 +59,14 @@ class FeederWorker:
         assert self._sender is not None, "connect() comes first"
         try:
             with self._one_at_a_time:
-                feed(
+                for message in messages(
                     self._source,
                     passes,
-                    self._sender.send,
                     batch_size=self.spec.settings.train.batch_size,
                     part=(self.number, self.spec.settings.pipeline.feeders),
                     interrupted=self._interrupted.is_set,
-                )
+                ):
+                    self._sender.send(message)
         except PeerLostError:
             if not self._interrupted.is_set():  # after a stop from another feeder, stage 1 takes nothing more
                 raise

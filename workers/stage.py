@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,14 +15,17 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 from pipeline import stage as stages
 from pipeline.channel import Buffer, DistReceiver, DistSender, HostBuffer, NcclBuffer, Receiver, Sender
 from pipeline.determinism import settle
-from pipeline.feed import MergedReceiver
+from pipeline.feed import MergedReceiver, SourceReceiver
+from pipeline.footprint import peak_bytes, reset_peak
 from pipeline.layer import State
 from pipeline.local import take
 from pipeline.metrics import Clock, PassReport, Status
+from pipeline.schedule import Pass
 from pipeline.spec import RunSpec
 from pipeline.stage import Stage
 from workers.coordinator import RemoteEmbeddings
 from workers.edges import Edge, EdgeGroups
+from workers.feeder import open_source
 
 
 class StageWorker:
@@ -36,6 +40,11 @@ class StageWorker:
         embeddings = RemoteEmbeddings(spec, coordinator, spec.stages[index]) if coordinator is not None else None
         self._stage = Stage(
             spec, index, self._device, report=self._reports.append, clock=self._clock, embeddings=embeddings
+        )
+        self._reader = (
+            SourceReceiver(open_source(spec), batch_size=spec.settings.train.batch_size, clock=self._clock)
+            if index == 0 and not spec.settings.pipeline.feeders
+            else None
         )
         self._store: TCPStore | None = None
         self._inbox: Receiver | None = None
@@ -72,7 +81,7 @@ class StageWorker:
             elif edge.sender == self.index:
                 buffer = self._buffer(edge, edge.receiver, handles)
                 self._outbox = DistSender(edge.name, buffer, stall_timeout=settings.stall_timeout, clock=self._clock)
-        self._inbox = MergedReceiver(inboxes) if self.index == 0 else inboxes[0]
+        self._inbox = self._reader or (MergedReceiver(inboxes) if self.index == 0 else inboxes[0])
 
     def _buffer(self, edge: Edge, peer: int, handles: dict[str, dist.ProcessGroup]) -> Buffer:
         if edge.nccl:
@@ -84,6 +93,23 @@ class StageWorker:
         assert self._inbox is not None, "connect() comes first"
         settle(self.spec, self._device)
         stages.run(self._stage, self._inbox, self._outbox, self._clock)
+
+    def feed(self, passes: Sequence[Pass]) -> None:
+        """Has a first stage without feeders read these passes."""
+        assert self._reader is not None, "feeders feed"
+        self._reader.feed(passes)
+
+    def interrupt(self) -> None:
+        """Has it stop in place of the next batch."""
+        assert self._reader is not None, "feeders are interrupted"
+        self._reader.interrupt()
+
+    def peak_bytes(self, *, reset: bool = False) -> int:
+        """Most memory held since the last reset (``pipeline.footprint``)."""
+        peak = peak_bytes(self._device)
+        if reset:
+            reset_peak(self._device)
+        return peak
 
     def poll(self) -> tuple[Status, list[PassReport]]:
         status = self._stage.status()

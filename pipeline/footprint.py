@@ -1,0 +1,40 @@
+"""How much memory a process or its GPU needed at most."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_RESET_PEAK = "5"  # proc(5): resets the high-water mark of the resident set
+
+
+def reset_peak(device: torch.device) -> None:
+    """Has ``peak_bytes`` count from now on. Where the system cannot (no Linux), it counts from the process's start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists():
+        _CLEAR.write_text(_RESET_PEAK)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak of what PyTorch's allocator held on a GPU, or on a CPU of the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _resident("VmHWM")
+
+
+def resident_bytes() -> int:
+    """The process's resident memory now."""
+    return _resident("VmRSS")
+
+
+def _resident(field: str) -> int:
+    if not _STATUS.exists():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
