@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.messages import Kind
-from pipeline.schedule import closing_passes, fill, ideal_speedup, layer_passes, partition
+from pipeline.schedule import balanced, closing_passes, fill, ideal_speedup, layer_passes, partition, sized
 
 
 @pytest.mark.parametrize(
@@ -102,3 +104,52 @@ def test_even_stages_gain_what_a_tick_by_tick_simulation_gains(num_stages: int, 
             ended[step][stage] = before + 1
     simulated = num_steps * num_stages / ended[-1][-1]
     assert ideal_speedup([1.0] * num_stages, num_steps) == pytest.approx(simulated)
+
+
+def slowest_stage(costs: list[float], stages: tuple[range, ...]) -> float:
+    return max(sum(costs[layer] for layer in layers) for layers in stages)
+
+
+@pytest.mark.parametrize(
+    ("costs", "sizes"),
+    [
+        ([5, 1, 1, 1], [1, 3]),
+        ([1, 1, 1, 5], [3, 1]),
+        ([3, 2, 2, 2, 3], [2, 3]),  # 5 | 7, as good as 7 | 5: the larger stage last
+        ([4, 1, 1, 1, 1, 1, 1], [1, 3, 3]),  # 4 is the least; of what keeps it, 4 | 3 | 3 is the most even
+        ([9, 1, 1, 1, 1], [1, 2, 2]),  # not 1, 1, 3, which is no slower
+        ([0, 0, 0], [1, 2]),
+        ([2, 7], [2]),
+    ],
+)
+def test_balanced_stages_by_hand(costs: list[float], sizes: list[int]) -> None:
+    assert [len(layers) for layers in balanced(costs, len(sizes))] == sizes
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=8), st.data())
+def test_no_other_partition_has_a_faster_slowest_stage_or_is_more_even(costs: list[float], data: st.DataObject) -> None:
+    num_stages = data.draw(st.integers(1, len(costs)))
+
+    def weight(stages: tuple[range, ...]) -> tuple[float, float]:
+        return slowest_stage(costs, stages), sum(sum(costs[layer] for layer in layers) ** 2 for layers in stages)
+
+    every = [
+        sized([end - start for start, end in pairwise([0, *cuts, len(costs)])])
+        for cuts in combinations(range(1, len(costs)), num_stages - 1)
+    ]
+    chosen = balanced(costs, num_stages)
+    assert chosen in every
+    assert weight(chosen) == min(weight(stages) for stages in every)
+
+
+def test_equal_layers_are_balanced_by_the_even_partition() -> None:
+    for num_layers in range(1, 9):
+        for num_stages in range(1, num_layers + 1):
+            even = [1.0 * len(layers) for layers in partition(num_layers, num_stages)]
+            chosen = balanced([1.0] * num_layers, num_stages)
+            assert sorted(len(layers) for layers in chosen) == sorted(even)
+
+
+def test_more_balanced_stages_than_layers_are_refused() -> None:
+    with pytest.raises(UserError, match=r"--stages 3: .*2 layers"):
+        balanced([1.0, 2.0], 3)
