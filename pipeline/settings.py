@@ -20,6 +20,8 @@ from pipeline.nets import NETS, NetField, VitSettings
 from pipeline.rules import METHODS, CffSettings, MethodField
 from pipeline.rules.baseline import Feedback
 
+Transport = Literal["auto", "gloo", "shm", "nccl"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -115,8 +117,9 @@ class PipelineSettings:
     """Feeder actors that read, shuffle and batch the images."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU, else CPU threads."""
-    transport: Literal["auto", "gloo", "nccl"] = "auto"
-    """How activations travel between stages. auto: NCCL between GPUs, gloo otherwise."""
+    transport: Transport = "auto"
+    """How activations travel between stages. auto: NCCL between GPUs, shared memory between CPU stages of one machine,
+    gloo otherwise."""
     threads: int = 1
     """CPU threads per stage. Changes bits: 1 and 2 threads sum in different orders."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -14,13 +14,13 @@ from typing import Any, Literal, Self
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
-from pipeline.channel import Buffer, DistReceiver, DistSender, HostBuffer
+from pipeline.channel import DistReceiver, DistSender
 from pipeline.data.augment import AugmentConfig
 from pipeline.metrics import Clock
 from pipeline.nets import Net, VitSettings
 from pipeline.rules import CffSettings, Method
 from pipeline.schedule import partition
-from pipeline.settings import HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.settings import HeadSettings, PipelineSettings, Settings, TrainSettings, Transport
 from pipeline.spec import RunSpec
 from workers.edges import Edge, EdgeGroups
 
@@ -69,7 +69,7 @@ def changed(spec: RunSpec, group: str, **values: Any) -> RunSpec:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Two processes and a gloo channel between them
+# Two processes and a channel between them
 
 _EDGE = "stage 1 → stage 2"
 # Forked from a process that has imported torch and started nothing: a pair of ends starts in a moment.
@@ -113,18 +113,21 @@ class Pair:
     depth: int = 2
     payload: int = 1 << 16
     stall_timeout: float = 60.0
+    transport: Transport = "gloo"
+    prepare: Callable[[int], None] | None = None
+    """What an end's process does first, given its rank: 0 sends."""
     processes: list[Any] = field(default_factory=list, init=False)
     lines: list[multiprocessing.connection.Connection] = field(default_factory=list, init=False)
 
     def __enter__(self) -> Self:
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
         self._store = store  # it and the counter live as long as the pair
-        edge = Edge(_EDGE, 0, 1, self.payload, nccl=False)
+        edge = Edge(_EDGE, 0, 1, self.payload, self.transport)
         groups = EdgeGroups((edge,), 2, "127.0.0.1", store.port, self.stall_timeout, self.depth)
         num_sent = self._num_sent = _CONTEXT.Value("q", 0)
         for rank, work in enumerate((self.sending, self.receiving)):
             ours, theirs = _CONTEXT.Pipe()
-            arguments = (rank, work, groups, self.depth, self.stall_timeout, num_sent, theirs)
+            arguments = (rank, self.prepare, work, groups, num_sent, theirs)
             process = _CONTEXT.Process(target=_end, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -171,26 +174,19 @@ def run_pair(sending: Work, receiving: Work, *, timeout: float = 30.0, **setting
 
 def _end(
     rank: int,
+    prepare: Callable[[int], None] | None,
     work: Work,
     groups: EdgeGroups,
-    depth: int,
-    stall_timeout: float,
     num_sent: Any,
     line: multiprocessing.connection.Connection,
 ) -> None:
     torch.set_num_threads(1)
     clock = Clock()
     try:
-        handles = groups.join(rank, CPU)
-        (edge,) = groups.edges
-        peer = edge.receiver if rank == edge.sender else edge.sender
-        count = 1 if rank == edge.sender else depth + 1
-        buffers: list[Buffer] = [HostBuffer(edge.payload, peer, handles[edge.name], pinned=False) for _ in range(count)]
-        channel: DistSender | DistReceiver
-        if rank == edge.sender:
-            channel = DistSender(edge.name, buffers[0], stall_timeout=stall_timeout, clock=clock)
-        else:
-            channel = DistReceiver(edge.name, buffers, stall_timeout=stall_timeout, clock=clock, device=CPU)
+        if prepare is not None:
+            prepare(rank)
+        ends = groups.join(rank, CPU, clock)
+        channel = ends.outbox or ends.inboxes[0]
         clock.restart()
         line.send(("returned", work(End(clock, num_sent, channel, line))))
         line.poll(30)  # the channel stays open until the test has heard both ends

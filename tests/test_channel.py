@@ -16,6 +16,7 @@ from pipeline.channel import LocalChannel
 from pipeline.errors import ChannelError, PeerLostError
 from pipeline.messages import Kind, Message
 from pipeline.metrics import Clock, Spent
+from pipeline.settings import Transport
 from tests.support import End, Pair, run_pair
 
 EDGE = "stage 1 → stage 2"
@@ -219,6 +220,8 @@ def test_local_sender_gives_up_on_a_receiver_that_takes_nothing() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Between processes. What an end does is a function of this module, which its process imports.
 
+either = pytest.mark.parametrize("transport", ["gloo", "shm"])
+
 
 def send_varied(end: End, count: int) -> None:
     for number in range(count):
@@ -230,9 +233,12 @@ def receive_varied(end: End, count: int) -> list[int]:
     return [number for number in range(count) if not same(end.receiver.receive(), varied(number))]
 
 
+@either
 @pytest.mark.parametrize("depth", [1, 4])
-def test_gloo_channel_keeps_order_and_content(depth: int) -> None:
-    _, wrong = run_pair(partial(send_varied, count=400), partial(receive_varied, count=400), depth=depth)
+def test_channel_keeps_order_and_content(depth: int, transport: Transport) -> None:
+    _, wrong = run_pair(
+        partial(send_varied, count=400), partial(receive_varied, count=400), depth=depth, transport=transport
+    )
     assert wrong == []
 
 
@@ -254,12 +260,18 @@ def receive_and_look(end: End, count: int, expected: list[int]) -> tuple[list[in
     return sent, waiting
 
 
+@either
 @pytest.mark.parametrize("depth", [1, 3])
-def test_gloo_channel_buffers_depth_messages_beside_the_one_worked_on_and_the_one_being_sent(depth: int) -> None:
+def test_channel_buffers_depth_messages_beside_the_one_worked_on_and_the_one_being_sent(
+    depth: int, transport: Transport
+) -> None:
     # Nothing is worked on before the first receive, so that buffer holds one more. One is with the sender.
     expected = [depth + 2, *[received + depth + 1 for received in (1, 2)]]
     _, (sent, waiting) = run_pair(
-        partial(send_counted, count=15), partial(receive_and_look, count=15, expected=expected), depth=depth
+        partial(send_counted, count=15),
+        partial(receive_and_look, count=15, expected=expected),
+        depth=depth,
+        transport=transport,
     )
     assert sent == expected
     assert waiting == [depth + 1, depth, depth]
@@ -280,16 +292,22 @@ def receive_then_account(end: End, count: int, pause: float) -> dict[Spent, floa
     return end.clock.read().seconds
 
 
-def test_gloo_sender_waits_for_a_slow_receiver() -> None:
+@either
+def test_sender_waits_for_a_slow_receiver(transport: Transport) -> None:
     sending = partial(send_then_account, count=14, pause=0.0)
-    sender, receiver = run_pair(sending, partial(receive_then_account, count=14, pause=0.05), depth=1)
+    sender, receiver = run_pair(
+        sending, partial(receive_then_account, count=14, pause=0.05), depth=1, transport=transport
+    )
     assert sender[Spent.WAIT_OUT] > 0.4
     assert receiver[Spent.WAIT_IN] < sender[Spent.WAIT_OUT]
 
 
-def test_gloo_receiver_waits_for_a_slow_sender() -> None:
+@either
+def test_receiver_waits_for_a_slow_sender(transport: Transport) -> None:
     sending = partial(send_then_account, count=10, pause=0.05)
-    sender, receiver = run_pair(sending, partial(receive_then_account, count=10, pause=0.0), depth=1)
+    sender, receiver = run_pair(
+        sending, partial(receive_then_account, count=10, pause=0.0), depth=1, transport=transport
+    )
     assert receiver[Spent.WAIT_IN] > 0.4
     assert sender[Spent.WAIT_OUT] < receiver[Spent.WAIT_IN]
 
@@ -317,8 +335,9 @@ def receive_large(end: End) -> list[bool]:
     return [same(end.receiver.receive(), expected) for expected in (large(1), small(2), large(3))]
 
 
-def test_gloo_channel_carries_large_and_odd_shapes_bit_by_bit() -> None:
-    _, right = run_pair(send_large, receive_large, depth=1, payload=80 << 20)
+@either
+def test_channel_carries_large_and_odd_shapes_bit_by_bit(transport: Transport) -> None:
+    _, right = run_pair(send_large, receive_large, depth=1, payload=80 << 20, transport=transport)
     assert right == [True, True, True]
 
 
@@ -330,8 +349,9 @@ def receive_twice(end: End) -> list[Any]:
     return [*seen, first.tolist(), first.data_ptr() % 64]
 
 
-def test_received_tensors_are_aligned_and_stay_until_the_next_receive() -> None:
-    with Pair(partial(send_counted, count=10), receive_twice, depth=1) as pair:
+@either
+def test_received_tensors_are_aligned_and_stay_until_the_next_receive(transport: Transport) -> None:
+    with Pair(partial(send_counted, count=10), receive_twice, depth=1, transport=transport) as pair:
         assert pair.result(1) == [[0.0] * 8, [0.0] * 8, 0]
 
 
@@ -350,8 +370,9 @@ def receive_two_small(end: End) -> list[bool]:
     return [same(end.receiver.receive(), small(number)) for number in range(2)]
 
 
-def test_message_too_large_for_the_channel_is_refused_and_the_next_one_arrives() -> None:
-    said, right = run_pair(send_too_large, receive_two_small, payload=4096)
+@either
+def test_message_too_large_for_the_channel_is_refused_and_the_next_one_arrives(transport: Transport) -> None:
+    said, right = run_pair(send_too_large, receive_two_small, payload=4096, transport=transport)
     assert "does not fit" in said
     assert right == [True, True]
 
@@ -398,8 +419,9 @@ def receive_one_then_sleep(end: End) -> None:
     time.sleep(60)
 
 
-def test_killed_sender_becomes_an_error_at_the_receiver() -> None:
-    with Pair(send_some_then_sleep, receive_until_lost) as pair:
+@either
+def test_killed_sender_becomes_an_error_at_the_receiver(transport: Transport) -> None:
+    with Pair(send_some_then_sleep, receive_until_lost, transport=transport) as pair:
         pair.expect(0, "sent")
         time.sleep(0.3)  # the receiver has taken all and waits
         killed = pair.kill(0)
@@ -409,8 +431,9 @@ def test_killed_sender_becomes_an_error_at_the_receiver() -> None:
     assert noticed - killed < NOTICE
 
 
-def test_killed_receiver_becomes_an_error_at_the_sender() -> None:
-    with Pair(send_until_lost, receive_one_then_sleep) as pair:
+@either
+def test_killed_receiver_becomes_an_error_at_the_sender(transport: Transport) -> None:
+    with Pair(send_until_lost, receive_one_then_sleep, transport=transport) as pair:
         pair.expect(0, "sent")
         pair.expect(1, "received")
         time.sleep(0.3)  # the queue is full and the sender waits
@@ -428,8 +451,9 @@ def send_after_a_while(end: End) -> tuple[str, float]:
     return send_until_lost(end)
 
 
-def test_killed_receiver_becomes_an_error_at_a_sender_that_was_at_work() -> None:
-    with Pair(send_after_a_while, receive_one_then_sleep) as pair:
+@either
+def test_killed_receiver_becomes_an_error_at_a_sender_that_was_at_work(transport: Transport) -> None:
+    with Pair(send_after_a_while, receive_one_then_sleep, transport=transport) as pair:
         pair.expect(0, "sent")
         pair.expect(1, "received")
         killed = pair.kill(1)
@@ -446,8 +470,11 @@ def receive_after_a_while(end: End) -> tuple[int, str, float]:
     return received + 1, said, moment
 
 
-def test_killed_sender_becomes_an_error_at_a_receiver_that_was_at_work_after_what_had_arrived() -> None:
-    with Pair(send_some_then_sleep, receive_after_a_while) as pair:
+@either
+def test_killed_sender_becomes_an_error_at_a_receiver_that_was_at_work_after_what_had_arrived(
+    transport: Transport,
+) -> None:
+    with Pair(send_some_then_sleep, receive_after_a_while, transport=transport) as pair:
         pair.expect(0, "sent")
         pair.expect(1, "received")
         killed = pair.kill(0)
@@ -461,22 +488,27 @@ def wait_out(_: End) -> None:
     time.sleep(60)
 
 
-def test_gloo_receiver_gives_up_on_silence_and_says_how_long() -> None:
+@either
+def test_receiver_gives_up_on_silence_and_says_how_long(transport: Transport) -> None:
     begun = time.monotonic()
-    with Pair(wait_out, receive_until_lost, stall_timeout=1.5) as pair:
+    with Pair(wait_out, receive_until_lost, stall_timeout=1.5, transport=transport) as pair:
         received, said, noticed = pair.result(1)
     assert (received, said) == (0, f"{EDGE}: the neighbour sent nothing for 1.5 s")
     assert noticed - begun < NOTICE
 
 
-def test_gloo_sender_gives_up_on_a_receiver_that_takes_nothing() -> None:
-    with Pair(send_until_lost, wait_out, stall_timeout=1.5) as pair:
+@either
+def test_sender_gives_up_on_a_receiver_that_takes_nothing(transport: Transport) -> None:
+    with Pair(send_until_lost, wait_out, stall_timeout=1.5, transport=transport) as pair:
         pair.expect(0, "sent")
         said, _ = pair.result(0)
     assert said == f"{EDGE}: the neighbour took no message for 1.5 s"
 
 
-def test_silence_shorter_than_the_limit_loses_nobody() -> None:
+@either
+def test_silence_shorter_than_the_limit_loses_nobody(transport: Transport) -> None:
     sending = partial(send_then_account, count=3, pause=0.6)
-    _, seconds = run_pair(sending, partial(receive_then_account, count=3, pause=0.0), stall_timeout=2.0)
+    _, seconds = run_pair(
+        sending, partial(receive_then_account, count=3, pause=0.0), stall_timeout=2.0, transport=transport
+    )
     assert seconds[Spent.WAIT_IN] > 1.0

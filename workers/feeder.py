@@ -9,7 +9,7 @@ from pathlib import Path
 import ray
 import torch
 
-from pipeline.channel import DistSender, HostBuffer
+from pipeline.channel import DistSender
 from pipeline.data.loader import Dataset
 from pipeline.errors import PeerLostError, StageFailedError
 from pipeline.feed import messages
@@ -45,14 +45,7 @@ class FeederWorker:
     def connect(self, groups: EdgeGroups) -> None:
         """Joins the run's process groups and opens the channel to stage 1."""
         rank = self.spec.num_stages + self.number
-        handles = groups.join(rank=rank, device=torch.device("cpu"))
-        edge = next(edge for edge in groups.edges if edge.sender == rank)
-        self._sender = DistSender(
-            edge.name,
-            HostBuffer(edge.payload, edge.receiver, handles[edge.name], pinned=False),
-            stall_timeout=self.spec.settings.pipeline.stall_timeout,
-            clock=Clock(),
-        )
+        self._sender = groups.join(rank, torch.device("cpu"), Clock()).outbox
 
     def feed(self, passes: Sequence[Pass]) -> None:
         """Sends the batches of these passes. Returns when the last one has been handed over."""

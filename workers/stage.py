@@ -9,11 +9,10 @@ from typing import Any
 
 import ray
 import torch
-import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from pipeline import stage as stages
-from pipeline.channel import Buffer, DistReceiver, DistSender, HostBuffer, NcclBuffer, Receiver, Sender
+from pipeline.channel import Receiver, Sender
 from pipeline.determinism import settle
 from pipeline.feed import MergedReceiver, SourceReceiver
 from pipeline.footprint import peak_bytes, reset_peak
@@ -24,7 +23,7 @@ from pipeline.schedule import Pass
 from pipeline.spec import RunSpec
 from pipeline.stage import Stage
 from workers.coordinator import RemoteEmbeddings
-from workers.edges import Edge, EdgeGroups
+from workers.edges import EdgeGroups
 from workers.feeder import open_source
 
 
@@ -63,30 +62,12 @@ class StageWorker:
 
     def connect(self, groups: EdgeGroups) -> None:
         """Joins the run's process groups and opens the channels to both neighbours."""
-        handles = groups.join(rank=self.index, device=self._device, store=self._store)
-        settings = self.spec.settings.pipeline
-        inboxes: list[Receiver] = []
-        for edge in groups.edges:
-            if edge.receiver == self.index:
-                buffers = [self._buffer(edge, edge.sender, handles) for _ in range(settings.queue_depth + 1)]
-                inboxes.append(
-                    DistReceiver(
-                        edge.name,
-                        buffers,
-                        stall_timeout=settings.stall_timeout,
-                        clock=self._clock,
-                        device=self._device,
-                    )
-                )
-            elif edge.sender == self.index:
-                buffer = self._buffer(edge, edge.receiver, handles)
-                self._outbox = DistSender(edge.name, buffer, stall_timeout=settings.stall_timeout, clock=self._clock)
-        self._inbox = self._reader or (MergedReceiver(inboxes) if self.index == 0 else inboxes[0])
-
-    def _buffer(self, edge: Edge, peer: int, handles: dict[str, dist.ProcessGroup]) -> Buffer:
-        if edge.nccl:
-            return NcclBuffer(edge.payload, peer, handles[edge.name], handles[edge.header_name], self._device)
-        return HostBuffer(edge.payload, peer, handles[edge.name], pinned=self._device.type == "cuda")
+        ends = groups.join(self.index, self._device, self._clock, self._store)
+        if self._reader is not None:
+            self._inbox = self._reader
+        else:
+            self._inbox = MergedReceiver(ends.inboxes) if self.index == 0 else ends.inboxes[0]
+        self._outbox = ends.outbox
 
     def run(self) -> None:
         """Works until the stop token. Raises what the stage or a channel raises."""

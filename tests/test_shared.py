@@ -1,0 +1,188 @@
+"""Shared memory between neighbours: found by those who may, never written while it is read, gone with its processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+import torch
+
+from pipeline import shared
+from pipeline.conduct import conduct
+from pipeline.messages import Kind, Message
+from pipeline.settings import Settings, Transport
+from pipeline.shared import Address, SharedSlots, found, offered
+from tests.conftest import make_run
+from tests.support import End, Pair, run_pair
+from tests.test_equality import assert_same, serial
+from workers.crew import RayCrew
+
+PAYLOAD = 100_000
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Slots
+
+
+def offer_of(payload: int, count: int) -> tuple[SharedSlots, SharedSlots]:
+    """Both ends' slots."""
+    with offered(payload, count) as (mine, address):
+        theirs = found(Address.unpack(address.pack()), payload, count)
+    assert mine is not None
+    assert theirs is not None
+    return mine, theirs
+
+
+@pytest.mark.parametrize("payload", [1, 4095, 4096, 4097, PAYLOAD])
+def test_both_ends_see_the_same_bytes_in_every_slot(payload: int) -> None:
+    mine, theirs = offer_of(payload, 4)
+    for number in range(4):
+        mine[number].fill_(number + 1)
+    assert [theirs[number].unique().tolist() for number in range(4)] == [[1], [2], [3], [4]]
+    assert all(len(theirs[number]) == payload and theirs[number].data_ptr() % 64 == 0 for number in range(4))
+    assert theirs[5].data_ptr() == theirs[1].data_ptr()
+
+
+def test_an_offer_that_ended_or_is_another_files_is_not_found() -> None:
+    with offered(PAYLOAD, 2) as (_, address):
+        assert found(replace(address, token=bytes(16)), PAYLOAD, 2) is None
+        with open(os.devnull, "rb") as other:
+            assert found(replace(address, file=other.fileno()), PAYLOAD, 2) is None
+    assert found(address, PAYLOAD, 2) is None
+    assert found(Address.nowhere(), PAYLOAD, 2) is None
+
+
+def test_nothing_stays_once_the_slots_are_let_go() -> None:
+    def ours() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:localpipe-")
+
+    slots = offer_of(PAYLOAD, 2)
+    view = slots[1][0][10:20]
+    assert ours() == 2
+    del slots
+    assert ours() == 1  # a view of a slot keeps its memory
+    assert view.sum() == 0
+    del view
+    assert ours() == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Between two processes
+
+
+def noise(number: int) -> Message:
+    random = torch.Generator().manual_seed(number)
+    return Message(Kind.TRAIN, step=number, tensors={"x": torch.randint(0, 256, (PAYLOAD,), generator=random).byte()})
+
+
+def checksum(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
+def send_noise(end: End, count: int) -> list[str]:
+    sent = []
+    for number in range(count):
+        message = noise(number)
+        sent.append(checksum(message.tensors["x"]))
+        end.sender.send(message)
+        message.tensors["x"].zero_()  # a sender may use its tensors again at once
+        end.num_sent.value = number + 1
+    end.sender.close()
+    return sent
+
+
+def read_slowly(end: End, count: int, ahead: int) -> list[list[str]]:
+    """Each message's checksum as it arrives, and again once the sender has written all that it is let."""
+    seen = []
+    for number in range(count):
+        tensor = end.receiver.receive().tensors["x"]
+        first = checksum(tensor)
+        patience = time.monotonic() + 10
+        while end.num_sent.value < min(number + 1 + ahead, count) and time.monotonic() < patience:
+            time.sleep(0.002)
+        time.sleep(0.02)
+        seen.append([first, checksum(tensor)])
+    return seen
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_no_slot_is_written_while_the_receiver_reads_it(depth: int) -> None:
+    """The sender is as far ahead as it can be, through many rounds of the ring, whenever a message is read again."""
+    count = 6 * (depth + 2)
+    sent, seen = run_pair(
+        partial(send_noise, count=count),
+        partial(read_slowly, count=count, ahead=depth + 1),
+        depth=depth,
+        payload=1 << 17,
+        transport="shm",
+    )
+    assert seen == [[checksum, checksum] for checksum in sent]
+
+
+def send_one(end: End) -> str:
+    end.sender.send(noise(1))
+    end.sender.close()
+    return type(end.sender._buffer).__name__
+
+
+def receive_one(end: End) -> tuple[str, bool]:
+    same = torch.equal(end.receiver.receive().tensors["x"], noise(1).tensors["x"])
+    return type(end.receiver._buffers[0]).__name__, same
+
+
+def no_processes_seen(rank: int) -> None:
+    """The receiver is as if on another machine: the sender's process is none of those that it sees."""
+    if rank == 1:
+        pytest.MonkeyPatch().setattr(shared, "PROCESSES", Path("/nowhere"))
+
+
+def no_memfd(rank: int) -> None:
+    """The sender is as if on a system that has no memfd."""
+    if rank == 0:
+        pytest.MonkeyPatch().setattr(shared, "sys", SimpleNamespace(platform="darwin"))
+
+
+def test_auto_takes_shared_memory_within_a_machine() -> None:
+    sender, receiver = run_pair(send_one, receive_one, payload=1 << 17, transport="auto")
+    assert sender == "SharedBuffer"
+    assert receiver == ("SharedBuffer", True)
+
+
+@pytest.mark.parametrize("elsewhere", [no_processes_seen, no_memfd])
+def test_auto_takes_gloo_where_no_memory_is_shared(elsewhere: Callable[[int], None]) -> None:
+    sender, receiver = run_pair(send_one, receive_one, payload=1 << 17, transport="auto", prepare=elsewhere)
+    assert sender == "HostBuffer"
+    assert receiver == ("HostBuffer", True)
+
+
+def test_shm_where_no_memory_is_shared_is_refused_by_both_ends() -> None:
+    with Pair(send_one, receive_one, transport="shm", prepare=no_processes_seen) as pair:
+        for rank in (0, 1):
+            with pytest.raises(AssertionError, match=r"ResourcesError: stage 1 → stage 2: --transport shm needs"):
+                pair.result(rank)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In a run
+
+
+@pytest.mark.parametrize(("transport", "mapped"), [("auto", [2, 1]), ("gloo", [0, 0])])
+def test_runs_give_the_serial_bits_with_and_without_shared_memory(
+    small_settings: Settings, cluster: None, transport: Transport, mapped: list[int]
+) -> None:
+    """``mapped``: pieces of memory that each of two stages shares, with the feeder and with each other."""
+    pipe = replace(small_settings.pipeline, executor="ray", transport=transport)
+    spec, _ = make_run(replace(small_settings, pipeline=pipe), stages=2)
+    with RayCrew(spec) as crew:
+        maps = ray.get([s.__ray_call__.remote(lambda _: Path("/proc/self/maps").read_text()) for s in crew._stages])
+        result = conduct(spec, crew)
+    assert [text.count("memfd:localpipe-") for text in maps] == mapped
+    assert_same(result, serial(small_settings))
