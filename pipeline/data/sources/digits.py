@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from pipeline.data.sources.base import Sample, holdout_mask
 
@@ -18,6 +17,8 @@ class DigitsSource:
     """The digits with their fixed split."""
 
     def __init__(self) -> None:
+        from sklearn.datasets import load_digits  # noqa: PLC0415 (half a second, which every worker would take to start)
+
         bunch = load_digits()
         images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # (N, 8, 8, 1)
         labels = bunch.target.astype(np.int64)

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from pipeline.data.sources.base import Sample
 from pipeline.errors import UserError
@@ -23,10 +21,10 @@ FILES: Mapping[str, str] = {"train": "train_32x32.mat", "test": "test_32x32.mat"
 
 _SHAPE = (32, 32, 3)
 
-# What a MATLAB file that is cut off, altered, of another version or no such file at all raises.
+# What a MATLAB file that is cut off, altered, of another version or no such file at all raises, beside MatReadError.
 _DAMAGED = (
-    MatReadError, ArithmeticError, AttributeError, LookupError, MemoryError, NotImplementedError, OSError, TypeError,
-    ValueError, zlib.error,
+    ArithmeticError, AttributeError, LookupError, MemoryError, NotImplementedError, OSError, TypeError, ValueError,
+    zlib.error,
 )  # fmt: skip
 
 
@@ -60,9 +58,13 @@ class SvhnSource:
 
 def _read(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images (32, 32, 3, N) and digits (N,)."""
+    # These take a moment, which every worker would take to start.
+    from scipy.io import loadmat  # noqa: PLC0415
+    from scipy.io.matlab import MatReadError  # noqa: PLC0415
+
     try:
         content = loadmat(path, appendmat=False, variable_names=("X", "y"))
-    except _DAMAGED as cause:
+    except (MatReadError, *_DAMAGED) as cause:
         raise UserError(f"{path} is not a whole MATLAB 5 file ({cause}). Get it again.") from None
     if not {"X", "y"} <= content.keys():
         raise UserError(f"{path} lacks the variable X or y of SVHN's cropped digits (format 2). Get that format.")
