@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -12,20 +13,25 @@ from pipeline import local, reference, resolve
 from pipeline.history import RunResult
 from pipeline.resolve import Devices
 from pipeline.rules import CflSettings, DclSettings, Method
-from pipeline.settings import Settings
+from pipeline.settings import Settings, Transport
 from pipeline.spec import RunSpec
 from tests.test_equality import assert_same
 
 pytestmark = pytest.mark.gpu
 
 Executor = Literal["ray", "threads", "serial"]
-Transport = Literal["gloo", "nccl"]
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs a GPU for each of two stages")
 
 
-def on_gpus(settings: Settings, executor: Executor, transport: Transport, stages: int) -> RunResult:
+def on_gpus(
+    settings: Settings,
+    executor: Executor,
+    transport: Transport,
+    stages: int,
+    notify: Callable[[str], None] = lambda sentence: None,
+) -> RunResult:
     pipe = replace(settings.pipeline, executor=executor, device="cuda", transport=transport, stages=stages)
     settings = replace(settings, pipeline=pipe)
     resolve.check(settings)
@@ -39,7 +45,7 @@ def on_gpus(settings: Settings, executor: Executor, transport: Transport, stages
         return local.train(spec, dataset)
     from workers import crew
 
-    return crew.train(spec)
+    return crew.train(spec, notify=notify)
 
 
 @needs_gpu
@@ -64,6 +70,27 @@ def test_label_embeddings_of_layers_on_a_gpu_give_the_serial_bits(
 @needs_gpu
 def test_activations_staged_through_host_memory_arrive_whole(small_settings: Settings, cluster: None) -> None:
     assert_same(on_gpus(small_settings, "ray", "gloo", 1), on_gpus(small_settings, "serial", "gloo", 1))
+
+
+@needs_gpu
+@pytest.mark.skipif(torch.cuda.device_count() > 3, reason="four stages do not outnumber these GPUs")
+@pytest.mark.parametrize("transport", ["auto", "gloo"])
+def test_stages_that_share_a_gpu_give_the_serial_bits_and_say_so(
+    small_settings: Settings, cluster: None, transport: Transport
+) -> None:
+    said: list[str] = []
+    assert_same(
+        on_gpus(small_settings, "ray", transport, 4, notify=said.append), on_gpus(small_settings, "serial", "gloo", 1)
+    )
+    assert [sentence for sentence in said if "4 stages share" in sentence]
+
+
+@needs_gpu
+def test_label_embeddings_of_stages_that_share_a_gpu_give_the_serial_bits(
+    small_settings: Settings, cluster: None
+) -> None:
+    settings = replace(small_settings, method=DclSettings())
+    assert_same(on_gpus(settings, "ray", "auto", 3), on_gpus(settings, "serial", "gloo", 1))
 
 
 @needs_two

@@ -39,6 +39,8 @@ def ray_cluster(settings: Settings) -> Iterator[Devices]:
     if address == "local":
         for name, value in ENVIRONMENT.items():  # the workers inherit it
             os.environ.setdefault(name, value)
+        # By default Ray's workers yield to every other process (niceness 15). Here they are what the machine is for.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         devices = local_devices(pipe.device, pipe.threads)
         # More stages than cores take turns; Ray must not refuse them on a machine that is theirs alone.
         cores = max(num_cores(), num_stages(settings, devices.count) * pipe.threads)
