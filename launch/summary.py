@@ -65,7 +65,7 @@ def summarise(
         ],
         "speed": _speed(spec, dataset, result, len(epochs)),
         "seconds": {"total": seconds, **result.seconds},
-        "machine": _machine(),
+        "machine": machine(),
     }
 
 
@@ -119,7 +119,8 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) 
     }
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What the run ran on, and with which versions."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": _cpu_name(),

@@ -15,7 +15,7 @@ from pipeline import stage as stages
 from pipeline.channel import Receiver, Sender
 from pipeline.determinism import settle
 from pipeline.feed import MergedReceiver, SourceReceiver
-from pipeline.footprint import peak_bytes, reset_peak
+from pipeline.footprint import give_back, peak_bytes, reset_peak
 from pipeline.layer import State
 from pipeline.local import take
 from pipeline.metrics import Clock, PassReport, Status
@@ -91,6 +91,10 @@ class StageWorker:
         if reset:
             reset_peak(self._device)
         return peak
+
+    def give_back(self) -> None:
+        """Gives freed memory back, between two batches."""
+        give_back(self._device)
 
     def poll(self) -> tuple[Status, list[PassReport]]:
         status = self._stage.status()

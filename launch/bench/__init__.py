@@ -1,0 +1,1 @@
+"""`launch bench`: the pipeline beside what people use today, on the same devices, in turns."""

@@ -1,0 +1,81 @@
+"""The flags of `launch bench`, and what is refused of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from launch.bench.contestants import chosen
+from launch.runfolder import new_path
+from pipeline.errors import UserError
+from pipeline.nets import VitSettings
+from pipeline.rules import CffSettings
+from pipeline.settings import DataSettings, Settings
+
+DEFAULT = Settings(
+    preset="bench",
+    data=DataSettings(data="cifar10"),
+    net=VitSettings(dim=128, heads=4, depth=4),
+    method=CffSettings(views=1),
+)
+"""What rows train unless flags say otherwise. Rows choose method and views themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchArguments:
+    """Flags of the benchmark itself, beside those of a run."""
+
+    settings: Settings = field(default_factory=lambda: DEFAULT)
+    devices: int | None = None
+    """Devices that rows may use. Default: all. A CPU device is --threads threads."""
+    rounds: int = 5
+    """Turns of every row."""
+    steps: int = 8
+    """Measured steps of a turn."""
+    warm: int = 2
+    """Steps at the beginning of a turn that are not measured."""
+    only: tuple[str, ...] = ()
+    """Rows that take part. Default: all."""
+    without: tuple[str, ...] = ()
+    """Rows that do not."""
+    source: Literal["memory", "feeder", "both"] = "both"
+    """Where images come from. memory: cached, taken by the device itself. feeder: read, shuffled and sent by another
+    process. both: all rows from memory, and ddp, cff-1 and cff-2 once more with the feeder."""
+    to_accuracy: float | None = None
+    """Also the time to this validation accuracy in per cent: trains each method once until it has it."""
+    max_epochs: int = 100
+    """Epochs after which --to-accuracy gives up."""
+    ablate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Instead: one process, from a plain PyTorch loop upwards, each optimisation turned on in turn. --threads: all
+    cores unless given."""
+    out: str | None = None
+    """New folder for bench.json, bench.md and bench.png. Default: runs/bench-DATE-TIME."""
+
+
+def check(asked: BenchArguments) -> tuple[str, ...]:
+    """Refuses what no machine could run; returns the names of the rows that take part. Raises UserError."""
+    for flag, value in (("--rounds", asked.rounds), ("--steps", asked.steps), ("--warm", asked.warm)):
+        if value < 1:
+            raise UserError(f"{flag} {value}: give at least 1.")
+    if asked.devices is not None and asked.devices < 1:
+        raise UserError(f"--devices {asked.devices}: give at least 1, or leave it out to use all.")
+    if asked.to_accuracy is not None and not 1 <= asked.to_accuracy <= 100:
+        raise UserError(f"--to-accuracy {asked.to_accuracy:g}: give per cent, from 1 to 100.")
+    if asked.max_epochs < 1:
+        raise UserError(f"--max-epochs {asked.max_epochs}: give at least 1.")
+    if asked.settings.baseline is not None:
+        raise UserError(f"--baseline {asked.settings.baseline}: backprop takes part anyway; choose rows with --only.")
+    return chosen(asked.only, asked.without)
+
+
+def output_folder(out: str | None, name: str) -> Path:
+    """Where a report goes: ``out``, or a new one in runs/. Raises UserError where that holds something."""
+    if out is None:
+        return new_path(None, name)
+    path = Path(out)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"--out {path} exists and holds something. Give a new folder, or remove this one.")
+    return path

@@ -1,0 +1,235 @@
+"""`launch bench`: from its flags to its report."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from launch.bench.ablate import ablate
+from launch.bench.accuracy import Curve, curves, times_to
+from launch.bench.arguments import DEFAULT, BenchArguments, check, output_folder
+from launch.bench.conclusion import FeederRate, conclude
+from launch.bench.contestants import (
+    NAMES,
+    Contest,
+    Entry,
+    compete,
+    field_of,
+    idle_devices,
+    stages_needed,
+)
+from launch.bench.feeding import feeder_rate
+from launch.bench.figures import Figures, figures_of
+from launch.bench.memory import memory
+from launch.bench.ours import PipelineContestant
+from launch.bench.report import print_report, write_report
+from launch.data import ProgressLine
+from launch.runfolder import command_line
+from launch.summary import machine
+from pipeline import resolve
+from pipeline import settings as settings_module
+from pipeline.errors import UserError
+from pipeline.nets import VitSettings
+from pipeline.resolve import Devices
+from pipeline.schedule import fill
+from pipeline.settings import Settings
+from workers.cluster import ray_cluster
+
+_PAPER = BenchArguments(
+    settings=replace(DEFAULT, net=VitSettings(dim=128, heads=4, depth=2)),
+    only=("backprop", "dataparallel", "ddp", "cff-serial-1", "cff-1"),
+)
+
+_ABOUT = f"""The pipeline beside what people use today: backprop on one device, DataParallel, DDP, GPipe and 1F1B, on
+the same devices, batch, model, precision and allocator settings. Rows take turns; figures are medians over rounds.
+
+Rows: {", ".join(NAMES)}.
+
+launch bench paper        the paper's experiment: ViT[128 4 2], one-forward, two stages, against backprop
+launch bench --ablate     what each optimisation gives to one process
+launch bench memory       peak memory of a stage, of the serial loop and of backprop, by depth
+launch bench transport    what a message between two stages costs, by channel"""
+
+
+def bench(arguments: list[str], console: Console) -> None:
+    """Runs `launch bench` with these arguments.
+
+    Raises:
+        UserError: a flag is wrong, or the data are not there.
+        KeyboardInterrupt: stopped by hand, after what was measured has been reported.
+    """
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name == "transport":
+        from launch.bench.transport import transport  # noqa: PLC0415 (it shares nothing with the contest)
+
+        transport(rest, console)
+        return
+    if name == "memory":
+        memory(rest, console)
+        return
+    if name and not name.startswith("-") and name != "paper":
+        raise UserError(f"launch bench {name}: there is paper, memory and transport, or no name at all, then flags.")
+    paper = name == "paper"
+    asked = tyro.cli(
+        tyro.conf.OmitArgPrefixes[tyro.conf.AvoidSubcommands[BenchArguments]],
+        args=rest if paper else arguments,
+        default=_PAPER if paper else BenchArguments(),
+        prog="launch bench paper" if paper else "launch bench",
+        description=_ABOUT,
+    )
+    if asked.ablate:
+        threads_given = any(flag == "--threads" or flag.startswith("--threads=") for flag in arguments)
+        ablate(asked, console, threads_given=threads_given)
+    else:
+        _contest(asked, console, paper=paper)
+
+
+@dataclass(kw_only=True)
+class _Outcome:
+    """What there is to report, as far as the contest came."""
+
+    entries: list[Entry] = field(default_factory=list)
+    feeder_speed: float | None = None
+    curves: list[Curve] = field(default_factory=list)
+    stopped: bool = False
+
+
+def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
+    names = check(asked)
+    # A cluster's other nodes would not be the same devices.
+    settings = replace(asked.settings, pipeline=replace(asked.settings.pipeline, ray_address="local", executor="ray"))
+    resolve.check(settings)
+    folder = output_folder(asked.out, "bench")
+    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    devices = resolve.local_devices(settings.pipeline.device, settings.pipeline.threads)
+    there = devices.count
+    devices = Devices(devices.kind, asked.devices or there)
+
+    def say(sentence: str) -> None:
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+
+    with ProgressLine(console) as line:
+        dataset = resolve.open_data(settings, progress=line.report)
+    title = _title(settings, dataset.index.name, devices)
+    say(title)
+    if devices.count > there:
+        say(f"--devices {devices.count}: there are {there}. They take turns, which tells little of {devices.count}.")
+    if devices.count < 2:
+        say("One device: rows that need two cannot run; --devices 2 lets two share it.")
+    idle = idle_devices(settings, devices)
+    if idle is not None:
+        say(idle)
+    contest = Contest(
+        settings=settings, dataset=dataset, devices=devices, warm=asked.warm, steps=asked.steps, console=console
+    )
+    outcome = _Outcome(entries=field_of(contest, names, asked.source))
+    with ExitStack() as stack:
+        stack.enter_context(_stoppable())
+        try:
+            _measure(asked, contest, names, outcome, stack, say)
+        except KeyboardInterrupt:
+            outcome.stopped = True
+            say("Stopped by hand. What was measured until here:")
+    batch = settings.train.batch_size
+    rows = figures_of(outcome.entries, batch)
+    times = times_to(rows, outcome.curves)
+    conclusion = conclude(rows, feeder=_against_need(outcome, rows), paper=paper, num_rounds=asked.rounds)
+    print_report(console, title, rows, times, conclusion)
+    steps_per_epoch = dataset.num_batches("train", batch)
+    write_report(
+        folder,
+        title=title,
+        facts={
+            "command": command_line(),
+            "started": started,
+            "stopped": outcome.stopped,
+            "settings": settings_module.to_dict(settings),
+            "machine": machine() | {"environment": _environment()},
+            "devices": {"kind": devices.kind, "count": devices.count, "threads": settings.pipeline.threads},
+            "rounds": asked.rounds,
+            "steps": asked.steps,
+            "warm": asked.warm,
+            "fill_of_an_epoch": {str(n): fill(steps_per_epoch, n) for n in range(1, devices.count + 1)},
+            "feeder_images_per_second": outcome.feeder_speed,
+            "curves": [vars(curve) for curve in outcome.curves],
+        },
+        entries=outcome.entries,
+        rows=rows,
+        times=times,
+        conclusion=conclusion,
+    )
+    say(f"report: {folder}")
+    if outcome.stopped:
+        raise KeyboardInterrupt
+
+
+def _measure(
+    asked: BenchArguments, contest: Contest, names: Sequence[str], outcome: _Outcome, stack: ExitStack, say: Any
+) -> None:
+    """The feeder alone, the contest, then learning curves; whatever is done is in ``outcome`` at once."""
+    ours = [e.contestant for e in outcome.entries if isinstance(e.contestant, PipelineContestant)]
+    if ours:
+        outcome.feeder_speed = feeder_rate(ours[0].spec)
+    if ours or asked.to_accuracy is not None:
+        pipe = contest.settings.pipeline
+        # A private cluster takes as many stages as it is told of; all rows' actors live at once.
+        stages = max(stages_needed(outcome.entries), contest.devices.count)
+        pipe = replace(pipe, stages=stages, partition="even")
+        stack.enter_context(ray_cluster(replace(contest.settings, pipeline=pipe)))
+    compete(outcome.entries, rounds=asked.rounds, steps=asked.steps, say=say)
+    if asked.to_accuracy is not None:
+        curves(
+            contest.settings,
+            contest.devices,
+            names,
+            accuracy=asked.to_accuracy / 100,
+            max_epochs=asked.max_epochs,
+            learned=outcome.curves,
+            console=contest.console,
+        )
+
+
+def _against_need(outcome: _Outcome, rows: Sequence[Figures]) -> FeederRate | None:
+    pipelines = [row.images_per_second for row in rows if row.ideal is not None and row.images_per_second]
+    if outcome.feeder_speed is None or not pipelines:
+        return None
+    return FeederRate(images_per_second=outcome.feeder_speed, needed=max(pipelines))
+
+
+def _title(settings: Settings, data: str, devices: Devices) -> str:
+    pipe = settings.pipeline
+    kind = f"CPU device{'s' if devices.count > 1 else ''} of {pipe.threads} thread{'s' if pipe.threads > 1 else ''}"
+    where = f"{devices.count} {kind if devices.kind == 'cpu' else 'GPU' + ('s' if devices.count > 1 else '')}"
+    compiled = ", compiled" if pipe.compile == "on" else ""
+    return (
+        f"{settings.net.describe()} on {data}, batch {settings.train.batch_size}, {pipe.precision}{compiled}, {where}"
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Variables that change how fast things are."""
+    known = ("OMP_", "MKL_", "KMP_", "MALLOC_", "LD_PRELOAD", "CUDA_", "TORCH", "NCCL_")
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(known)}
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,143 @@
+"""What the figures mean, in sentences: who wins by how much, what the pipeline loses to what, what not to conclude."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launch.bench.figures import BACKPROP, Figures, Ratio
+
+PAPER_CLAIM = 1.8
+"""Per epoch over DataParallel on two T4: ViT[128 4 2], one-forward, two stages (seed 001)."""
+
+_WAYS = {
+    "wait_in": "waiting for input",
+    "wait_out": "waiting for the next stage to take a batch",
+    "copy": "copying batches",
+    "sync": "waiting for label embeddings",
+    "other": "the rest (Ray, metrics, Python between steps)",
+}
+_LEAST = 0.001  # share of time that is worth a word
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeederRate:
+    """How fast a feeder is when nobody holds it back, and what the fastest pipeline takes."""
+
+    images_per_second: float
+    needed: float
+
+    @property
+    def factor(self) -> float:
+        return self.images_per_second / self.needed
+
+
+def conclude(
+    rows: Sequence[Figures], *, feeder: FeederRate | None = None, paper: bool = False, num_rounds: int = 0
+) -> list[str]:
+    """The report's sentences. ``num_rounds``: as asked for; fewer were measured where it was stopped by hand."""
+    measured = [row for row in rows if row.images_per_second is not None]
+    said = _winner([row for row in measured if row.source == "memory"] or measured)
+    said += [_against_ideal(row) for row in measured if row.ideal is not None and len(row.devices) > 1]
+    said += _with_feeder(measured)
+    if feeder is not None:
+        enough = "" if feeder.factor >= 1.5 else " That is little room: give more --feeders."
+        said.append(
+            f"One feeder that nobody holds back gives {feeder.images_per_second:,.0f} images/s, "
+            f"{feeder.factor:.1f} times what the fastest pipeline takes.{enough}"
+        )
+    if paper:
+        said.append(_claim(measured))
+    missing = [row.label for row in rows if row.trouble is not None]
+    if missing:
+        said.append(f"Without figures or with fewer: {', '.join(missing)}; the table says why.")
+    if {row.family for row in measured} == {"local", "backprop"}:
+        said.append(
+            "The same number of steps does not mean the same accuracy: the methods learn other things at another pace. "
+            "--to-accuracy X measures the time to an accuracy."
+        )
+    if num_rounds == 1 and measured:
+        said.append("One round has no spread: differences of a few per cent mean nothing.")
+    return said
+
+
+def _winner(rows: Sequence[Figures]) -> list[str]:
+    if not rows:
+        return ["Nothing was measured."]
+    ranked = sorted(rows, key=lambda row: row.images_per_second or 0.0, reverse=True)
+    best = ranked[0]
+    rivals = [row for row in ranked if row.family != best.family]
+    if not rivals:
+        return [f"{best.title} is fastest of what ran: {_speed(best)}."]
+    second = rivals[0]
+    whose = "backprop row" if second.family == "backprop" else "row of local learning"
+    factor = (best.images_per_second or 0.0) / (second.images_per_second or 1.0)
+    if (best.low or 0.0) <= (second.high or 0.0):
+        sentence = (
+            f"Nobody wins clearly: {best.title} has {_speed(best)} and the fastest {whose}, {second.title}, has "
+            f"{_speed(second)} ({factor:.2f} times), and their rounds overlap."
+        )
+    else:
+        sentence = (
+            f"{best.title} wins: {_speed(best)}, {factor:.2f} times the fastest {whose}, {second.title} "
+            f"({_speed(second)})."
+        )
+    said = [sentence]
+    if best.name != BACKPROP and second.name != BACKPROP:
+        said += [
+            f"Against DDP, {_speed(row)}: {best.title} is {_times(best.to_backprop)}."
+            for row in rows
+            if row.name == BACKPROP and best.to_backprop is not None
+        ]
+    return said
+
+
+def _against_ideal(row: Figures) -> str:
+    assert row.ideal is not None, "asked for rows that have one"
+    ideal = row.ideal
+    slowest = max(row.devices, key=lambda device: device.step_seconds or 0.0)
+    lost = sorted(
+        ((share, _WAYS[kind]) for kind, share in slowest.shares.items() if kind in _WAYS and share >= _LEAST),
+        reverse=True,
+    )
+    went = ", ".join(f"{100 * share:.1f} % to {way}" for share, way in lost) or "nothing went elsewhere"
+    return (
+        f"{row.label} reaches {100 * ideal.efficiency:.1f} % of its ideal: speed-up {ideal.measured_speedup:.2f} of "
+        f"{ideal.speedup:.2f}. Its slowest stage, {slowest.name}, computed "
+        f"{100 * slowest.shares.get('busy', 0.0):.1f} % of the time; {went}."
+    )
+
+
+def _with_feeder(rows: Sequence[Figures]) -> list[str]:
+    from_memory = {row.name: row for row in rows if row.source == "memory"}
+    kept = [
+        f"{row.name} {100 * (row.images_per_second or 0.0) / (from_memory[row.name].images_per_second or 1.0):.0f} %"
+        for row in rows
+        if row.source == "feeder" and row.name in from_memory
+    ]
+    return [f"With the feeder in the loop, of the speed from memory: {', '.join(kept)}."] if kept else []
+
+
+def _claim(rows: Sequence[Figures]) -> str:
+    ours = next((row for row in rows if row.name == "cff-1" and row.to_backprop is not None), None)
+    claim = f"The paper claims {PAPER_CLAIM} times per epoch over DataParallel on two T4."
+    if ours is None or ours.to_backprop is None:
+        return f"{claim} Here cff-1 or ddp has no figure, so there is nothing to hold against it."
+    factor = ours.to_backprop.of_medians
+    verdict = "that is confirmed here" if factor >= PAPER_CLAIM else "that is not reached here"
+    single = next((row for row in rows if row.name == "backprop"), None)
+    alone = ""
+    if single is not None and single.images_per_second:
+        alone = f" and {(ours.images_per_second or 0.0) / single.images_per_second:.2f} times backprop on one of them"
+    data_parallel = next((row for row in rows if row.name == "dataparallel"), None)
+    if data_parallel is not None and data_parallel.images_per_second:
+        alone += f", {(ours.images_per_second or 0.0) / data_parallel.images_per_second:.2f} times DataParallel on both"
+    return f"{claim} On the devices here it is {factor:.2f} times DDP{alone}: {verdict}."
+
+
+def _speed(row: Figures) -> str:
+    return f"{row.images_per_second or 0.0:,.0f} images/s"
+
+
+def _times(ratio: Ratio) -> str:
+    return f"{ratio.of_medians:.2f} times as fast ({ratio.low:.2f} to {ratio.high:.2f} round by round)"

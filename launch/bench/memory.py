@@ -1,0 +1,260 @@
+"""`launch bench memory`: peak memory against depth, of one stage, of the serial loop and of backpropagation.
+
+A stage holds one layer, its optimizer, one batch's activations and the queues on both sides, so its peak does not grow
+with the net. Each figure is that of a fresh process, above what it held once torch was imported and the input there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from launch.bench.child import Answer, Child
+from launch.bench.rivals.planning import backprop_spec
+from launch.runfolder import command_line, new_path
+from launch.summary import machine
+from pipeline import resolve
+from pipeline import settings as settings_module
+from pipeline import stage as stages
+from pipeline.channel import LocalChannel
+from pipeline.determinism import settle
+from pipeline.errors import RunError, UserError
+from pipeline.feed import IMAGES
+from pipeline.footprint import peak_bytes, reset_peak, resident_bytes
+from pipeline.messages import IDS, LABELS, Kind, Message
+from pipeline.metrics import Clock
+from pipeline.nets import VitSettings
+from pipeline.resolve import Devices
+from pipeline.rules import CffSettings
+from pipeline.schedule import partition
+from pipeline.settings import DataSettings, HeadSettings, Settings
+from pipeline.spec import RunSpec
+from pipeline.stage import Stage
+
+_STEPS = 3  # the first makes the optimizer's states, the second has everything at once
+_FEW = 2  # images in the dry run that finds shapes
+_MIB = 2**20
+
+What = Literal["stage", "serial", "backprop"]
+_ALL: tuple[What, ...] = ("stage", "serial", "backprop")
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryArguments:
+    """Flags of the measurement, beside those of a run."""
+
+    settings: Settings = field(
+        default_factory=lambda: Settings(
+            preset="bench-memory",
+            data=DataSettings(data="cifar10"),
+            net=VitSettings(dim=128, heads=4, depth=4),
+            method=CffSettings(views=1),
+            head=HeadSettings(mode="online", head_layers="last"),
+        )
+    )
+    depths: tuple[int, ...] = (2, 4, 8, 16)
+    """Numbers of layers."""
+    out: str | None = None
+    """New folder for memory.json. Default: runs/bench-memory-DATE-TIME."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """Peak bytes of one process; None, with the reason, where it failed."""
+
+    depth: int
+    what: What
+    bytes: int | None
+    trouble: str | None = None
+
+
+def memory(arguments: list[str], console: Console) -> None:
+    """Runs `launch bench memory` with these arguments. Raises UserError."""
+    asked = tyro.cli(
+        tyro.conf.OmitArgPrefixes[tyro.conf.AvoidSubcommands[MemoryArguments]],
+        args=arguments,
+        default=MemoryArguments(),
+        prog="launch bench memory",
+        description="Peak memory against depth: of a stage that holds one layer, of the serial loop, of backprop.",
+    )
+    _check(asked)
+    path = Path(asked.out) if asked.out is not None else new_path(None, "bench-memory")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"--out {path} exists and holds something. Give a new folder, or remove this one.")
+    peaks = []
+    for depth in asked.depths:
+        spec = _spec(asked.settings, depth)
+        for what in _ALL:
+            peak = measure(spec, what)
+            said = f"{peak.bytes / _MIB:,.0f} MiB" if peak.bytes is not None else peak.trouble
+            console.print(f"{depth} layers, {what}: {said}", highlight=False, soft_wrap=True)
+            peaks.append(peak)
+    sentence = conclude(peaks)
+    console.print(_table(peaks))
+    console.print(sentence, highlight=False, soft_wrap=True)
+    path.mkdir(parents=True, exist_ok=True)
+    values: dict[str, Any] = {
+        "format": 1,
+        "command": command_line(),
+        "settings": settings_module.to_dict(asked.settings),
+        "machine": machine(),
+        "peaks": [dataclasses.asdict(peak) for peak in peaks],
+        "conclusion": sentence,
+    }
+    (path / "memory.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+def measure(spec: RunSpec, what: What) -> Peak:
+    """The peak of a fresh process.
+
+    Args:
+        spec: a run with one layer in each stage.
+    """
+    depth, index = spec.num_layers, 0
+    if what == "stage":
+        index, shapes = 1, inputs_of_second_stage(spec)
+    else:
+        shapes = _images(spec, spec.settings.train.batch_size)
+        spec = replace(spec, stages=partition(depth, 1)) if what == "serial" else backprop_spec(spec)
+    name = f"{what} of {depth} layers"
+    try:
+        child = Child(name, _work, (spec, index, shapes))
+        try:
+            return Peak(depth=depth, what=what, bytes=child.ask(None))
+        finally:
+            child.close()
+    except RunError as error:
+        batch = spec.settings.train.batch_size
+        advice = f"The batch was {batch} images. If memory ran out, a smaller --batch-size or --precision bf16 helps."
+        return Peak(depth=depth, what=what, bytes=None, trouble=f"{error}. {advice}")
+
+
+def inputs_of_second_stage(spec: RunSpec) -> Shapes:
+    """What reaches stage 2 with a training batch, from what stage 1 makes of a few images."""
+    sent: list[Message] = []
+    images = _random(_images(spec, _FEW))
+    first = Stage(spec, 0, torch.device("cpu"), report=lambda report: None, clock=Clock())
+    first.handle(Message(Kind.TRAIN, tensors=images), sent.append)
+    scale = spec.settings.train.batch_size // _FEW
+    found: Shapes = {}
+    for name, tensor in sent[0].tensors.items():
+        found[name] = ((tensor.shape[0] * scale, *tensor.shape[1:]), tensor.dtype)
+    return found
+
+
+def conclude(peaks: list[Peak]) -> str:
+    """How much each grows from the shallowest net to the deepest."""
+    said = []
+    for what, title in (("stage", "a stage of one layer"), ("serial", "the serial loop"), ("backprop", "backprop")):
+        known = [(peak.depth, peak.bytes) for peak in peaks if peak.what == what and peak.bytes]
+        if len(known) > 1:
+            (least, small), (most, large) = min(known), max(known)
+            said.append(f"{title} {large / small:.2f} times")
+    if not said:
+        return "Give several --depths to see what grows."
+    return f"From {least} to {most} layers peak memory grows: " + ", ".join(said) + "."
+
+
+def _check(asked: MemoryArguments) -> None:
+    settings = asked.settings
+    if not asked.depths or min(asked.depths) < 2:
+        given = " ".join(map(str, asked.depths))
+        raise UserError(f"--depths {given}: give numbers of layers, each at least 2, as a later stage is measured.")
+    if "depth" not in {entry.name for entry in dataclasses.fields(settings.net)}:
+        raise UserError(f"{settings.net.describe()} has no --depth to vary. Choose a ViT, an MLP or a mixer.")
+    if settings.method.dictionary() is not None:
+        raise UserError(
+            f"{settings.method.kind}: its layers share label embeddings, which a single stage does not have. "
+            "Measure with CFF."
+        )
+    if settings.train.batch_size % _FEW:
+        raise UserError(f"--batch-size {settings.train.batch_size}: give an even one.")
+
+
+def _spec(settings: Settings, depth: int) -> RunSpec:
+    net: Any = settings.net
+    pipe = replace(settings.pipeline, executor="ray", stages=depth, partition="even", transport="auto")
+    settings = replace(settings, net=replace(net, depth=depth), pipeline=pipe)
+    resolve.check(settings)
+    dataset = resolve.open_data(settings)
+    kind = resolve.local_devices(settings.pipeline.device, settings.pipeline.threads).kind
+    return resolve.place(resolve.resolve(settings, dataset), dataset, Devices(kind, depth))
+
+
+def _work(argument: tuple[RunSpec, int, Shapes]) -> Answer:
+    """In a process of its own: a stage between two queues, as it is in a pipeline."""
+    spec, index, shapes = argument
+    device = spec.stage_device(0)
+    tensors = _random(shapes)
+    settle(spec, device)
+
+    def answer(_: None) -> int:
+        before = resident_bytes() if device.type == "cpu" else 0
+        reset_peak(device)
+        clock, pipe = Clock(), spec.settings.pipeline
+        inbox, outbox = (
+            LocalChannel(
+                name, depth=pipe.queue_depth, stall_timeout=pipe.stall_timeout, sender_clock=clock, receiver_clock=clock
+            )
+            for name in ("in", "out")
+        )
+
+        def feed() -> None:
+            for step in range(_STEPS + pipe.queue_depth):
+                inbox.send(Message(Kind.TRAIN, 0, step, 0, last=False, tensors=tensors))
+            inbox.send(Message(Kind.STOP))
+
+        def drain() -> None:
+            while outbox.receive().kind is not Kind.STOP:
+                pass
+
+        threads = [threading.Thread(target=work, daemon=True) for work in (feed, drain)]
+        for thread in threads:
+            thread.start()
+        stage = Stage(spec, index, device, report=lambda report: None, clock=clock)
+        stages.run(stage, inbox, outbox, clock)
+        for thread in threads:
+            thread.join()
+        return peak_bytes(device) - before
+
+    return answer
+
+
+def _images(spec: RunSpec, count: int) -> Shapes:
+    number = ((count,), torch.int64)
+    return {IMAGES: ((count, *spec.shape), torch.uint8), LABELS: number, IDS: number}
+
+
+def _random(shapes: Shapes) -> dict[str, Tensor]:
+    """Tensors of these shapes; labels alternate between two classes."""
+    made = {}
+    for name, (shape, dtype) in shapes.items():
+        if name in (LABELS, IDS):
+            made[name] = torch.arange(shape[0]) % 2
+        elif dtype == torch.uint8:
+            made[name] = torch.randint(0, 256, shape, dtype=dtype)
+        else:
+            made[name] = torch.randn(shape).to(dtype)
+    return made
+
+
+def _table(peaks: list[Peak]) -> Table:
+    table = Table("layers", title="Peak memory, MiB, above a process that has imported torch", title_justify="left")
+    for column in ("a stage of one layer", "serial loop", "backprop"):
+        table.add_column(column, justify="right")
+    for depth in dict.fromkeys(peak.depth for peak in peaks):
+        row = {peak.what: peak.bytes for peak in peaks if peak.depth == depth}
+        table.add_row(str(depth), *("–" if held is None else f"{held / _MIB:,.0f}" for held in row.values()))
+    return table

@@ -1,0 +1,253 @@
+"""The product's own rows: serial and pipelined local learning, by the same actors as a person's run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+
+from launch.bench.contest import Contestant, DeviceUse, Round
+from launch.plan_profile import settle_partition
+from launch.presets import PRESETS
+from pipeline import resolve
+from pipeline.conduct import POLL
+from pipeline.errors import StageFailedError
+from pipeline.messages import Kind
+from pipeline.metrics import PassReport, Spent, StepTimes
+from pipeline.resolve import Devices
+from pipeline.rules import CffSettings
+from pipeline.settings import Settings
+from pipeline.shapes import edge_bytes
+from pipeline.spec import RunSpec
+from workers.crew import RayCrew
+
+Source = Literal["memory", "feeder"]
+
+_PATIENCE = 3600.0  # seconds that a stage may wait for its next turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of ours.
+
+    Attributes:
+        title: for people.
+        pipelined: over all devices; else on one.
+        learn: the run's settings with the row's method, learning rate and heads.
+    """
+
+    title: str
+    pipelined: bool
+    learn: Callable[[Settings], Settings]
+
+
+def _cff(views: Literal[1, 2]) -> Callable[[Settings], Settings]:
+    """Contrastive Forward-Forward that predicts at any time, as backprop does: with a linear readout beside it."""
+
+    def learn(settings: Settings) -> Settings:
+        method = settings.method if isinstance(settings.method, CffSettings) else CffSettings()
+        head = replace(settings.head, mode="online", head_layers="last")
+        return replace(settings, method=replace(method, views=views), head=head)
+
+    return learn
+
+
+def _as_preset(name: str) -> Callable[[Settings], Settings]:
+    """The method, learning rate and heads of a preset, on the run's net and batch."""
+    preset = PRESETS[name].settings
+
+    def learn(settings: Settings) -> Settings:
+        train = replace(settings.train, lr=preset.train.lr)
+        return replace(settings, method=preset.method, head=preset.head, train=train)
+
+    return learn
+
+
+ROWS: dict[str, Row] = {
+    "cff-serial-1": Row(title="CFF one-forward, one device", pipelined=False, learn=_cff(1)),
+    "cff-serial-2": Row(title="CFF two-forward, one device", pipelined=False, learn=_cff(2)),
+    "cff-1": Row(title="CFF one-forward, pipelined", pipelined=True, learn=_cff(1)),
+    "cff-2": Row(title="CFF two-forward, pipelined", pipelined=True, learn=_cff(2)),
+    "cfl": Row(title="CFL, pipelined", pipelined=True, learn=_as_preset("cfl-vit")),
+    "dcl": Row(title="DCL, pipelined", pipelined=True, learn=_as_preset("dcl-vit")),
+}
+"""Our rows by name."""
+
+
+@cache  # several rows rest on one, and a balanced partition takes its time
+def spec_of(row: Row, settings: Settings, devices: Devices, console: Console) -> RunSpec:
+    """The run of a row on whole epochs, with a feeder.
+
+    Args:
+        console: told how a balanced partition turned out.
+
+    Raises:
+        UserError: the settings do not fit the data or each other.
+        RunError: a balanced partition is asked for, and the layers cannot be timed here.
+    """
+    settings = row.learn(settings)
+    pipe = settings.pipeline
+    pipe = replace(pipe, executor="ray", stages=pipe.stages if row.pipelined else 1, feeders=max(1, pipe.feeders))
+    if not row.pipelined:
+        pipe = replace(pipe, partition="even")
+    settings = replace(settings, pipeline=pipe)
+    resolve.check(settings)
+    dataset = resolve.open_data(settings)
+    settings = settle_partition(resolve.resolve(settings, dataset), dataset, devices, console)
+    return resolve.place(settings, dataset, devices)
+
+
+def turns_of(spec: RunSpec, source: Source, *, warm: int, steps: int) -> RunSpec:
+    """The same run in epochs of one turn's length, and idle for long in between.
+
+    From memory: the first stage takes its batches out of the cached images itself. Feeder: the run's feeders read,
+    shuffle and send them.
+    """
+    settings = spec.settings
+    dataset = resolve.open_data(settings)
+    wanted = min(warm + steps + drain(spec), spec.steps_per_epoch)
+    # Half a batch more, so that rounding takes none away.
+    images = min((wanted + 0.5) * settings.train.batch_size, dataset.count("train"))
+    fraction = settings.data.train_fraction * images / dataset.count("train")
+    feeders = 0 if source == "memory" else min(settings.pipeline.feeders, wanted)
+    settings = replace(
+        settings,
+        data=replace(settings.data, train_fraction=fraction),
+        pipeline=replace(settings.pipeline, feeders=feeders, stall_timeout=_PATIENCE),
+    )
+    return replace(spec, settings=settings, steps_per_epoch=wanted)
+
+
+def drain(spec: RunSpec) -> int:
+    """Steps by which the first stage may be ahead of the last: in a turn's last ones not all stages are at work."""
+    return (spec.num_stages - 1) * (spec.settings.pipeline.queue_depth + 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageUse(DeviceUse):
+    """A stage's part in a round.
+
+    Attributes:
+        step_seconds: busy seconds of one step, in the mean.
+    """
+
+    step_seconds: float
+
+
+class PipelineContestant(Contestant):
+    """A pipeline of Ray actors that trains in turns. Ray must be initialised.
+
+    Args:
+        spec: from ``turns_of``.
+        warm: steps of a turn that are not measured.
+    """
+
+    family: Literal["backprop", "local"] = "local"
+
+    def __init__(self, name: str, title: str, spec: RunSpec, *, warm: int) -> None:
+        self.name, self.title, self.spec = name, title, spec
+        self._warm = warm
+        self._crew: RayCrew | None = None
+        self._epoch = 0
+
+    def start(self) -> None:
+        self._open()
+        self._train(1)  # reads the images into memory, compiles, finds the allocator's blocks
+        self._park()
+
+    def round(self, steps: int) -> Round:
+        crew = self._crew or self._open()
+        batch = self.spec.settings.train.batch_size
+        crew.peak_bytes(reset=True)
+        reports = self._train(math.ceil((self._warm + steps + drain(self.spec)) / self.spec.steps_per_epoch))
+        times = [joined(reports[stage]) for stage in range(self.spec.num_stages)]
+        begin, end = pace(times, self._warm, steps)
+        devices = tuple(
+            stage_use(self._stage_name(stage), time, begin, end, peak, self._warm, steps)
+            for stage, (time, peak) in enumerate(zip(times, crew.peak_bytes(), strict=True))
+        )
+        loss = float(reports[-1][-1].layers[-1].losses[-1])
+        self._park()
+        return Round(
+            images=steps * batch,
+            seconds=end - begin,
+            devices=devices,
+            bytes_per_step=sum(edge_bytes(self.spec)[1:]),
+            loss=loss,
+        )
+
+    def close(self) -> None:
+        if self._crew is not None:
+            self._crew.close()
+        self._crew = None
+
+    def _open(self) -> RayCrew:
+        self._crew, self._epoch = RayCrew(self.spec), 0
+        return self._crew.__enter__()
+
+    def _park(self) -> None:
+        """Between turns: gives memory back, and a GPU, which Ray gives to one crew at a time."""
+        if self.spec.device == "cuda":
+            self.close()
+        elif self._crew is not None:
+            self._crew.give_back()
+
+    def _train(self, num_passes: int) -> list[list[PassReport]]:
+        """So many passes through the pipeline; each stage's reports on them."""
+        crew = self._crew
+        assert crew is not None, "start() comes first"
+        crew.feed([(Kind.TRAIN, self._epoch + number) for number in range(num_passes)])
+        self._epoch += num_passes
+        reports: list[list[PassReport]] = [[] for _ in range(self.spec.num_stages)]
+        while any(len(said) < num_passes for said in reports):
+            if crew.wait(POLL):
+                raise StageFailedError(f"{self.name}: the stages ended amid a round")
+            for status, said in crew.poll():
+                reports[status.stage] += said
+        return reports
+
+    def _stage_name(self, stage: int) -> str:
+        layers = self.spec.stages[stage]
+        numbers = f"layer {layers[0] + 1}" if len(layers) == 1 else f"layers {layers[0] + 1}-{layers[-1] + 1}"
+        return f"stage {stage + 1} ({numbers})"
+
+
+def joined(reports: list[PassReport]) -> StepTimes:
+    """The steps of successive passes of one stage."""
+    times = [report.steps for report in reports if report.steps is not None]
+    return StepTimes(np.concatenate([t.ended for t in times]), np.concatenate([t.spent for t in times]))
+
+
+def pace(times: Sequence[StepTimes], warm: int, steps: int) -> tuple[float, float]:
+    """Between which moments the stage that took longest for the measured steps took them, in seconds since 1970.
+
+    Queues fill and empty, so for a moment another stage can be faster than the pipeline is.
+    """
+    begun = [float(time.ended[warm - 1]) for time in times]
+    ended = [float(time.ended[warm + steps - 1]) for time in times]
+    slowest = max(range(len(times)), key=lambda stage: ended[stage] - begun[stage])
+    return begun[slowest], ended[slowest]
+
+
+def stage_use(name: str, times: StepTimes, begin: float, end: float, peak: int, warm: int, steps: int) -> StageUse:
+    """What a stage did between two moments, interpolated between the ends of its steps.
+
+    In that time it may do a step more or less than others: its time of one step is that of its own measured steps.
+    """
+    window = np.array([begin, end])
+    spent = np.stack([np.interp(window, times.ended, column) for column in times.spent.T], axis=1)  # (2, kinds)
+    took = spent[1] - spent[0]
+    own = times.spent[warm + steps - 1] - times.spent[warm - 1]
+    seconds = {kind.value: float(took[number]) for number, kind in enumerate(Spent)}
+    seconds["other"] = max(0.0, end - begin - sum(seconds.values()))
+    return StageUse(
+        name=name,
+        seconds=seconds,
+        peak_bytes=peak,
+        step_seconds=float(own[list(Spent).index(Spent.BUSY)]) / steps,
+    )
