@@ -18,7 +18,8 @@ class DeviceUse:
     Attributes:
         name: which it is, for people: "stage 1 (layers 1-2)", "rank 1".
         seconds: where the measured wall time went. Ours: busy, wait_in, wait_out, copy, sync, other. Backprop's: busy,
-            communication (waiting for other devices included), wait_in (for the next batch), other.
+            communication (waiting for other devices included; on CUDA it is among other), wait_in (for the next
+            batch), other.
         peak_bytes: most memory held during the round: resident set on a CPU, the allocator's peak on CUDA.
     """
 

@@ -1,0 +1,229 @@
+"""The other side of the benchmark: every way of backpropagation learns what one device learns, or says why not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch.bench.contest import CannotRunError
+from launch.bench.rivals.contestant import Rival, rivals
+from launch.bench.rivals.job import Way
+from launch.bench.rivals.last_words import kind_of
+from launch.bench.rivals.planning import backprop_spec, plan
+from pipeline import reference
+from pipeline.data.loader import Dataset
+from pipeline.layer import State
+from pipeline.metrics import PassReport
+from pipeline.nets import VitSettings
+from pipeline.settings import Settings
+from pipeline.spec import RunSpec
+from tests.conftest import make_run
+from tests.support import changed, tiny_spec
+
+_BATCH = 320
+_STEPS = 4  # an epoch of digits; also what is kept in memory
+_DIM, _TOKENS, _DEPTH = 16, 16, 3
+
+
+@pytest.fixture(scope="module")
+def run(small_settings: Settings) -> tuple[RunSpec, Dataset]:
+    settings = replace(
+        small_settings,
+        net=VitSettings(dim=_DIM, heads=2, depth=_DEPTH),
+        train=replace(small_settings.train, epochs=1, batch_size=_BATCH),
+        pipeline=replace(small_settings.pipeline, executor="ray"),
+    )
+    spec, dataset = make_run(settings, stages=2)
+    assert spec.steps_per_epoch == _STEPS
+    return spec, dataset
+
+
+@pytest.fixture(scope="module")
+def learned(run: tuple[RunSpec, Dataset]) -> tuple[State, float]:
+    """Weights of the serial loop after an epoch of ``--baseline bp``, and the last step's loss."""
+    spec, dataset = run
+    reports: list[PassReport] = []
+    result = reference.train(backprop_spec(spec), dataset, observe=reports.append)
+    weights = {name: value for name, value in result.last.items() if ".optimizer." not in name}
+    return weights, float(reports[0].layers[0].losses[-1])
+
+
+@contextmanager
+def started(rival: Rival) -> Iterator[Rival]:
+    try:
+        rival.start()
+        yield rival
+    finally:
+        rival.close()
+        assert not [child for child in multiprocessing.active_children() if child.name.startswith(rival.name)]
+
+
+def rival_of(
+    run: tuple[RunSpec, Dataset], way: Way, microbatches: int = 1, *, source: str = "memory", warm: int = 1
+) -> Rival:
+    spec, dataset = run
+    kept = dataset if source == "memory" else None
+    return Rival(spec, way, 2, microbatches=microbatches, dataset=kept, warm=warm)
+
+
+def processes(rival: Rival) -> dict[str, int]:
+    """Process ids by name."""
+    return {
+        child.name: child.pid or 0 for child in multiprocessing.active_children() if child.name.startswith(rival.name)
+    }
+
+
+def ticks(pid: int) -> int:
+    """CPU time of a process in 1/100 s."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def without_key_biases(state: State) -> State:
+    """A softmax does not see them. Their gradient is rounding alone, of which AdamW makes whole updates."""
+    return {
+        name: torch.cat([value[:_DIM], value[2 * _DIM :]]) if name.endswith("qkv.bias") else value
+        for name, value in state.items()
+    }
+
+
+@pytest.mark.parametrize("source", ["memory", "feeder"])
+def test_one_device_learns_the_bits_of_the_serial_loop(
+    run: tuple[RunSpec, Dataset], learned: tuple[State, float], source: str
+) -> None:
+    with started(rival_of(run, "backprop", source=source)) as rival:  # two steps at the start
+        done = rival.round(1)  # and one that is not measured
+        weights = rival.weights()
+    expected, loss = learned
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(weights[name], value), name
+    assert (done.images, done.bytes_per_step, done.loss) == (_BATCH, 0, pytest.approx(loss, rel=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("way", "microbatches", "source"),
+    [("ddp", 1, "memory"), ("gpipe", 8, "memory"), ("1f1b", 8, "feeder")],
+)
+def test_several_devices_learn_what_one_learns(
+    run: tuple[RunSpec, Dataset], learned: tuple[State, float], way: Way, microbatches: int, source: str
+) -> None:
+    with started(rival_of(run, way, microbatches, source=source)) as rival:
+        done = rival.round(1)
+        weights = rival.weights()
+        before = {name: ticks(pid) for name, pid in processes(rival).items()}
+        assert len(before) == (2 if source == "memory" else 3)
+        time.sleep(0.3)
+        spent = {name: ticks(pid) - before[name] for name, pid in processes(rival).items()}
+        assert sum(spent.values()) <= 1, f"between rounds a rival is to use no CPU: {spent}"
+
+    expected, loss = learned
+    assert weights.keys() == expected.keys()
+    exact = without_key_biases(expected)
+    for name, value in without_key_biases(weights).items():
+        assert torch.allclose(value, exact[name], rtol=1e-5, atol=1e-6), name
+
+    assert done.loss == pytest.approx(loss, rel=1e-5)
+    assert done.images == _BATCH
+    names = ("rank 1", "rank 2") if way == "ddp" else ("stage 1 (layer 1)", "stage 2 (layers 2-3)")
+    assert tuple(device.name for device in done.devices) == names
+    if way == "ddp":
+        num_parameters = sum(value.numel() for value in expected.values())
+        assert done.bytes_per_step == 2 * 4 * num_parameters  # two ranks: each sends all gradients once
+    else:
+        assert done.bytes_per_step == 2 * 4 * _BATCH * _TOKENS * _DIM  # activations on, their gradients back
+    for device in done.devices:
+        assert set(device.seconds) == {"busy", "communication", "wait_in", "other"}
+        assert min(device.seconds["busy"], device.seconds["communication"]) > 0
+        assert min(device.seconds.values()) >= 0
+        assert sum(device.seconds.values()) <= done.seconds * 1.001
+        assert device.peak_bytes > 50 << 20  # Python and PyTorch alone
+
+
+def test_a_killed_rank_ends_the_round_by_name(run: tuple[RunSpec, Dataset]) -> None:
+    with started(rival_of(run, "ddp", source="feeder")) as rival:
+        pids = processes(rival)
+        threading.Timer(0.5, os.kill, (pids["ddp rank 2"], signal.SIGKILL)).start()
+        begun = time.monotonic()
+        with pytest.raises(
+            CannotRunError, match=r"rank 2 was killed.* The batch was 320 images on 2 devices; .*--batch"
+        ):
+            rival.round(1_000_000)
+        assert time.monotonic() - begun < 30  # 2 s where nothing else runs; the ranks' own patience is a minute
+        assert not processes(rival)
+
+
+def test_a_loader_that_fails_is_named_with_what_it_said(run: tuple[RunSpec, Dataset], tmp_path: Path) -> None:
+    spec, _ = run
+    rival = Rival(replace(spec, data_folder=str(tmp_path / "gone")), "backprop", 2, dataset=None)
+    with pytest.raises(Exception, match=r"backprop, 1 device: the loader UserError: .*gone") as failure:
+        rival.start()
+    assert type(failure.value).__name__ == "StageFailedError"
+    assert not processes(rival)
+    rival.close()
+
+
+def test_memory_that_cannot_be_had_is_told_from_other_failures() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 55, dtype=torch.uint8)
+    wrapped = RuntimeError("stage 1 failed to run forward")
+    wrapped.__cause__ = refused.value
+    assert kind_of(refused.value) == kind_of(wrapped) == kind_of(MemoryError()) == "memory"
+    assert kind_of(CannotRunError("no")) == "cannot"
+    assert kind_of(RuntimeError("memory")) == "failed"
+
+
+@pytest.mark.parametrize(
+    ("way", "num_devices", "microbatches", "batch_size", "reason"),
+    [
+        ("ddp", 1, 1, 6, "needs 2 devices or more, and there is 1 device"),
+        ("gpipe", 1, 2, 6, "needs 2 devices or more"),
+        ("1f1b", 1, 2, 6, "needs 2 devices or more"),
+        ("dataparallel", 2, 1, 6, "works on GPUs only"),
+        ("ddp", 2, 1, 7, "--batch-size 7 does not divide into 2. --batch-size 6 would"),
+        ("gpipe", 2, 4, 6, "does not divide into 4 microbatches. --batch-size 4 would"),
+        ("1f1b", 2, 8, 6, "does not divide into 8 microbatches. --batch-size 8 would"),
+        ("1f1b", 3, 2, 6, "2 for 3 stages"),
+    ],
+)
+def test_what_cannot_run_says_why(way: Way, num_devices: int, microbatches: int, batch_size: int, reason: str) -> None:
+    spec = tiny_spec(batch_size=batch_size)
+    rival = Rival(spec, way, num_devices, microbatches=microbatches, dataset=None)
+    with pytest.raises(CannotRunError) as refusal:
+        rival.start()
+    assert reason in str(refusal.value)
+    rival.close()
+
+
+def test_more_devices_than_layers_make_as_many_stages_as_layers() -> None:
+    spec = tiny_spec(net=VitSettings(dim=8, heads=2, depth=2, patch=2))
+    assert plan(spec, "gpipe", 4, 2).stages == (range(1), range(1, 2))
+
+
+def test_the_stages_of_the_run_are_those_of_its_rivals() -> None:
+    spec = replace(tiny_spec(stages=2), stages=(range(2), range(2, 3)))
+    sized = changed(spec, "pipeline", partition=(2, 1), stages=2)
+    assert plan(spec, "1f1b", 2, 2).stages == plan(sized, "1f1b", 2, 2).stages == spec.stages
+
+
+def test_every_row_has_its_name_and_tells_what_it_is() -> None:
+    spec = changed(tiny_spec(batch_size=32), "pipeline", compile="on")
+    rows = {rival.name: rival.title for rival in rivals(spec, 2, dataset=None)}
+    assert list(rows) == ["backprop", "dataparallel", "ddp", "gpipe-8", "gpipe-32", "1f1b-8", "1f1b-32"]
+    assert rows["backprop"] == "backprop, 1 device"
+    assert rows["dataparallel"] == "DataParallel backprop, 2 devices, not compiled"
+    assert rows["1f1b-8"] == "1F1B backprop, 8 microbatches, 2 devices"
+    graphs = changed(spec, "pipeline", compile="graphs")
+    rows = {rival.name: rival.title for rival in rivals(graphs, 2, dataset=None)}
+    assert rows["gpipe-32"] == "GPipe backprop, 32 microbatches, 2 devices, compiled without CUDA graphs"
+    assert rows["ddp"] == "DDP backprop, 2 devices"
