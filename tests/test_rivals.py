@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,7 @@ from launch.bench.contest import CannotRunError
 from launch.bench.rivals.contestant import Rival, rivals
 from launch.bench.rivals.job import Way
 from launch.bench.rivals.last_words import kind_of
+from launch.bench.rivals.part import Part
 from launch.bench.rivals.planning import backprop_spec, plan
 from pipeline import reference
 from pipeline.data.loader import Dataset
@@ -214,6 +216,18 @@ def test_the_stages_of_the_run_are_those_of_its_rivals() -> None:
     spec = replace(tiny_spec(stages=2), stages=(range(2), range(2, 3)))
     sized = changed(spec, "pipeline", partition=(2, 1), stages=2)
     assert plan(spec, "1f1b", 2, 2).stages == plan(sized, "1f1b", 2, 2).stages == spec.stages
+
+
+def test_a_copy_of_the_net_computes_with_its_own_weights() -> None:
+    part = Part(plan(tiny_spec(), "backprop", 1), 0, None)
+    # What DataParallel makes of it on every GPU.
+    copied = part._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+    copied.layers = copy.deepcopy(part.layers)
+    with torch.no_grad():
+        for parameter in copied.layers.parameters():
+            parameter.mul_(2)
+        images = torch.ones(2, 1, 8, 8)
+        assert not torch.allclose(copied(images), part(images))
 
 
 def test_every_row_has_its_name_and_tells_what_it_is() -> None:

@@ -106,7 +106,7 @@ class Crew:
         for member in self._ranks:
             try:
                 member.line.send(question)
-            except BrokenPipeError:
+            except OSError:
                 break  # it is dead, which listening shows
         return self._hear()
 
@@ -137,7 +137,7 @@ class Crew:
             member = members[line]
             try:
                 kind, value = line.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # also amid its words
                 failures.append(_death(member))
                 continue
             if kind == "answer":

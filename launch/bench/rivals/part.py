@@ -51,9 +51,9 @@ class Part(nn.Module):
             if isinstance(module, Dropout):
                 module.generator = self._generator
         self.train()
-        self._through: Callable[[Tensor], Tensor] = self._layer_by_layer
+        self._graph: Callable[[Tensor], Tensor] | None = None
         if how == "graphs":
-            self._through = compiled(self._layer_by_layer, "graphs")
+            self._graph = compiled(self._through, "graphs")
         elif how == "on":
             for layer in self.layers:
                 layer.forward = compiled(layer.forward, "on")
@@ -62,12 +62,12 @@ class Part(nn.Module):
         if self._held[0] and self._wire is not None:
             x = x.float()
         with self._autocast():
-            x = self._through(x)
+            x = self._through(x) if self._graph is None else self._graph(x)
         if self.rule is not None:
             return self.rule.classify(cast(Layer, self.layers[-1]), x)
         return self._packed(x)
 
-    def _layer_by_layer(self, x: Tensor) -> Tensor:
+    def _through(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)
         return x
