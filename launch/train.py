@@ -13,6 +13,7 @@ from rich.console import Console
 
 from launch.data import ProgressLine, unreadable
 from launch.display import Display, print_summary, warn
+from launch.plan_profile import settle_partition
 from launch.runfolder import RunFolder, command_line, new_path
 from launch.summary import summarise
 from pipeline import local, reference, resolve
@@ -55,6 +56,7 @@ def train(settings: Settings, console: Console) -> int:
             devices = stack.enter_context(ray_cluster(settings))
         else:
             devices = resolve.local_devices(pipe.device, pipe.threads)
+        settings = settle_partition(settings, dataset, devices, console)
         spec = resolve.place(settings, dataset, devices)
         if pipe.executor == "threads" and devices.kind == "cpu" and spec.num_stages > devices.count:
             warn(f"{spec.num_stages} stages share {devices.count} devices: they will take turns.")

@@ -17,8 +17,8 @@ from pipeline.data.registry import DATASETS
 from pipeline.data.sources.base import Progress
 from pipeline.errors import ResourcesError, UserError
 from pipeline.rules import BaselineSettings
-from pipeline.schedule import partition
-from pipeline.settings import Settings
+from pipeline.schedule import partition, sized
+from pipeline.settings import PipelineSettings, Settings, Transport
 from pipeline.shapes import layer_features
 from pipeline.spec import RunSpec
 
@@ -113,6 +113,10 @@ def settle_baseline(settings: Settings) -> Settings:
             f"--stages {pipe.stages} with {name}: the error of the whole net's output teaches every layer, so the net "
             "is one piece. Use --stages 1."
         )
+    if isinstance(pipe.partition, tuple) and len(pipe.partition) > 1:
+        raise UserError(
+            f"--partition {_listed(pipe.partition)} with {name}: the net is one piece to it. Leave --partition out."
+        )
     if pipe.executor == "threads":
         raise UserError(
             f"--executor threads with {name}: the error of the whole net's output teaches every layer, so the net is "
@@ -123,7 +127,7 @@ def settle_baseline(settings: Settings) -> Settings:
         method=method,
         baseline=None,
         head=replace(settings.head, mode="none"),
-        pipeline=replace(pipe, executor="serial"),
+        pipeline=replace(pipe, executor="serial", partition="even"),
     )
 
 
@@ -166,10 +170,29 @@ def check(settings: Settings) -> None:
     ):
         _at_least(0.1, name, seconds)
     if pipe.stages != "auto":
-        partition(_num_layers(settings), pipe.stages)
+        partition(num_layers(settings), pipe.stages)
+    if isinstance(pipe.partition, tuple):
+        _check_sizes(pipe.partition, num_layers(settings), pipe)
     if pipe.executor == "serial" and pipe.stages not in ("auto", 1):
         raise UserError(
             f"--executor serial has one stage, not {pipe.stages}. Leave --stages out, or use --executor ray."
+        )
+
+
+def _check_sizes(sizes: tuple[int, ...], num_layers: int, pipe: PipelineSettings) -> None:
+    """Refuses sizes of stages that do not fit the net, or what else is asked of its stages."""
+    given = f"--partition {_listed(sizes)}"
+    if sum(sizes) != num_layers or min(sizes, default=0) < 1:
+        raise UserError(
+            f"{given}: these are {sum(sizes)} layers, this net has {num_layers}. "
+            f"Give the layers of each stage, at least 1, that add up to {num_layers}."
+        )
+    if pipe.executor == "serial" and len(sizes) > 1:
+        raise UserError(f"{given}: --executor serial has one stage. Use --partition even, or --executor ray.")
+    if pipe.stages not in ("auto", len(sizes)):
+        raise UserError(
+            f"{given} has {len(sizes)} stage{'s' if len(sizes) > 1 else ''} and --stages asks for {pipe.stages}. "
+            f"Leave one of them out, or give --partition even."
         )
 
 
@@ -202,22 +225,23 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
 
 def num_stages(settings: Settings, num_devices: int) -> int:
     """Stages of a run on so many devices: as asked for, or as many as devices and at most as many as layers."""
-    if settings.pipeline.executor == "serial":
+    pipe = settings.pipeline
+    if pipe.executor == "serial":
         return 1
-    wanted = settings.pipeline.stages
-    return max(1, min(_num_layers(settings), num_devices)) if wanted == "auto" else wanted
+    if isinstance(pipe.partition, tuple):
+        return len(pipe.partition)
+    return max(1, min(num_layers(settings), num_devices)) if pipe.stages == "auto" else pipe.stages
 
 
 def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
-    """The run on these devices. ``settings`` come from ``resolve``. Raises UserError or ResourcesError."""
+    """The run on these devices. Raises UserError or ResourcesError.
+
+    ``settings`` come from ``resolve``; a balanced partition has been settled to sizes, for which layers are timed.
+    """
     index = dataset.index
     facts = DATASETS.get(settings.data.data)
     stages = num_stages(settings, devices.count)
-    transport = settings.pipeline.transport
-    if transport == "auto":
-        transport = "nccl" if devices.kind == "cuda" and settings.pipeline.executor == "ray" else "gloo"
-    if transport == "nccl" and devices.kind != "cuda":
-        raise UserError("--transport nccl works between GPUs only. Use --transport gloo on CPUs.")
+    transport = _transport(settings.pipeline, devices, stages)
     kind: Literal["cpu", "cuda"] = "cuda" if devices.kind == "cuda" else "cpu"
     assert settings.augment.crop_padding != "auto" and settings.augment.flip != "auto", "resolve() settles both"
     return RunSpec(
@@ -239,13 +263,44 @@ def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
         ),
         top_k=facts.top_k if facts else 1,
         steps_per_epoch=dataset.num_batches("train", settings.train.batch_size),
-        stages=partition(_num_layers(settings), stages),
+        stages=_divide(settings, stages),
         device=kind,
     )
 
 
-def _num_layers(settings: Settings) -> int:
+def _transport(pipe: PipelineSettings, devices: Devices, stages: int) -> Transport:
+    """How activations travel. "auto" stays between CPUs: neighbours find out whether they share a machine."""
+    if devices.kind == "cpu":
+        if pipe.transport == "nccl":
+            raise UserError("--transport nccl works between GPUs only. Use --transport auto, shm or gloo on CPUs.")
+        return pipe.transport
+    if pipe.transport == "shm":
+        raise UserError("--transport shm works between CPUs only. Use --transport auto, nccl or gloo on GPUs.")
+    shared = stages > devices.count
+    if pipe.transport == "nccl" and shared:
+        raise UserError(
+            f"--transport nccl: {stages} stages share {devices.count} GPU{'s' if devices.count > 1 else ''}, and two "
+            f"ranks of NCCL cannot. Use --transport gloo, or at most --stages {devices.count}."
+        )
+    if pipe.transport == "auto":
+        return "gloo" if shared or pipe.executor != "ray" else "nccl"
+    return pipe.transport
+
+
+def _divide(settings: Settings, stages: int) -> tuple[range, ...]:
+    """The layers of each stage."""
+    sizes = settings.pipeline.partition
+    assert sizes != "balanced", "settled to sizes where layers can be timed"
+    return partition(num_layers(settings), stages) if sizes == "even" else sized(sizes)
+
+
+def num_layers(settings: Settings) -> int:
+    """Layers of the net that the method trains."""
     return settings.method.adapt(settings.net).num_layers
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return " ".join(str(size) for size in sizes)
 
 
 def _at_least(low: float, name: str, value: float) -> None:

@@ -1,0 +1,334 @@
+"""The planner: what layers cost, what a pipeline of them would do, and `--partition balanced`, which rests on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from launch import plan_measure
+from launch.cli import main
+from launch.plan_profile import settle_partition, take_profile
+from launch.plan_report import verdict
+from pipeline import local, resolve
+from pipeline.embeddings import FixedEmbeddings
+from pipeline.errors import UserError
+from pipeline.layer import LocalLayer
+from pipeline.nets import VitSettings
+from pipeline.planning import Planner, Site, listed, moves, shown
+from pipeline.profiling import LayerCost, Profile, profile, profile_here
+from pipeline.resolve import Devices
+from pipeline.rules import CflSettings, Method
+from pipeline.schedule import partition, sized
+from pipeline.settings import Settings
+from pipeline.shapes import edge_bytes
+from pipeline.simulate import Limit
+from tests.conftest import make_run
+from tests.support import CPU, tiny_spec
+from tests.test_equality import assert_same, serial
+
+
+def cost(seconds: float, **values: Any) -> LayerCost:
+    """A layer that takes a third of its time until it can send."""
+    sizes = {"bytes_out": 1000, "weight_bytes": 10, "optimizer_bytes": 20, "activation_bytes": 300}
+    phases = {"forward": seconds / 3, "loss": 0.0, "backward": seconds / 2, "update": seconds / 6}
+    return LayerCost(**(phases | sizes | values))
+
+
+def planner(seconds: Sequence[float], *, method: Method | None = None, **values: Any) -> Planner:
+    """A plan for layers that take so long, with nothing else that takes time."""
+    costs = tuple(cost(s) for s in seconds)
+    spec = tiny_spec(
+        net=VitSettings(dim=8, heads=2, depth=len(seconds), patch=2),
+        method=method.resolve([8] * len(seconds)) if method is not None else None,
+    )
+    quiet = Profile(
+        alone=costs, busy=costs, num_busy=2, jitter=0.0, feed_seconds=0.0, feed_bytes=50, copy_bandwidth=1e12
+    )
+    return Planner(spec, replace(quiet, **values))
+
+
+TWO = Site(devices=2)
+
+
+def test_a_layer_on_the_wrong_side_of_a_boundary_is_found_by_simulation() -> None:
+    """2 | 4 s: with layer 3 in the first stage it is 3 | 3."""
+    plan = planner([1, 1, 1, 3])
+    best = plan.changes(partition(4, 2), TWO)[0]
+    assert best.what == "layer 3 to stage 1 (--partition 3 1)"
+    assert best.gain == pytest.approx(1 / 3, rel=1e-3)
+    assert plan.balanced(2) == sized([3, 1])
+    said = verdict(plan.predict(partition(4, 2), TWO), plan.changes(partition(4, 2), TWO))
+    assert "layers 1-2 | 3-4" in said
+    assert "limited by stage 2" in said
+    assert "layer 3 to stage 1 (--partition 3 1) would give +33%" in said
+
+
+def test_where_nothing_helps_it_says_so() -> None:
+    plan = planner([1, 1, 1, 1])
+    assert plan.changes(partition(4, 2), TWO) == []
+    assert "no other partition" in verdict(plan.predict(partition(4, 2), TWO), [])
+
+
+def test_a_slow_feeder_asks_for_another() -> None:
+    plan = planner([1, 1, 1, 1], feed_seconds=3.0)
+    assert plan.predict(partition(4, 2), Site(devices=4)).limit == Limit("feeder")
+    best = plan.changes(partition(4, 2), Site(devices=4))[0]
+    assert best.what == "--feeders 2"
+    assert best.gain == pytest.approx(1 / 2, rel=1e-3)
+
+
+def test_a_slow_link_asks_for_fewer_bytes() -> None:
+    plan, slow = planner([1, 1]), Site(devices=2, link=1000 / 4)  # bytes per second: 4 s a message
+    prediction = plan.predict(partition(2, 2), slow)
+    assert prediction.limit == Limit("link", 0)
+    assert prediction.images_per_second == pytest.approx(6 / 4, rel=1e-3)
+    best = plan.changes(partition(2, 2), slow)[0]
+    assert best.what == "--wire bf16"
+    assert best.gain == pytest.approx(1, rel=1e-3)
+
+
+def test_steps_that_vary_ask_for_a_deeper_queue() -> None:
+    plan = planner([1, 1, 1, 1], jitter=0.3)
+    assert "--queue-depth 4" in [change.what for change in plan.changes(partition(4, 4), Site(devices=8))]
+
+
+def test_exact_label_embeddings_ask_for_lag() -> None:
+    method = CflSettings()
+    exact = replace(method, embedding=replace(method.embedding, embedding_sync="exact"))
+    plan = planner([1, 1, 1], method=exact)
+    assert plan.predict(partition(3, 3), Site(devices=3)).limit == Limit("dictionary")
+    best = plan.changes(partition(3, 3), Site(devices=3))[0]
+    assert best.what == "--embedding-sync lagged --embedding-lag 1"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "devices", "sizes"),
+    [
+        ([4, 1, 1, 1, 1], 8, [1, 4]),  # the first layer alone dictates: a third stage gains nothing
+        ([1, 1, 1, 1], 3, [2, 2]),  # 1, 1, 2 is no faster
+        ([1, 1, 1, 1], 4, [1, 1, 1, 1]),
+        ([1, 1, 1], 1, [3]),
+    ],
+)
+def test_the_fewest_stages_are_chosen_that_are_as_fast(seconds: list[float], devices: int, sizes: list[int]) -> None:
+    assert planner(seconds).choose(Site(devices=devices)) == sized(sizes)
+
+
+def test_prediction_by_hand() -> None:
+    """Stages of 2 and 1 s, of which the first sends after 1 + 1/3 s; 8 steps of 6 images."""
+    prediction = planner([1, 1, 1]).predict(sized([2, 1]), Site(devices=2))
+    assert prediction.images_per_second == pytest.approx(6 / 2, rel=1e-3)
+    assert prediction.speedup == pytest.approx(1.5, rel=1e-3)
+    assert prediction.ideal == pytest.approx(3 / 2 * 8 / 9)
+    assert prediction.fill == pytest.approx(16 / (16 + 1 / 3), rel=1e-3)
+    assert prediction.utilisation == pytest.approx((1, 0.5), rel=1e-3)
+    assert prediction.limit == Limit("stage", 0)
+    # Weights and gradients, optimizer; one layer's activations; three buffers before each stage, one behind the first.
+    assert prediction.memory == (2 * 40 + 300 + 3 * 50 + 1000, 40 + 300 + 3 * 1000)
+
+
+def test_more_stages_than_devices_share_them() -> None:
+    assert planner([1] * 4).rate(partition(4, 4), TWO) == pytest.approx(6 * 2 / 4, rel=0.01)
+
+
+def test_every_single_move_of_a_layer() -> None:
+    assert moves(sized([1, 2, 2])) == [
+        ("layer 2 to stage 1 (--partition 2 1 2)", sized([2, 1, 2])),
+        ("layer 4 to stage 2 (--partition 1 3 1)", sized([1, 3, 1])),
+        ("layer 3 to stage 3 (--partition 1 1 3)", sized([1, 1, 3])),
+    ]
+    assert moves(sized([3])) == []
+    assert (shown(sized([2, 1, 2])), listed(sized([2, 1, 2]))) == ("1-2 | 3 | 4-5", "2 1 2")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Profiles of real layers
+
+
+@pytest.mark.parametrize("method", [None, CflSettings().resolve([8, 8, 8])])
+def test_a_profile_has_every_phase_and_size(method: Method | None) -> None:
+    spec = tiny_spec(method=method, stages=3)
+    costs = profile(spec, CPU, seconds=0.1).costs
+    assert [one.enter > 0 for one in costs] == [True, False, False]
+    for one in costs:
+        assert min(one.forward, one.loss, one.backward, one.update, one.activation_bytes) > 0
+        assert one.seconds == pytest.approx(one.before + one.after)
+    for index, one in enumerate(costs):
+        layer = LocalLayer(spec, index, CPU, FixedEmbeddings(torch.zeros(3, 8), 3))
+        trained = list(layer.net.parameters())
+        weights = sum(parameter.nbytes for parameter in trained)
+        assert one.weight_bytes == weights + sum(parameter.nbytes for parameter in layer.readout.parameters())
+        # AdamW: two moments, and a step counter for each parameter.
+        assert one.optimizer_bytes == 2 * weights + 4 * len(trained)
+    assert [one.bytes_out for one in costs[:-1]] == edge_bytes(spec)[1:]
+
+
+def test_an_online_readouts_optimizer_counts() -> None:
+    after, online = (profile(tiny_spec(head=mode), CPU, seconds=0.1).costs[0] for mode in ("after", "online"))
+    readout = list(LocalLayer(tiny_spec(), 0, CPU).readout.parameters())
+    moments = 2 * sum(parameter.nbytes for parameter in readout) + 4 * len(readout)
+    assert online.optimizer_bytes - after.optimizer_bytes == moments
+
+
+def test_half_the_images_keep_half_the_activations() -> None:
+    whole, half = (profile(tiny_spec(batch_size=size), CPU, seconds=0.1).costs[1] for size in (64, 32))
+    assert whole.activation_bytes == pytest.approx(2 * half.activation_bytes, rel=0.1)
+
+
+def test_what_goes_wrong_while_layers_are_timed_is_told() -> None:
+    with pytest.raises(UserError, match="/nowhere"):
+        profile_here(tiny_spec(), 2, seconds=0.1)
+
+
+def test_layers_are_timed_by_tasks_on_a_cluster_that_is_joined(small_settings: Settings, cluster: None) -> None:
+    pipe = replace(small_settings.pipeline, executor="ray", ray_address="auto")
+    settings = replace(small_settings, pipeline=pipe)
+    dataset = resolve.open_data(settings)
+    spec, found = take_profile(resolve.resolve(settings, dataset), dataset, Devices("cpu", 2))
+    assert spec.num_stages == 1
+    assert (found.num_busy, len(found.busy)) == (2, 4)
+    assert found.feed_seconds > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --partition
+
+
+def divided(settings: Settings, *sizes: int) -> Settings:
+    return replace(settings, pipeline=replace(settings.pipeline, partition=sizes, stages="auto"))
+
+
+@pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (1, 2, 1)])
+def test_any_partition_gives_the_serial_bits(small_settings: Settings, sizes: tuple[int, ...]) -> None:
+    pipe = replace(divided(small_settings, *sizes).pipeline, executor="threads")
+    spec, dataset = make_run(replace(small_settings, pipeline=pipe))
+    assert [len(layers) for layers in spec.stages] == list(sizes)
+    assert_same(local.train(spec, dataset), serial(small_settings))
+
+
+def test_a_balanced_run_has_its_sizes_in_its_settings_and_the_serial_bits(small_settings: Settings) -> None:
+    pipe = replace(small_settings.pipeline, executor="threads", partition="balanced", stages=2)
+    asked = replace(small_settings, pipeline=pipe)
+    dataset = resolve.open_data(asked)
+    console = Console(record=True, width=200)
+    settings = settle_partition(resolve.resolve(asked, dataset), dataset, Devices("cpu", 2), console)
+    sizes = settings.pipeline.partition
+    assert isinstance(sizes, tuple)
+    assert (sum(sizes), len(sizes), settings.pipeline.stages) == (4, 2, 2)
+    assert f"--partition {sizes[0]} {sizes[1]}" in console.export_text()
+    spec = resolve.place(settings, dataset, Devices("cpu", 2))
+    assert spec.settings.pipeline.partition == sizes
+    assert_same(local.train(spec, dataset), serial(small_settings))
+
+
+@pytest.mark.parametrize(
+    ("values", "devices", "sizes"),
+    [
+        ({"executor": "serial"}, 2, (4,)),
+        ({"executor": "threads"}, 1, (4,)),
+        ({"executor": "threads", "stages": 4}, 2, (1, 1, 1, 1)),
+    ],
+)
+def test_where_there_is_but_one_way_nothing_is_timed(
+    small_settings: Settings, values: dict[str, Any], devices: int, sizes: tuple[int, ...]
+) -> None:
+    asked = replace(small_settings, pipeline=replace(small_settings.pipeline, partition="balanced", **values))
+    dataset = resolve.open_data(asked)
+    console = Console(record=True)
+    settings = settle_partition(resolve.resolve(asked, dataset), dataset, Devices("cpu", devices), console)
+    assert settings.pipeline.partition == sizes
+    assert not console.export_text()
+
+
+def test_other_partitions_stay_as_they_are(small_settings: Settings) -> None:
+    dataset = resolve.open_data(small_settings)
+    for settings in (small_settings, divided(small_settings, 1, 3)):
+        assert settle_partition(settings, dataset, Devices("cpu", 2), Console()) is settings
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+_SMALL = ["--dim", "16", "--heads", "2", "--device", "cpu"]
+
+
+def test_plan_prints_a_table_and_writes_every_figure(tmp_path: Path, capsys: Any) -> None:
+    assert main(["plan", "cff-vit", *_SMALL, "--stages", "2", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    for heading in ("forward", "backward", "optimizer", "images/s", "fill", "limited by"):
+        assert heading in said
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert len(plan["profile"]["busy"]) == len(plan["profile"]["alone"]) == 4
+    assert [row["devices"] for row in plan["predictions"]] == [1, 2, 3, 4, 8, 16, 32, 64]
+    assert [len(row["stages"]) for row in plan["predictions"]] == [1, 2, 3, 4, 4, 4, 4, 4]
+    rates = [row["images_per_second"] for row in plan["predictions"]]
+    for row in plan["predictions"]:
+        assert f"{row['images_per_second']:,.0f}" in said
+        assert [layer for stage in row["stages"] for layer in stage] == [1, 2, 3, 4]
+        assert 0 < min(row["utilisation"]) <= max(row["utilisation"]) <= 1 + 1e-9
+        assert 0 < row["fill"] <= 1
+    assert plan["predictions"][0]["speedup"] == pytest.approx(1)
+    assert rates[3] == pytest.approx(rates[-1], rel=0.1)  # no stage more; the feeder has a core to itself
+    assert len(plan["launched"]["stages"]) == 2
+    assert f"{plan['launched']['images_per_second']:,.0f} images/s, limited by {plan['launched']['limit']}" in said
+
+
+def test_the_real_pipeline_runs_beside_its_prediction(
+    small_settings: Settings, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_measure, "_ROUND", 0.1)
+    spec, dataset = make_run(small_settings, stages=1)
+    settings = resolve.resolve(
+        replace(small_settings, pipeline=replace(small_settings.pipeline, stages="auto")), dataset
+    )
+    plan = Planner(spec, replace(planner([0.01] * 4)._profile, feed_seconds=1e-4))
+    predicted = [plan.predict(partition(4, 2), TWO)]
+    (found,) = plan_measure.measure(settings, dataset, Devices("cpu", 2), predicted, Console(quiet=True))
+    assert len(found.rounds) == 3
+    assert min(found.rounds) <= found.images_per_second <= max(found.rounds)
+    assert found.difference == pytest.approx(predicted[0].images_per_second / found.images_per_second - 1)
+    assert len(found.utilisation) == 2
+    assert 0 < min(found.utilisation) <= max(found.utilisation) <= 1
+
+
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "no preset": (["plan"], ["needs a preset", "cff-vit"]),
+    "unknown preset": (["plan", "cff-vitt"], ["cff-vitt", "Did you mean 'cff-vit'"]),
+    "more stages than layers": (["plan", "cff-vit", "--stages", "9"], ["--stages 9", "4 layers"]),
+    "no bandwidth": (["plan", "cff-vit", "--link", "-1"], ["--link -1", "above 0"]),
+    "no device": (["plan", "cff-vit", "--devices", "2", "0"], ["--devices 2 0", "at least 1"]),
+    "a file for a folder": (["plan", "cff-vit", "--out", __file__], ["--out", "is a file"]),
+    "one piece": (["plan", "cff-vit", "--baseline", "bp"], ["--baseline bp", "nothing to plan"]),
+    "sizes that miss a layer": (["cff-vit", "--partition", "1", "2"], ["--partition 1 2", "3 layers", "has 4"]),
+    "an empty stage": (["cff-vit", "--partition", "0", "4"], ["--partition 0 4", "at least 1"]),
+    "sizes and another number of stages": (
+        ["cff-vit", "--partition", "2", "2", "--stages", "3"],
+        ["--partition 2 2", "--stages asks for 3", "--partition even"],
+    ),
+    "sizes of a serial run": (
+        ["cff-vit", "--partition", "2", "2", "--executor", "serial"],
+        ["--partition 2 2", "serial"],
+    ),
+    "sizes of a net that is one piece": (
+        ["cff-vit", "--partition", "2", "2", "--baseline", "bp"],
+        ["--partition 2 2", "--baseline bp"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    arguments, said = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert all(part in captured.err for part in said), captured.err
+    assert not list(tmp_path.iterdir())
