@@ -11,15 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import keys
+from pipeline.compiled import compiled
 from pipeline.embeddings import EmbeddingSource, contributors, version_read
 from pipeline.errors import NonFiniteLossError
 from pipeline.metrics import EvaluationTally
-from pipeline.nets import Dropout
+from pipeline.nets import Dropout, Layer
 from pipeline.rules import Context, Place, Streams
 from pipeline.spec import RunSpec
+from pipeline.wire import narrow, widen
 
 State = dict[str, Tensor]
 """Flat names → tensors, such as ``layers.2.net.qkv.weight`` or ``layers.2.optimizer.qkv.weight.exp_avg``."""
+
+
+Run = Callable[[Layer, Streams, Context], Streams]
+"""``Rule.run``, compiled or not."""
 
 
 def nowhere(streams: Streams) -> None:
@@ -55,6 +61,7 @@ class LocalLayer:
         self.device = device
         self._train, self._head = settings.train, settings.head
         self._precision = torch.bfloat16 if settings.pipeline.precision == "bf16" else None
+        self._wire = settings.pipeline.wire
         # Initial weights are drawn on the CPU, so that a GPU starts from the same ones.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keys.torch_seed(settings.train.seed, "init", index))
@@ -65,6 +72,9 @@ class LocalLayer:
             self.readout = Readout(self.net.readout_width, len(spec.classes), norm=settings.head.head_norm)
         for part in (self.net, self.rule, self.readout):
             part.to(device)
+        # Only the training pass is compiled: evaluation has other shapes, and takes a small part of the time.
+        self._graphs = spec.compiles == "graphs"
+        self._run_training = self.rule.run if spec.compiles is None else compiled(self.rule.run, spec.compiles)
         self.optimizer = torch.optim.AdamW(
             [*self.net.parameters(), *self.rule.parameters()],
             lr=settings.train.lr,
@@ -108,8 +118,8 @@ class LocalLayer:
         context = Context(labels=labels, place=place, generator=self._generator)
         self._set_mode(training=True)
         with self._updating:  # batch norm's running statistics change here
-            outputs = self._run(streams, context)
-        passed = self.rule.pass_on(self.net, outputs, context)
+            outputs = self._run(self._run_training, streams, context)
+        passed = self._pass_on(outputs, context)
         send(passed)
         context = self._with_embeddings(context)
         loss = self.rule.loss(self.net, outputs, context)
@@ -194,14 +204,21 @@ class LocalLayer:
     ) -> tuple[Streams, Streams]:
         """Outputs of the layer as it is, and what is passed on of them, which is sent."""
         self._set_mode(training=False)
-        outputs = self._run(streams, context)
-        passed = self.rule.pass_on(self.net, outputs, context)
+        outputs = self._run(self.rule.run, streams, context)
+        passed = self._pass_on(outputs, context)
         send(passed)
         return outputs, passed
 
-    def _run(self, streams: Streams, context: Context) -> Streams:
+    def _run(self, run: Run, streams: Streams, context: Context) -> Streams:
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(self.device.type, dtype=self._precision, enabled=self._precision is not None):
-            return self.rule.run(self.net, streams, context)
+            outputs = run(self.net, widen(streams, self._wire), context)
+        # A graph's outputs lie where its next replay writes, and that may be the next layer's.
+        return {name: tensor.clone() for name, tensor in outputs.items()} if self._graphs else outputs
+
+    def _pass_on(self, outputs: Streams, context: Context) -> Streams:
+        return narrow(self.rule.pass_on(self.net, outputs, context), self._wire)
 
     def _set_mode(self, *, training: bool) -> None:
         if self.net.training != training:

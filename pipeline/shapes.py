@@ -10,6 +10,7 @@ from pipeline.messages import IDS, LABELS, Kind, Message, message_bytes
 from pipeline.nets import Net, Shape
 from pipeline.rules import Context, Place, Streams
 from pipeline.spec import RunSpec
+from pipeline.wire import narrow, widen
 
 _META = torch.device("meta")
 
@@ -40,6 +41,7 @@ def _streams(spec: RunSpec, training: bool, labels: Tensor) -> list[Streams]:
     """What each stage but the last passes on."""
     context = Context(labels=labels, place=Place(training=training))
     ends = {layers[-1] for layers in spec.stages[:-1]}
+    wire = spec.settings.pipeline.wire
     sent = []
     with torch.device(_META), torch.no_grad():
         layers = [spec.net.build(index, spec.shape).eval() for index in range(spec.num_layers)]
@@ -47,7 +49,8 @@ def _streams(spec: RunSpec, training: bool, labels: Tensor) -> list[Streams]:
         views = rules[0].num_views if training else 1
         streams = rules[0].enter(torch.empty(views * len(labels), *spec.shape), context)
         for index, (layer, rule) in enumerate(zip(layers, rules, strict=True)):
-            streams = rule.pass_on(layer, rule.run(layer, streams, context), context)
+            passed = narrow(rule.pass_on(layer, rule.run(layer, streams, context), context), wire)
+            streams = widen(passed, wire)
             if index in ends:
-                sent.append(streams)
+                sent.append(passed)
     return sent

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from pipeline.compiled import ENOUGH_STEPS
 from pipeline.data.augment import AugmentConfig
 from pipeline.messages import Kind
 from pipeline.nets import Net, Shape
@@ -66,6 +68,17 @@ class RunSpec:
             case _:
                 before = self.settings.train.epochs * self.steps_per_epoch
         return Place(epoch=epoch, step=before, position=position, training=kind is Kind.TRAIN)
+
+    @property
+    def compiles(self) -> Literal["on", "graphs"] | None:
+        """How the layers are compiled; None where they are not."""
+        match self.settings.pipeline.compile:
+            case "off":
+                return None
+            case "auto":
+                return "on" if self.settings.train.epochs * self.steps_per_epoch >= ENOUGH_STEPS else None
+            case how:
+                return how
 
     @property
     def has_shared_embeddings(self) -> bool:

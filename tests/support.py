@@ -12,19 +12,25 @@ from datetime import timedelta
 from typing import Any, Literal, Self
 
 import torch
+from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from pipeline.channel import DistReceiver, DistSender
 from pipeline.data.augment import AugmentConfig
 from pipeline.metrics import Clock
-from pipeline.nets import Net, VitSettings
-from pipeline.rules import CffSettings, Method
+from pipeline.nets import Layer, Net, VitSettings
+from pipeline.rules import CffSettings, Method, Streams
 from pipeline.schedule import partition
 from pipeline.settings import HeadSettings, PipelineSettings, Settings, TrainSettings, Transport
 from pipeline.spec import RunSpec
 from workers.edges import Edge, EdgeGroups
 
 CPU = torch.device("cpu")
+
+
+def outputs_of(layer: Layer, activations: Tensor) -> Streams:
+    """What a rule's ``run`` gives for a layer whose activations are these."""
+    return {"x": activations, "pooled": layer.pool(activations)}
 
 
 def tiny_spec(
@@ -186,7 +192,7 @@ def _end(
         if prepare is not None:
             prepare(rank)
         ends = groups.join(rank, CPU, clock)
-        channel = ends.outbox or ends.inboxes[0]
+        channel = ends.outboxes[0] if ends.outboxes else ends.inboxes[0]
         clock.restart()
         line.send(("returned", work(End(clock, num_sent, channel, line))))
         line.poll(30)  # the channel stays open until the test has heard both ends

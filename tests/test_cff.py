@@ -14,7 +14,9 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.nets import Layer, MlpSettings
 from pipeline.rules import CffSettings, Context, Outline, Place
-from pipeline.rules.cff import CffRule, Schedule, margin, marginal_contrastive_loss
+from pipeline.rules.cff import CffRule, Schedule, margin
+from pipeline.rules.contrastive import marginal_contrastive_loss
+from tests.support import outputs_of
 
 SHAPE = (1, 2, 2)
 
@@ -44,7 +46,7 @@ def rule_of(settings: CffSettings, layer: Layer, index: int = 0, num_layers: int
 
 
 def loss_of(rule: CffRule, layer: Layer, features: Tensor, labels: Tensor) -> Tensor:
-    return rule.loss(layer, {"x": features}, Context(labels=labels, place=Place(training=True)))
+    return rule.loss(layer, outputs_of(layer, features), Context(labels=labels, place=Place(training=True)))
 
 
 def unit_rows(count: int, dim: int, seed: int, spread: float = 1.0) -> Tensor:

@@ -19,7 +19,7 @@ from pipeline.metrics import EvaluationTally
 from pipeline.nets import Layer, MlpSettings, VitSettings
 from pipeline.rules import CflSettings, Context, Outline, Place
 from pipeline.rules.cfl import CflRule, batch_contrast, feature_contrast
-from tests.support import CPU, tiny_spec
+from tests.support import CPU, outputs_of, tiny_spec
 
 Rows = list[list[float]]
 
@@ -271,7 +271,7 @@ def test_loss_is_the_weighted_sum_of_the_terms_that_are_on(weights: tuple[float,
     )
     assert len({round(term, 3) for term in terms}) == 3, "no term stands in for another"
     expected = math.fsum(weight * term for weight, term in zip(weights, terms, strict=True))
-    assert rule.loss(layer_of(), {"x": h}, context_of(dictionary)).item() == single(expected)
+    assert rule.loss(layer_of(), outputs_of(layer_of(), h), context_of(dictionary)).item() == single(expected)
 
 
 def test_weights_are_the_papers_total_b_unless_set() -> None:
@@ -284,7 +284,7 @@ def test_dictionary_term_pulls_by_the_difference_of_softmax_and_one_hot() -> Non
     """∂L_dict/∂h_n = (softmax − one-hot)·t / N and ∂L_dict/∂t_z = Σ_n (softmax − one-hot)·h_n / N, in loops."""
     h, dictionary = (tensor.requires_grad_() for tensor in features_and_dictionary())
     rule = rule_of(layer_of(), batch_weight=0, dictionary_weight=1, feature_weight=0)
-    loss = rule.loss(layer_of(), {"x": h}, context_of(dictionary))
+    loss = rule.loss(layer_of(), outputs_of(layer_of(), h), context_of(dictionary))
     of_features, of_embeddings = torch.autograd.grad(loss, (h, dictionary))
     expected_h, expected_t = torch.zeros_like(h, dtype=torch.float64), torch.zeros_like(dictionary, dtype=torch.float64)
     rows, embeddings = h.tolist(), dictionary.tolist()
@@ -302,7 +302,7 @@ def test_dictionary_term_pulls_by_the_difference_of_softmax_and_one_hot() -> Non
 def test_batch_of_one_class_teaches_the_dictionary_nothing_and_spoils_nothing() -> None:
     h, dictionary = (tensor.requires_grad_() for tensor in features_and_dictionary())
     context = context_of(dictionary, labels=torch.zeros(7, dtype=torch.int64), noise_seed=1)
-    loss = rule_of(layer_of()).loss(layer_of(), {"x": h}, context)
+    loss = rule_of(layer_of()).loss(layer_of(), outputs_of(layer_of(), h), context)
     gradients = torch.autograd.grad(loss, (h, dictionary))
     assert loss.item() == 0
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
@@ -315,7 +315,7 @@ def test_features_of_nothing_but_zeros_have_a_finite_loss_and_gradient() -> None
         h[2] = 0.0
     for similarity in ("dot", "cosine"):
         rule = rule_of(layer_of(), dictionary_weight=1.0, similarity=similarity)
-        loss = rule.loss(layer_of(), {"x": h}, context_of(dictionary))
+        loss = rule.loss(layer_of(), outputs_of(layer_of(), h), context_of(dictionary))
         assert torch.isfinite(loss)
         assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, (h, dictionary)))
 
@@ -331,8 +331,8 @@ def test_cosine_variant_compares_directions_over_the_temperature(term: str) -> N
         expected = equation_4(towards, embeddings[LABELS].tolist(), LABELS.tolist())
     else:
         expected = equation_6(towards, embeddings.tolist(), LABELS.tolist())
-    assert rule.loss(layer_of(), {"x": h}, context_of(dictionary)).item() == single(expected)
-    assert rule.loss(layer_of(), {"x": 7 * h}, context_of(3 * dictionary)).item() == single(expected)
+    assert rule.loss(layer_of(), outputs_of(layer_of(), h), context_of(dictionary)).item() == single(expected)
+    assert rule.loss(layer_of(), outputs_of(layer_of(), 7 * h), context_of(3 * dictionary)).item() == single(expected)
 
 
 def test_features_are_the_mean_over_the_groups_of_units() -> None:
@@ -343,7 +343,7 @@ def test_features_are_the_mean_over_the_groups_of_units() -> None:
     labels, of_batch = LABELS.tolist(), dictionary[LABELS].tolist()
     expected = equation_4(means, of_batch, labels) + equation_6(means, dictionary.tolist(), labels)
     expected += equation_9(unit(torch.tensor(means, dtype=torch.float64)).tolist(), labels, 0.2)
-    assert rule.loss(layer, {"x": activations}, context_of(dictionary)).item() == single(expected)
+    assert rule.loss(layer, outputs_of(layer, activations), context_of(dictionary)).item() == single(expected)
 
 
 def test_features_are_the_mean_over_tokens() -> None:
@@ -352,7 +352,7 @@ def test_features_are_the_mean_over_tokens() -> None:
     means = [[sum(token[c] for token in sample) / 6 for c in range(4)] for sample in tokens.tolist()]
     rule = rule_of(layer, batch_weight=0, dictionary_weight=1, feature_weight=0)
     expected = equation_6(means, dictionary.tolist(), LABELS.tolist())
-    assert rule.loss(layer, {"x": tokens}, context_of(dictionary)).item() == single(expected)
+    assert rule.loss(layer, outputs_of(layer, tokens), context_of(dictionary)).item() == single(expected)
 
 
 @pytest.mark.parametrize("length", [8, 11])
@@ -362,15 +362,17 @@ def test_embeddings_are_pooled_to_the_layers_length(length: int) -> None:
     rule = rule_of(layer_of(), dictionary_weight=1, feature_weight=0)
     expected = equation_4(h.tolist(), pooled[LABELS].tolist(), LABELS.tolist())
     expected += equation_6(h.tolist(), pooled.tolist(), LABELS.tolist())
-    assert rule.loss(layer_of(), {"x": h}, context_of(dictionary)).item() == single(expected)
+    assert rule.loss(layer_of(), outputs_of(layer_of(), h), context_of(dictionary)).item() == single(expected)
 
 
 def test_loss_is_computed_in_float32_whatever_the_layer_gives() -> None:
     h, dictionary = features_and_dictionary()
     rule = rule_of(layer_of(), dictionary_weight=1)
-    loss = rule.loss(layer_of(), {"x": h.bfloat16()}, context_of(dictionary))
+    loss = rule.loss(layer_of(), outputs_of(layer_of(), h.bfloat16()), context_of(dictionary))
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, rule.loss(layer_of(), {"x": h.bfloat16().float()}, context_of(dictionary)))
+    assert torch.equal(
+        loss, rule.loss(layer_of(), outputs_of(layer_of(), h.bfloat16().float()), context_of(dictionary))
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -392,7 +394,7 @@ def compared_with(width: int, context: Context, **values: Any) -> list[Tensor]:
     layer = layer_of(width)
     rule = rule_of(layer, Watched, batch_weight=1, dictionary_weight=1, **values)
     assert isinstance(rule, Watched)
-    rule.loss(layer, {"x": torch.ones(len(context.labels), width)}, context)
+    rule.loss(layer, outputs_of(layer, torch.ones(len(context.labels), width)), context)
     return rule.seen
 
 
@@ -492,7 +494,7 @@ def test_layer_scores_every_class_by_the_dot_product_without_noise(length: int) 
     """Equation 1."""
     h, dictionary = features_and_dictionary(length=length)
     rule = rule_of(layer_of())
-    scores = rule.scores(layer_of(), {"x": h}, context_of(dictionary, noise_seed=36))
+    scores = rule.scores(layer_of(), outputs_of(layer_of(), h), context_of(dictionary, noise_seed=36))
     assert scores is not None
     pooled = F.adaptive_avg_pool1d(dictionary.double(), 4).tolist()
     expected = torch.tensor([[dot(row, t) for t in pooled] for row in h.tolist()])
@@ -503,7 +505,7 @@ def test_layer_predicts_the_class_of_the_largest_dot_product() -> None:
     """Equation 1: not the nearest embedding, nor the one of the likest direction."""
     dictionary = torch.tensor([[1.0, 0.0], [3.0, 3.0], [0.0, 1.0]])
     scores = rule_of(layer_of(2)).scores(
-        layer_of(2), {"x": torch.tensor([[2.0, 0.1], [0.0, 1.0]])}, context_of(dictionary)
+        layer_of(2), outputs_of(layer_of(2), torch.tensor([[2.0, 0.1], [0.0, 1.0]])), context_of(dictionary)
     )
     assert scores is not None
     assert scores.argmax(dim=1).tolist() == [1, 1]
@@ -512,7 +514,9 @@ def test_layer_predicts_the_class_of_the_largest_dot_product() -> None:
 def test_layer_of_the_cosine_variant_predicts_the_likest_direction() -> None:
     dictionary = torch.tensor([[1.0, 0.0], [3.0, 3.0], [0.0, 1.0]])
     rule = rule_of(layer_of(2), similarity="cosine")
-    scores = rule.scores(layer_of(2), {"x": torch.tensor([[2.0, 0.1], [0.0, 1.0]])}, context_of(dictionary))
+    scores = rule.scores(
+        layer_of(2), outputs_of(layer_of(2), torch.tensor([[2.0, 0.1], [0.0, 1.0]])), context_of(dictionary)
+    )
     assert scores is not None
     assert scores.argmax(dim=1).tolist() == [0, 2]
 
@@ -535,8 +539,10 @@ def test_layers_own_embeddings_take_the_dictionarys_place() -> None:
         own.embeddings.copy_(dictionary)
     shared = rule_of(layer_of(), dictionary_weight=1)
     for noise_seed in (None, 37):
-        mine = own.loss(layer_of(), {"x": h}, context_of(None, noise_seed=noise_seed))
-        assert torch.equal(mine, shared.loss(layer_of(), {"x": h}, context_of(dictionary, noise_seed=noise_seed)))
+        mine = own.loss(layer_of(), outputs_of(layer_of(), h), context_of(None, noise_seed=noise_seed))
+        assert torch.equal(
+            mine, shared.loss(layer_of(), outputs_of(layer_of(), h), context_of(dictionary, noise_seed=noise_seed))
+        )
     (gradient,) = torch.autograd.grad(mine, own.embeddings)
     assert gradient.abs().sum() > 0
 

@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.nets import Layer, MlpSettings, VitSettings
 from pipeline.rules import CflSettings, Context, DclSettings, Outline, Place
 from pipeline.rules.dcl import DclRule
+from tests.support import outputs_of
 
 NUM_CLASSES = 5
 LABELS = torch.tensor([0, 2, 1, 0, 0, 2, 3])
@@ -68,7 +69,7 @@ def loss_of(
 ) -> Tensor:
     random = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
     context = Context(labels=LABELS, place=Place(training=True), embeddings=dictionary, generator=random)
-    return rule.loss(layer, {"x": activations}, context)
+    return rule.loss(layer, outputs_of(layer, activations), context)
 
 
 def vit_layer(dim: int = 4) -> Layer:
@@ -160,7 +161,9 @@ def test_embeddings_have_no_noise_while_training_either() -> None:
 def test_layer_predicts_by_the_similarities_that_its_loss_sees() -> None:
     tokens, dictionary = random_of(7, 6, 4, seed=15), random_of(NUM_CLASSES, 11, seed=16)
     rule = rule_of(vit_layer())
-    scores = rule.scores(vit_layer(), {"x": tokens}, Context(labels=LABELS, place=Place(), embeddings=dictionary))
+    scores = rule.scores(
+        vit_layer(), outputs_of(vit_layer(), tokens), Context(labels=LABELS, place=Place(), embeddings=dictionary)
+    )
     assert scores is not None
     torch.testing.assert_close(scores, torch.tensor(over_classes_and_vectors(tokens, dictionary)), rtol=1e-5, atol=1e-6)
 

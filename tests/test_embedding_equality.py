@@ -19,6 +19,7 @@ from pipeline.nets import ConvSettings, MlpSettings, Net, VitSettings
 from pipeline.rules import CflSettings, Context, DclSettings, Method, Place
 from pipeline.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
 from tests.conftest import make_run
+from tests.support import outputs_of
 from tests.test_equality import assert_same, through_ray, through_threads
 
 FC = MlpSettings(width=48, depth=4, groups=3, norm="layer", dropout=0.1)
@@ -144,7 +145,7 @@ def sequential(settings: Settings) -> dict[str, Tensor]:
                 read = dictionary.detach().clone().requires_grad_()
                 context = Context(labels=batch.labels, place=Place(training=True), embeddings=read)
                 optimizer.zero_grad()
-                part.rule.loss(part.net, {"x": out}, context).backward()
+                part.rule.loss(part.net, outputs_of(part.net, out), context).backward()
                 optimizer.step()
                 assert read.grad is not None
                 gradients.append(read.grad)

@@ -97,6 +97,8 @@ VARIANTS = {
     "no feeder": lambda s: replace(s, pipeline=replace(s.pipeline, feeders=0)),
     "three feeders": lambda s: replace(s, pipeline=replace(s.pipeline, feeders=3)),
     "bf16": lambda s: replace(s, pipeline=replace(s.pipeline, precision="bf16")),
+    "bf16 on the wire": lambda s: replace(s, pipeline=replace(s.pipeline, wire="bf16")),
+    "compiled": lambda s: replace(s, pipeline=replace(s.pipeline, compile="on")),
     "RandAugment, flip and crop": lambda s: replace(
         s, augment=AugmentSettings(crop_padding=2, flip="on", randaugment_ops=2)
     ),
@@ -113,14 +115,23 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "compiled"])  # compiling is slow: below alone
 def test_every_setting_gives_the_serial_bits(small_settings: Settings, variant: str) -> None:
     settings = VARIANTS[variant](small_settings)
     assert_same(through_threads(settings, 3), serial(settings))
 
 
 @pytest.mark.parametrize(
-    "variant", ["online readouts", "no feeder", "three feeders", "two CPU threads", "a best epoch before the last"]
+    "variant",
+    [
+        "online readouts",
+        "no feeder",
+        "three feeders",
+        "two CPU threads",
+        "bf16 on the wire",
+        "compiled",
+        "a best epoch before the last",
+    ],
 )
 def test_ray_gives_the_serial_bits_with(small_settings: Settings, cluster: None, variant: str) -> None:
     settings = VARIANTS[variant](small_settings)

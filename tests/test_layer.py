@@ -21,7 +21,7 @@ from pipeline.metrics import EvaluationTally
 from pipeline.nets import MlpSettings, Net, VitSettings
 from pipeline.rules import CffSettings, CflSettings, Context, DclSettings, Place, Rule, Streams
 from pipeline.shapes import edge_bytes
-from tests.support import CPU, changed, tiny_spec
+from tests.support import CPU, changed, outputs_of, tiny_spec
 
 LABELS_OF_BATCH = torch.tensor([0, 1, 2, 0, 1, 2])
 VIT = VitSettings(dim=8, heads=2, depth=3, patch=2)
@@ -77,9 +77,10 @@ def test_update_is_one_adamw_step_on_the_layers_own_loss() -> None:
     layer = layer_of(net=MLP, lr=1e-2)
     other = copy.deepcopy(layer.net)
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2)
+    context = Context(labels=LABELS_OF_BATCH, place=LEARNING)
     for step in range(3):
         optimizer.zero_grad()
-        layer.rule.loss(other, {"x": other(views(step))}, Context(labels=LABELS_OF_BATCH, place=LEARNING)).backward()
+        layer.rule.loss(other, outputs_of(other, other(views(step))), context).backward()
         optimizer.step()
         train(layer, {"x": views(step)})
     for mine, expected in zip(layer.net.parameters(), other.parameters(), strict=True):
@@ -91,10 +92,11 @@ def test_learning_rate_falls_after_its_milestones() -> None:
     layer = LocalLayer(spec, 0, CPU)
     other = copy.deepcopy(layer.net)
     optimizer = torch.optim.AdamW(other.parameters())
+    context = Context(labels=LABELS_OF_BATCH, place=LEARNING)
     for epoch, rate in enumerate([1e-2, 1e-3, 1e-3, 1e-4, 1e-4]):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
-        layer.rule.loss(other, {"x": other(views(epoch))}, Context(labels=LABELS_OF_BATCH, place=LEARNING)).backward()
+        layer.rule.loss(other, outputs_of(other, other(views(epoch))), context).backward()
         optimizer.step()
         train(layer, {"x": views(epoch)}, Place(epoch=epoch, step=4 * epoch, training=True))
         for mine, expected in zip(layer.net.parameters(), other.parameters(), strict=True):
@@ -554,7 +556,7 @@ def test_layers_own_embeddings_learn_and_are_saved_with_it() -> None:
     for _ in range(3):
         optimizer.zero_grad()
         context = Context(labels=LABELS_OF_BATCH, place=LEARNING)
-        rule.loss(net, {"x": net(inputs(1)["x"])}, context).backward()
+        rule.loss(net, outputs_of(net, net(inputs(1)["x"])), context).backward()
         optimizer.step()
         train(layer, inputs(1))
     learned = layer.weights()["layers.1.rule.embeddings"]

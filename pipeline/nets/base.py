@@ -35,6 +35,15 @@ class Layer(nn.Module):
         """Pooled feature h̄ (N, C): the mean over the feature vectors."""
         return self.tokens(activations).mean(dim=1)
 
+    def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations without a gradient, and pooled features (N, C) with one: all that most local losses need.
+
+        A net whose last operation is linear can override it: the mean over feature vectors commutes with a linear map,
+        so the backward pass through that map takes N rows in place of N·T.
+        """
+        activations = self(x)
+        return activations.detach(), self.pool(activations)
+
     @property
     def readout_width(self) -> int:
         """Length of ``readout_input``."""

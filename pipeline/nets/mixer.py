@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -99,12 +100,27 @@ class MixerLayer(Layer):
         self.contract_channels = nn.Linear(channel_hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self._mix_tokens(x)
+        mixed: Tensor = x + self.contract_channels(self._hidden(x))
+        return mixed
+
+    def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """With a gradient W₄ comes behind the pooling, without one before it."""
+        x = self._mix_tokens(x)
+        hidden = self._hidden(x)
+        with torch.no_grad():
+            activations = x + self.contract_channels(hidden)
+        return activations, self.pool(x) + self.contract_channels(self.pool(hidden))
+
+    def _mix_tokens(self, x: Tensor) -> Tensor:
         if self.embedding is not None:
             x = self.embedding(x)
         by_channel = self.norm1(x).transpose(1, 2)  # (N, E, T)
-        x = x + self.contract_tokens(F.gelu(self.expand_tokens(by_channel))).transpose(1, 2)
-        mixed: Tensor = x + self.contract_channels(F.gelu(self.expand_channels(self.norm2(x))))
+        mixed: Tensor = x + self.contract_tokens(F.gelu(self.expand_tokens(by_channel))).transpose(1, 2)
         return mixed
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        return F.gelu(self.expand_channels(self.norm2(x)))
 
     def tokens(self, activations: Tensor) -> Tensor:
         return activations

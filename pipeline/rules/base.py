@@ -106,6 +106,20 @@ class Rule(nn.Module, ABC):
         return features @ targets.T
 
 
+class PooledRule(Rule):
+    """A rule whose loss sees nothing of a layer but its pooled features. They are an output, named ``pooled``."""
+
+    def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
+        activations, pooled = layer.learn(streams["x"])
+        return {"x": activations, "pooled": pooled}
+
+    def pass_on(self, layer: Layer, outputs: Streams, context: Context) -> Streams:
+        return {"x": outputs["x"].contiguous()}
+
+    def features(self, layer: Layer, outputs: Streams) -> Tensor:
+        return outputs["pooled"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outline:
     """What a rule may build itself from beside its layer."""

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.nets.base import Layer
-from pipeline.rules.base import METHODS, Context, Method, Outline, Rule, Streams
+from pipeline.rules.base import METHODS, Context, Method, Outline, PooledRule, Streams
+from pipeline.rules.contrastive import marginal_contrastive_loss
 
 Schedule = Literal["linear", "parabolic", "cosine", "exponential"]
 
@@ -68,34 +68,7 @@ def margin(settings: CffSettings, index: int, num_layers: int) -> float:
             return float(first * (last / first) ** (x**k))
 
 
-def marginal_contrastive_loss(z: Tensor, labels: Tensor, *, temperature: float, margin: float) -> Tensor:
-    """Supervised contrastive loss with a margin on positive pairs. Source: seed 001 eqs. 3 and 15.
-
-    Args:
-        z: unit-length features (R, C), one row per image and view.
-        labels: class of each row (R,) int64.
-        temperature: τ.
-        margin: m, added to the similarity of positive pairs in numerator and denominator, clipped at 1; no gradient
-            flows where it is clipped. 0 gives the plain loss.
-
-    Returns:
-        Scalar mean over all rows as anchors. An anchor without a positive contributes 0 and still counts.
-    """
-    similarity = z @ z.T  # (R, R)
-    same = labels[:, None] == labels[None, :]
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    positive = same & ~itself
-    if margin:
-        similarity = torch.where(positive, torch.clamp(similarity + margin, max=1.0), similarity)
-    logits = (similarity / temperature).masked_fill(itself, -torch.inf)
-    log_probability = logits - logits.logsumexp(dim=1, keepdim=True)
-    num_positives = positive.sum(dim=1)
-    # masked_fill, not a product with the mask: the diagonal is -inf, and -inf * 0 is NaN.
-    summed = log_probability.masked_fill(~positive, 0.0).sum(dim=1)
-    return -(summed / num_positives.clamp(min=1)).mean()
-
-
-class CffRule(Rule):
+class CffRule(PooledRule):
     """One layer's loss: marginal contrastive on unit-length pooled features of all views."""
 
     margin: float

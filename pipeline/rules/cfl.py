@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.embeddings import EmbeddingSettings, pool_embeddings
 from pipeline.errors import UserError
 from pipeline.nets.base import Layer
-from pipeline.rules.base import METHODS, Context, Method, Outline, Rule, Streams
+from pipeline.rules.base import METHODS, Context, Method, Outline, PooledRule, Streams
 
 Similarity = Literal["dot", "cosine"]
 
@@ -77,7 +77,7 @@ class CflSettings(LabelEmbeddingMethod):
         return CflRule(self, layer, outline)
 
 
-class LabelEmbeddingRule(Rule):
+class LabelEmbeddingRule(PooledRule):
     """Features of one layer beside the dictionary, pooled to their length: the shared one, or the layer's own."""
 
     def __init__(self, settings: LabelEmbeddingMethod, layer: Layer, outline: Outline) -> None:
