@@ -118,9 +118,9 @@ def _dispatch(arguments: list[str], console: Console) -> int:
 
 
 def _launch(name: str, arguments: list[str], console: Console) -> int:
-    config, arguments = _take_config(arguments)
+    config, arguments = take_config(arguments)
     preset = PRESETS[name]
-    default = preset.settings_for(_peek(arguments, "--data"))
+    default = preset.settings_for(peek(arguments, "--data"))
     if config is not None:
         default = replace(settings_module.load(Path(config)), preset=name, run_dir=None)
     settings = tyro.cli(
@@ -138,7 +138,7 @@ def _launch(name: str, arguments: list[str], console: Console) -> int:
     return train(settings, console)
 
 
-def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+def take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     """Takes --config FILE off the arguments: it settles the defaults of all others."""
     rest: list[str] = []
     config = None
@@ -155,7 +155,7 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return config, rest
 
 
-def _peek(arguments: list[str], flag: str) -> str | None:
+def peek(arguments: list[str], flag: str) -> str | None:
     """The value of a flag that settles the defaults of others; it stays among the arguments."""
     for given, following in zip(arguments, [*arguments[1:], None], strict=True):
         if given == flag:
@@ -207,6 +207,18 @@ def _export(arguments: list[str], console: Console) -> None:
     export(parsed.run, parsed.file, console)
 
 
+def _bench(arguments: list[str], console: Console) -> None:
+    from launch.bench.command import bench  # noqa: PLC0415
+
+    bench(arguments, console)
+
+
+def _plan(arguments: list[str], console: Console) -> None:
+    from launch.plan import plan  # noqa: PLC0415
+
+    plan(arguments, console)
+
+
 def _list(arguments: list[str], console: Console) -> None:
     from launch.data import print_data_sets  # noqa: PLC0415
 
@@ -227,6 +239,8 @@ _COMMANDS: dict[str, Callable[[list[str], Console], None]] = {
     "analyse": _analyse,
     "predict": _predict,
     "export": _export,
+    "bench": _bench,
+    "plan": _plan,
 }
 
 
@@ -244,6 +258,8 @@ def _print_help(console: Console) -> None:
         ("analyse RUN", "pictures and figures of what every layer has learned"),
         ("predict RUN IMAGE…", "classes of image files"),
         ("export RUN FILE", "one .safetensors file, for `from pipeline import load`"),
+        ("bench", "the pipeline beside backprop, DDP, GPipe and 1F1B on these devices"),
+        ("plan PRESET", "times the layers and predicts the pipeline on 1 to 64 devices"),
     ):
         table.add_row(f"  {name}", about)
     console.print(table)

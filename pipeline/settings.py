@@ -2,7 +2,7 @@
 
 Each group is a frozen dataclass; the command line makes one flag of each field, and the resolved settings are saved
 beside the run as JSON. Settings above ``PipelineSettings`` decide the numbers; those in it do not (law 2), except
-``threads`` and ``precision``, which say so.
+those that say so.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pipeline.rules import METHODS, CffSettings, MethodField
 from pipeline.rules.baseline import Feedback
 
 Transport = Literal["auto", "gloo", "shm", "nccl"]
+Wire = Literal["fp32", "bf16"]
+Compile = Literal["off", "on", "graphs", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,25 +107,36 @@ class HeadSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineSettings:
-    """Where the work is done. Only `threads` and `precision` change bits."""
+    """Where and how the work is done. What changes bits says so: `threads`, `precision`, `compile` and `wire`."""
 
     executor: Literal["ray", "threads", "serial"] = "ray"
     """ray: an actor per stage. threads: a thread per stage, in this process. serial: one plain loop, the reference."""
     stages: int | Literal["auto"] = "auto"
-    """Pipeline stages. auto: as many as devices, at most as many as layers."""
+    """Pipeline stages. auto: as many as devices, at most as many as layers; with --partition balanced only as many as
+    make the pipeline faster."""
+    partition: Literal["even", "balanced"] | tuple[int, ...] = "even"
+    """Layers of each stage. even: as many in each. balanced: the layers are timed first, and divided so that the
+    slowest stage is as fast as can be. Or numbers: 3 2 puts layers 1-3 in the first stage and 4-5 in the second."""
     queue_depth: int = 2
     """Messages that may wait between two stages before the upstream one is held back."""
     feeders: int = 1
-    """Feeder actors that read, shuffle and batch the images."""
+    """Workers that read, shuffle and batch the images. 0: the first stage does it between its steps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU, else CPU threads."""
     transport: Transport = "auto"
     """How activations travel between stages. auto: NCCL between GPUs, shared memory between CPU stages of one machine,
     gloo otherwise."""
+    wire: Wire = "fp32"
+    """Precision in which a layer's activations are passed on, also within a stage. bf16: half the bytes.
+    Changes bits."""
     threads: int = 1
     """CPU threads per stage. Changes bits: 1 and 2 threads sum in different orders."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the layers' matrix products (autocast). Changes bits."""
+    compile: Compile = "off"
+    """torch.compile of the layers' forward and backward pass; layers of one shape are compiled once, and what was
+    compiled is kept on disk. graphs: replayed as CUDA graphs besides, on GPUs. auto: on where the run is long enough to
+    gain by it. Changes bits."""
     ray_address: str | None = None
     """Ray cluster to join, such as auto or ray://head:10001. Default: $RAY_ADDRESS, else a private one here."""
     resource_timeout: float = 60.0
