@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from types import FrameType
 from typing import Any
 
 import tyro
@@ -27,11 +25,12 @@ from launch.bench.contestants import (
     idle_devices,
     stages_needed,
 )
-from launch.bench.feeding import feeder_rate
+from launch.bench.feeding import FeederSpeed, feeder_speed
 from launch.bench.figures import Figures, figures_of
 from launch.bench.memory import memory
 from launch.bench.ours import PipelineContestant
 from launch.bench.report import print_report, write_report
+from launch.bench.stopping import stoppable
 from launch.data import ProgressLine
 from launch.runfolder import command_line
 from launch.summary import machine
@@ -48,6 +47,8 @@ _PAPER = BenchArguments(
     settings=replace(DEFAULT, net=VitSettings(dim=128, heads=4, depth=2)),
     only=("backprop", "dataparallel", "ddp", "cff-serial-1", "cff-1"),
 )
+
+_BUSY = 0.3  # of the cores, by the load of the last minute
 
 _ABOUT = f"""The pipeline beside what people use today: backprop on one device, DataParallel, DDP, GPipe and 1F1B, on
 the same devices, batch, model, precision and allocator settings. Rows take turns; figures are medians over rounds.
@@ -98,7 +99,7 @@ class _Outcome:
     """What there is to report, as far as the contest came."""
 
     entries: list[Entry] = field(default_factory=list)
-    feeder_speed: float | None = None
+    feeder: FeederSpeed | None = None
     curves: list[Curve] = field(default_factory=list)
     stopped: bool = False
 
@@ -121,6 +122,9 @@ def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
         dataset = resolve.open_data(settings, progress=line.report)
     title = _title(settings, dataset.index.name, devices)
     say(title)
+    load = os.getloadavg()[0]
+    if load > _BUSY * resolve.num_cores():
+        say(f"Other programs use this machine (load {load:.1f}): the figures will be lower and spread wider.")
     if devices.count > there:
         say(f"--devices {devices.count}: there are {there}. They take turns, which tells little of {devices.count}.")
     if devices.count < 2:
@@ -133,7 +137,7 @@ def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
     )
     outcome = _Outcome(entries=field_of(contest, names, asked.source))
     with ExitStack() as stack:
-        stack.enter_context(_stoppable())
+        stack.enter_context(stoppable())
         try:
             _measure(asked, contest, names, outcome, stack, say)
         except KeyboardInterrupt:
@@ -142,9 +146,15 @@ def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
     batch = settings.train.batch_size
     rows = figures_of(outcome.entries, batch)
     times = times_to(rows, outcome.curves)
-    conclusion = conclude(rows, feeder=_against_need(outcome, rows), paper=paper, num_rounds=asked.rounds)
-    print_report(console, title, rows, times, conclusion)
     steps_per_epoch = dataset.num_batches("train", batch)
+    conclusion = conclude(
+        rows,
+        feeder=_against_need(outcome, rows),
+        paper=paper,
+        num_rounds=asked.rounds,
+        steps_per_epoch=steps_per_epoch,
+    )
+    print_report(console, title, rows, times, conclusion)
     write_report(
         folder,
         title=title,
@@ -153,13 +163,13 @@ def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
             "started": started,
             "stopped": outcome.stopped,
             "settings": settings_module.to_dict(settings),
-            "machine": machine() | {"environment": _environment()},
+            "machine": machine() | {"environment": _environment(), "load_before": load},
             "devices": {"kind": devices.kind, "count": devices.count, "threads": settings.pipeline.threads},
             "rounds": asked.rounds,
             "steps": asked.steps,
             "warm": asked.warm,
             "fill_of_an_epoch": {str(n): fill(steps_per_epoch, n) for n in range(1, devices.count + 1)},
-            "feeder_images_per_second": outcome.feeder_speed,
+            "feeder_images_per_second": None if outcome.feeder is None else vars(outcome.feeder),
             "curves": [vars(curve) for curve in outcome.curves],
         },
         entries=outcome.entries,
@@ -178,7 +188,7 @@ def _measure(
     """The feeder alone, the contest, then learning curves; whatever is done is in ``outcome`` at once."""
     ours = [e.contestant for e in outcome.entries if isinstance(e.contestant, PipelineContestant)]
     if ours:
-        outcome.feeder_speed = feeder_rate(ours[0].spec)
+        outcome.feeder = feeder_speed(contest.settings, contest.dataset)
     if ours or asked.to_accuracy is not None:
         pipe = contest.settings.pipeline
         # A private cluster takes as many stages as it is told of; all rows' actors live at once.
@@ -200,9 +210,9 @@ def _measure(
 
 def _against_need(outcome: _Outcome, rows: Sequence[Figures]) -> FeederRate | None:
     pipelines = [row.images_per_second for row in rows if row.ideal is not None and row.images_per_second]
-    if outcome.feeder_speed is None or not pipelines:
+    if outcome.feeder is None or not pipelines:
         return None
-    return FeederRate(images_per_second=outcome.feeder_speed, needed=max(pipelines))
+    return FeederRate(speed=outcome.feeder, needed=max(pipelines))
 
 
 def _title(settings: Settings, data: str, devices: Devices) -> str:
@@ -219,17 +229,3 @@ def _environment() -> dict[str, str]:
     """Variables that change how fast things are."""
     known = ("OMP_", "MKL_", "KMP_", "MALLOC_", "LD_PRELOAD", "CUDA_", "TORCH", "NCCL_")
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith(known)}
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launch.bench.feeding import FeederSpeed
 from launch.bench.figures import BACKPROP, Figures, Ratio
+from pipeline.schedule import fill
 
 PAPER_CLAIM = 1.8
 """Per epoch over DataParallel on two T4: ViT[128 4 2], one-forward, two stages (seed 001)."""
@@ -22,29 +24,48 @@ _LEAST = 0.001  # share of time that is worth a word
 
 @dataclass(frozen=True, kw_only=True)
 class FeederRate:
-    """How fast a feeder is when nobody holds it back, and what the fastest pipeline takes."""
+    """How fast a feeder is when nobody holds it back, and the images per second that the fastest pipeline takes."""
 
-    images_per_second: float
+    speed: FeederSpeed
     needed: float
 
     @property
     def factor(self) -> float:
-        return self.images_per_second / self.needed
+        return self.speed.later / self.needed
 
 
 def conclude(
-    rows: Sequence[Figures], *, feeder: FeederRate | None = None, paper: bool = False, num_rounds: int = 0
+    rows: Sequence[Figures],
+    *,
+    feeder: FeederRate | None = None,
+    paper: bool = False,
+    num_rounds: int = 0,
+    steps_per_epoch: int = 0,
 ) -> list[str]:
-    """The report's sentences. ``num_rounds``: as asked for; fewer were measured where it was stopped by hand."""
+    """The report's sentences.
+
+    Args:
+        paper: the rows are those of the paper's experiment.
+        num_rounds: as asked for; fewer were measured where it was stopped by hand.
+        steps_per_epoch: of the whole data set; 0 leaves the fill out.
+    """
     measured = [row for row in rows if row.images_per_second is not None]
     said = _winner([row for row in measured if row.source == "memory"] or measured)
     said += [_against_ideal(row) for row in measured if row.ideal is not None and len(row.devices) > 1]
+    most = max((len(row.devices) for row in measured if row.ideal is not None), default=1)
+    if most > 1 and steps_per_epoch:
+        said.append(
+            f"Ideal and speed-up are those of a full pipeline. Filling it costs once: a run of a single epoch, "
+            f"{steps_per_epoch} steps, keeps {most} stages {100 * fill(steps_per_epoch, most):.1f} % full, and later "
+            "epochs follow without a gap."
+        )
     said += _with_feeder(measured)
     if feeder is not None:
         enough = "" if feeder.factor >= 1.5 else " That is little room: give more --feeders."
         said.append(
-            f"One feeder that nobody holds back gives {feeder.images_per_second:,.0f} images/s, "
-            f"{feeder.factor:.1f} times what the fastest pipeline takes.{enough}"
+            f"One feeder that nobody holds back gives {feeder.speed.later:,.0f} images/s, {feeder.factor:.1f} times "
+            f"what the fastest pipeline takes, and {feeder.speed.first:,.0f} in its first epoch, in which it decodes "
+            f"them.{enough}"
         )
     if paper:
         said.append(_claim(measured))

@@ -3,41 +3,60 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 
 from pipeline import resolve
+from pipeline.data.loader import Dataset
 from pipeline.feed import messages
-from pipeline.messages import HEADER_BYTES, Kind, pack
-from pipeline.shapes import edge_bytes
-from pipeline.spec import RunSpec
+from pipeline.messages import HEADER_BYTES, Kind, message_bytes, pack
+from pipeline.settings import Settings
 
 _SECONDS = 1.0
+_LARGE = 64 << 20  # bytes of images: more than the caches of a core hold
 
 
-def feeder_rate(spec: RunSpec, seconds: float = _SECONDS) -> float:
-    """Images per second that one feeder reads from memory, shuffles, batches and packs, on one thread.
+@dataclass(frozen=True, kw_only=True)
+class FeederSpeed:
+    """Images per second of one feeder, on one thread.
 
-    Args:
-        spec: a run with a short epoch: its first pass, which decodes the images, is not measured.
+    Attributes:
+        first: in its first epoch, when it decodes them.
+        later: out of its memory.
     """
-    source = resolve.open_folder(spec.settings, Path(spec.data_folder))
-    header, payload = (torch.zeros(size, dtype=torch.uint8) for size in (HEADER_BYTES, edge_bytes(spec)[0]))
+
+    first: float
+    later: float
+
+
+def feeder_speed(settings: Settings, dataset: Dataset, seconds: float = _SECONDS) -> FeederSpeed:
+    """Reads, shuffles, batches and packs for so long, from a part of the training images that fits no cache."""
+    batch = settings.train.batch_size
+    count = dataset.count("train")
+    wanted = max(2 * batch, _LARGE // math.prod(dataset.index.shape))
+    fraction = settings.data.train_fraction * min(1.0, wanted / count)
+    source = resolve.open_folder(
+        replace(settings, data=replace(settings.data, train_fraction=fraction)), dataset.folder
+    )
     endless = ((Kind.TRAIN, epoch) for epoch in itertools.count())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    header, payload = torch.zeros(HEADER_BYTES, dtype=torch.uint8), torch.zeros(0, dtype=torch.uint8)
     try:
-        begun, images = 0.0, 0
-        for sequence, message in enumerate(messages(source, endless, batch_size=spec.settings.train.batch_size)):
+        begun, images, first = time.perf_counter(), 0, 0.0
+        for sequence, message in enumerate(messages(source, endless, batch_size=batch)):
+            if not len(payload):
+                payload = torch.zeros(message_bytes(message), dtype=torch.uint8)
             pack(message, header, payload, sequence)
-            if message.epoch > 0:
-                images += spec.settings.train.batch_size
-                if time.perf_counter() - begun >= seconds:
-                    break
-            elif message.last:
-                begun = time.perf_counter()
-        return images / (time.perf_counter() - begun)
+            images += batch
+            spent = time.perf_counter() - begun
+            if message.epoch == 0 and message.last:
+                first, begun, images = images / spent, time.perf_counter(), 0
+            elif message.epoch > 0 and spent >= seconds:
+                return FeederSpeed(first=first, later=images / spent)
     finally:
         torch.set_num_threads(threads)
+    raise AssertionError("the passes have no end")

@@ -1,12 +1,14 @@
 """`launch bench memory`: peak memory against depth, of one stage, of the serial loop and of backpropagation.
 
 A stage holds one layer, its optimizer, one batch's activations and the queues on both sides, so its peak does not grow
-with the net. Each figure is that of a fresh process, above what it held once torch was imported and the input there.
+with the net. Each figure is that of a fresh process, above what it held once torch had done a first small step and the
+input was there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import threading
 from dataclasses import dataclass, field, replace
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from launch.bench.child import Answer, Child
 from launch.bench.rivals.planning import backprop_spec
+from launch.bench.stopping import stoppable
 from launch.runfolder import command_line, new_path
 from launch.summary import machine
 from pipeline import resolve
@@ -92,14 +95,18 @@ def memory(arguments: list[str], console: Console) -> None:
     path = Path(asked.out) if asked.out is not None else new_path(None, "bench-memory")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"--out {path} exists and holds something. Give a new folder, or remove this one.")
-    peaks = []
-    for depth in asked.depths:
-        spec = _spec(asked.settings, depth)
-        for what in _ALL:
-            peak = measure(spec, what)
-            said = f"{peak.bytes / _MIB:,.0f} MiB" if peak.bytes is not None else peak.trouble
-            console.print(f"{depth} layers, {what}: {said}", highlight=False, soft_wrap=True)
-            peaks.append(peak)
+    specs = [_spec(asked.settings, depth) for depth in asked.depths]
+    peaks: list[Peak] = []
+    stopped = False
+    try:
+        with stoppable():
+            for spec, what in itertools.product(specs, _ALL):
+                peaks.append(measure(spec, what))
+                held = peaks[-1].bytes
+                said = f"{held / _MIB:,.0f} MiB" if held is not None else peaks[-1].trouble
+                console.print(f"{spec.net.describe()}, {what}: {said}", highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        stopped = True
     sentence = conclude(peaks)
     console.print(_table(peaks))
     console.print(sentence, highlight=False, soft_wrap=True)
@@ -109,11 +116,14 @@ def memory(arguments: list[str], console: Console) -> None:
         "command": command_line(),
         "settings": settings_module.to_dict(asked.settings),
         "machine": machine(),
+        "stopped": stopped,
         "peaks": [dataclasses.asdict(peak) for peak in peaks],
         "conclusion": sentence,
     }
     (path / "memory.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
+    if stopped:
+        raise KeyboardInterrupt
 
 
 def measure(spec: RunSpec, what: What) -> Peak:
@@ -199,6 +209,7 @@ def _work(argument: tuple[RunSpec, int, Shapes]) -> Answer:
     device = spec.stage_device(0)
     tensors = _random(shapes)
     settle(spec, device)
+    _first_step(device)
 
     def answer(_: None) -> int:
         before = resident_bytes() if device.type == "cpu" else 0
@@ -232,6 +243,14 @@ def _work(argument: tuple[RunSpec, int, Shapes]) -> Answer:
     return answer
 
 
+def _first_step(device: torch.device) -> None:
+    """Has PyTorch load what it loads when it first learns: autograd, kernels, optimizers."""
+    tiny = torch.nn.Linear(1, 1).to(device)
+    optimizer = torch.optim.AdamW(tiny.parameters(), fused=True)
+    tiny(torch.ones(1, 1, device=device)).sum().backward()
+    optimizer.step()
+
+
 def _images(spec: RunSpec, count: int) -> Shapes:
     number = ((count,), torch.int64)
     return {IMAGES: ((count, *spec.shape), torch.uint8), LABELS: number, IDS: number}
@@ -251,10 +270,13 @@ def _random(shapes: Shapes) -> dict[str, Tensor]:
 
 
 def _table(peaks: list[Peak]) -> Table:
-    table = Table("layers", title="Peak memory, MiB, above a process that has imported torch", title_justify="left")
+    table = Table(
+        "layers", title="Peak memory, MiB, above a process that has made a first small step", title_justify="left"
+    )
     for column in ("a stage of one layer", "serial loop", "backprop"):
         table.add_column(column, justify="right")
     for depth in dict.fromkeys(peak.depth for peak in peaks):
         row = {peak.what: peak.bytes for peak in peaks if peak.depth == depth}
-        table.add_row(str(depth), *("–" if held is None else f"{held / _MIB:,.0f}" for held in row.values()))
+        held = [row.get(what) for what in _ALL]
+        table.add_row(str(depth), *("–" if each is None else f"{each / _MIB:,.0f}" for each in held))
     return table
