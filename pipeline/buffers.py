@@ -1,4 +1,4 @@
-"""How a message's bytes get from one process to the next: over gloo, over NCCL, or through shared memory."""
+"""How a message's bytes get from one process to the next: over gloo or NCCL."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.messages import HEADER_BYTES, sequence_of
-from pipeline.shared import SharedSlots
+from pipeline.messages import HEADER_BYTES
 
 
 class Buffer(Protocol):
@@ -55,35 +54,8 @@ class HostBuffer:
         return _works(dist.irecv(self._frame, self._peer, group=self._group))
 
     def wait(self, works: list[dist.Work], seconds: float) -> None:
-        _wait(works, seconds)
-
-
-class SharedBuffer:
-    """Payload in shared memory, header over gloo. The sender writes a payload once; the receiver reads it where it is.
-
-    The ring needs a slot more than the receiver has buffers. When the sender writes message n, the header of n − 1 has
-    left. gloo lets a message go, however small, only into a receive that is posted; and the receiver with R buffers
-    posts the one for n − 1 when it is done with n − 1 − R. So with R + 1 slots, that of n is free.
-    """
-
-    def __init__(self, slots: SharedSlots, peer: int, group: dist.ProcessGroup, *, sends: bool) -> None:
-        self.header = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
-        self._slots, self._peer, self._group = slots, peer, group
-        self._ahead = 1 if sends else 0
-
-    @property
-    def payload(self) -> Tensor:
-        # The receiver's header is that of the message to read, the sender's that of the message before.
-        return self._slots[sequence_of(self.header) + self._ahead]
-
-    def post_send(self, size: int) -> list[dist.Work]:
-        return _works(dist.isend(self.header, self._peer, group=self._group))
-
-    def post_receive(self) -> list[dist.Work]:
-        return _works(dist.irecv(self.header, self._peer, group=self._group))
-
-    def wait(self, works: list[dist.Work], seconds: float) -> None:
-        _wait(works, seconds)
+        for work in works:
+            work.wait(timedelta(seconds=seconds))
 
 
 class NcclBuffer:
@@ -117,8 +89,3 @@ class NcclBuffer:
 def _works(*works: dist.Work | None) -> list[dist.Work]:
     assert all(work is not None for work in works), "both ends belong to the group"
     return [work for work in works if work is not None]
-
-
-def _wait(works: list[dist.Work], seconds: float) -> None:
-    for work in works:
-        work.wait(timedelta(seconds=seconds))

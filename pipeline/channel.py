@@ -4,8 +4,9 @@ The receiver owns the buffers: ``depth`` messages may wait, plus the one being w
 free buffer ahead of time, and the sender holds one message whose receive is not posted yet. So the bound is the
 back-pressure: who sends faster than the neighbour works waits in ``send``.
 
-Two ways, one behaviour: ``LocalChannel`` between threads of one process, ``DistSender`` and ``DistReceiver`` between
-processes over torch.distributed, where a ``Buffer`` says how a message's bytes travel.
+Three ways, one behaviour: ``LocalChannel`` between threads of one process, ``pipeline.shared`` between processes of
+one machine, and between any others ``DistSender`` and ``DistReceiver`` over torch.distributed, where a ``Buffer`` says
+how a message's bytes travel.
 """
 
 from __future__ import annotations

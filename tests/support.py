@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
-from pipeline.channel import DistReceiver, DistSender
+from pipeline.channel import Receiver, Sender
 from pipeline.data.augment import AugmentConfig
 from pipeline.metrics import Clock
 from pipeline.nets import Layer, Net, VitSettings
@@ -23,7 +23,7 @@ from pipeline.rules import CffSettings, Method, Streams
 from pipeline.schedule import partition
 from pipeline.settings import HeadSettings, PipelineSettings, Settings, TrainSettings, Transport
 from pipeline.spec import RunSpec
-from workers.edges import Edge, EdgeGroups
+from workers.edges import Edge, EdgeGroups, Ends
 
 CPU = torch.device("cpu")
 
@@ -85,22 +85,20 @@ _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "pipeline.channel
 
 @dataclass
 class End:
-    """One end of a channel, inside its process: the channel, its clock, and a line to the test."""
+    """One end of a channel, inside its process: the channels, their clock, and a line to the test."""
 
     clock: Clock
     num_sent: Any  # a counter that both ends see; the sender's function counts
-    channel: DistSender | DistReceiver
+    ends: Ends
     line: multiprocessing.connection.Connection
 
     @property
-    def sender(self) -> DistSender:
-        assert isinstance(self.channel, DistSender)
-        return self.channel
+    def sender(self) -> Sender:
+        return self.ends.outboxes[0]
 
     @property
-    def receiver(self) -> DistReceiver:
-        assert isinstance(self.channel, DistReceiver)
-        return self.channel
+    def receiver(self) -> Receiver:
+        return self.ends.inboxes[0]
 
     def tell(self, word: str) -> None:
         """Lets the test, which waits for ``word`` in ``Pair.expect``, go on."""
@@ -192,9 +190,8 @@ def _end(
         if prepare is not None:
             prepare(rank)
         ends = groups.join(rank, CPU, clock)
-        channel = ends.outboxes[0] if ends.outboxes else ends.inboxes[0]
         clock.restart()
-        line.send(("returned", work(End(clock, num_sent, channel, line))))
+        line.send(("returned", work(End(clock, num_sent, ends, line))))
         line.poll(30)  # the channel stays open until the test has heard both ends
     except BaseException:  # noqa: BLE001 - whatever it was, the test is to see it
         line.send(("raised", traceback.format_exc()))

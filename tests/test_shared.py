@@ -18,60 +18,79 @@ import torch
 from pipeline import shared
 from pipeline.conduct import conduct
 from pipeline.messages import Kind, Message
+from pipeline.metrics import Clock
 from pipeline.settings import Settings, Transport
-from pipeline.shared import Address, SharedSlots, found, offered
+from pipeline.shared import NOWHERE, Address, Offer, SharedReceiver, SharedSender, found, offered
 from tests.conftest import make_run
 from tests.support import End, Pair, run_pair
 from tests.test_equality import assert_same, serial
 from workers.crew import RayCrew
 
-PAYLOAD = 100_000
+PAYLOAD = 1 << 17
+BYTES = 100_000
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Slots
+# Both ends in one process
 
 
-def offer_of(payload: int, count: int) -> tuple[SharedSlots, SharedSlots]:
-    """Both ends' slots."""
-    with offered(payload, count) as (mine, address):
-        theirs = found(Address.unpack(address.pack()), payload, count)
-    assert mine is not None
-    assert theirs is not None
-    return mine, theirs
+def offer(depth: int = 1) -> Offer:
+    made = offered(PAYLOAD, depth)
+    assert made is not None
+    return made
 
 
-@pytest.mark.parametrize("payload", [1, 4095, 4096, 4097, PAYLOAD])
-def test_both_ends_see_the_same_bytes_in_every_slot(payload: int) -> None:
-    mine, theirs = offer_of(payload, 4)
-    for number in range(4):
-        mine[number].fill_(number + 1)
-    assert [theirs[number].unique().tolist() for number in range(4)] == [[1], [2], [3], [4]]
-    assert all(len(theirs[number]) == payload and theirs[number].data_ptr() % 64 == 0 for number in range(4))
-    assert theirs[5].data_ptr() == theirs[1].data_ptr()
+def look(address: Address, depth: int = 1) -> SharedReceiver | None:
+    return found(Address.unpack(address.pack()), "stage 1 → stage 2", PAYLOAD, depth, stall_timeout=5.0, clock=Clock())
+
+
+def both_ends(depth: int = 1) -> tuple[SharedSender, SharedReceiver]:
+    made = offer(depth)
+    receiver = look(made.address, depth)
+    assert receiver is not None
+    return made.taken("stage 1 → stage 2", stall_timeout=5.0, clock=Clock()), receiver
+
+
+def pieces() -> tuple[int, int]:
+    """Mappings and open files of ours."""
+    maps = Path("/proc/self/maps").read_text().count("memfd:localpipe-")
+    with os.scandir("/proc/self/fd") as files:
+        return maps, sum(1 for _ in files)
+
+
+def test_received_tensors_lie_in_the_senders_slots_and_are_aligned() -> None:
+    sender, receiver = both_ends(depth=2)
+    places = []
+    for number in range(8):
+        sender.send(noise(number))
+        tensor = receiver.receive().tensors["x"]
+        assert torch.equal(tensor, noise(number).tensors["x"])
+        places.append(tensor.data_ptr())
+    assert all(place % 64 == 0 for place in places)
+    assert len(set(places)) == 4  # depth + 2 slots take turns
+    assert places[:4] == places[4:]
 
 
 def test_an_offer_that_ended_or_is_another_files_is_not_found() -> None:
-    with offered(PAYLOAD, 2) as (_, address):
-        assert found(replace(address, token=bytes(16)), PAYLOAD, 2) is None
-        with open(os.devnull, "rb") as other:
-            assert found(replace(address, file=other.fileno()), PAYLOAD, 2) is None
-    assert found(address, PAYLOAD, 2) is None
-    assert found(Address.nowhere(), PAYLOAD, 2) is None
+    made = offer()
+    with open(os.devnull, "rb") as other:
+        assert look(replace(made.address, memory=other.fileno())) is None
+    assert look(replace(made.address, token=bytes(16))) is None
+    assert look(NOWHERE) is None
+    made.close()
+    assert look(made.address) is None
 
 
-def test_nothing_stays_once_the_slots_are_let_go() -> None:
-    def ours() -> int:
-        return Path("/proc/self/maps").read_text().count("memfd:localpipe-")
-
-    slots = offer_of(PAYLOAD, 2)
-    view = slots[1][0][10:20]
-    assert ours() == 2
-    del slots
-    assert ours() == 1  # a view of a slot keeps its memory
-    assert view.sum() == 0
+def test_nothing_stays_once_both_ends_are_let_go() -> None:
+    before = pieces()
+    sender, receiver = both_ends()
+    sender.send(noise(1))
+    view = receiver.receive().tensors["x"][10:20]
+    del sender, receiver
+    assert pieces()[0] == before[0] + 1  # a tensor that was received keeps its memory
+    assert torch.equal(view, noise(1).tensors["x"][10:20])
     del view
-    assert ours() == 0
+    assert pieces() == before
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -80,7 +99,7 @@ def test_nothing_stays_once_the_slots_are_let_go() -> None:
 
 def noise(number: int) -> Message:
     random = torch.Generator().manual_seed(number)
-    return Message(Kind.TRAIN, step=number, tensors={"x": torch.randint(0, 256, (PAYLOAD,), generator=random).byte()})
+    return Message(Kind.TRAIN, step=number, tensors={"x": torch.randint(0, 256, (BYTES,), generator=random).byte()})
 
 
 def checksum(tensor: torch.Tensor) -> str:
@@ -121,7 +140,7 @@ def test_no_slot_is_written_while_the_receiver_reads_it(depth: int) -> None:
         partial(send_noise, count=count),
         partial(read_slowly, count=count, ahead=depth + 1),
         depth=depth,
-        payload=1 << 17,
+        payload=PAYLOAD,
         transport="shm",
     )
     assert seen == [[checksum, checksum] for checksum in sent]
@@ -130,12 +149,12 @@ def test_no_slot_is_written_while_the_receiver_reads_it(depth: int) -> None:
 def send_one(end: End) -> str:
     end.sender.send(noise(1))
     end.sender.close()
-    return type(end.sender._buffer).__name__
+    return type(end.sender).__name__
 
 
 def receive_one(end: End) -> tuple[str, bool]:
     same = torch.equal(end.receiver.receive().tensors["x"], noise(1).tensors["x"])
-    return type(end.receiver._buffers[0]).__name__, same
+    return type(end.receiver).__name__, same
 
 
 def no_processes_seen(rank: int) -> None:
@@ -151,16 +170,16 @@ def no_memfd(rank: int) -> None:
 
 
 def test_auto_takes_shared_memory_within_a_machine() -> None:
-    sender, receiver = run_pair(send_one, receive_one, payload=1 << 17, transport="auto")
-    assert sender == "SharedBuffer"
-    assert receiver == ("SharedBuffer", True)
+    sender, receiver = run_pair(send_one, receive_one, payload=PAYLOAD, transport="auto")
+    assert sender == "SharedSender"
+    assert receiver == ("SharedReceiver", True)
 
 
 @pytest.mark.parametrize("elsewhere", [no_processes_seen, no_memfd])
 def test_auto_takes_gloo_where_no_memory_is_shared(elsewhere: Callable[[int], None]) -> None:
-    sender, receiver = run_pair(send_one, receive_one, payload=1 << 17, transport="auto", prepare=elsewhere)
-    assert sender == "HostBuffer"
-    assert receiver == ("HostBuffer", True)
+    sender, receiver = run_pair(send_one, receive_one, payload=PAYLOAD, transport="auto", prepare=elsewhere)
+    assert sender == "DistSender"
+    assert receiver == ("DistReceiver", True)
 
 
 def test_shm_where_no_memory_is_shared_is_refused_by_both_ends() -> None:

@@ -1,4 +1,4 @@
-"""Who is joined to whom: each edge of the pipeline has a process group of its own, made and warmed in a fixed order."""
+"""Who is joined to whom, and how: each edge by shared memory or a process group of its own, made in a fixed order."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
-from pipeline.buffers import Buffer, HostBuffer, NcclBuffer, SharedBuffer
-from pipeline.channel import DistReceiver, DistSender
+from pipeline.buffers import Buffer, HostBuffer, NcclBuffer
+from pipeline.channel import DistReceiver, DistSender, Receiver, Sender
 from pipeline.errors import ResourcesError
 from pipeline.metrics import Clock
 from pipeline.settings import Transport
 from pipeline.shapes import edge_bytes
-from pipeline.shared import Address, SharedSlots, found, offered
+from pipeline.shared import NOWHERE, Address, Offer, SharedReceiver, SharedSender, found, offered
 from pipeline.spec import RunSpec
 
 _SIOCGIFADDR = 0x8915  # Linux: address of a network interface
@@ -48,10 +48,10 @@ class Edge:
 
 @dataclass(frozen=True)
 class Ends:
-    """A rank's ends of its edges: what it takes messages from, in the order of the edges, and where it sends them."""
+    """A rank's ends of its edges, in their order: what it takes messages from, and where it sends them."""
 
-    inboxes: tuple[DistReceiver, ...]
-    outbox: DistSender | None
+    inboxes: tuple[Receiver, ...]
+    outboxes: tuple[Sender, ...]
 
 
 @dataclass(frozen=True)
@@ -66,30 +66,75 @@ class EdgeGroups:
     queue_depth: int
 
     def join(self, rank: int, device: torch.device, clock: Clock, store: TCPStore | None = None) -> Ends:
-        """Makes every edge's group, in the same order on every rank, and opens the channels of this one.
+        """Opens the channels of a rank, all ranks at the same time.
 
         Raises:
-            ResourcesError: shared memory is asked for, and the two ends are not on one machine.
+            ResourcesError: shared memory is asked for, and two ends are not on one machine.
         """
         timeout = timedelta(seconds=self.timeout)
-        _use_interface_of(ray.util.get_node_ip_address())
         store = store or TCPStore(self.host, self.port, is_master=False, timeout=timeout)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=self.num_ranks, timeout=timeout)
-        buffers = {}
-        for edge in self.edges:
-            ends = [edge.sender, edge.receiver]
-            group, payload_group = self._group(ends, "gloo", edge.header_name), None
-            if edge.transport == "nccl":
-                payload_group = self._group(ends, "nccl", edge.name)
-            if rank in ends:
-                buffers[edge] = self._buffers(edge, rank, device, group, payload_group)
-        inboxes, outbox = [], None
-        for edge, memory in buffers.items():
+        shared = self._share(rank, clock, store)
+        if len(shared) < len(self.edges):
+            _use_interface_of(ray.util.get_node_ip_address())
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=self.num_ranks, timeout=timeout)
+        ends = [shared[edge] if edge in shared else self._connect(edge, rank, device, clock) for edge in self.edges]
+        return Ends(
+            inboxes=tuple(end for end in ends if isinstance(end, DistReceiver | SharedReceiver)),
+            outboxes=tuple(end for end in ends if isinstance(end, DistSender | SharedSender)),
+        )
+
+    def _share(self, rank: int, clock: Clock, store: TCPStore) -> dict[Edge, SharedSender | SharedReceiver | None]:
+        """The edges that go through shared memory, with this rank's ends. Every rank learns of all of them."""
+        edges = [edge for edge in self.edges if edge.transport in ("auto", "shm")]
+        offers: dict[Edge, Offer | None] = {}
+        for edge in edges:
+            if rank == edge.sender:
+                offer = offers[edge] = offered(edge.payload, self.queue_depth)
+                store.set(f"{edge.name}: offer", (offer.address if offer is not None else NOWHERE).pack())
+        receivers: dict[Edge, SharedReceiver | None] = {}
+        for edge in edges:
             if rank == edge.receiver:
-                inboxes.append(DistReceiver(edge.name, memory, stall_timeout=self.timeout, clock=clock, device=device))
-            else:
-                outbox = DistSender(edge.name, memory[0], stall_timeout=self.timeout, clock=clock)
-        return Ends(tuple(inboxes), outbox)
+                address = Address.unpack(store.get(f"{edge.name}: offer").decode())
+                receiver = receivers[edge] = found(
+                    address, edge.name, edge.payload, self.queue_depth, stall_timeout=self.timeout, clock=clock
+                )
+                store.set(f"{edge.name}: answer", "no" if receiver is None else "taken")
+        shared: dict[Edge, SharedSender | SharedReceiver | None] = {}
+        for edge in edges:
+            taken, mine = store.get(f"{edge.name}: answer") == b"taken", offers.get(edge)
+            if taken and mine is not None:
+                shared[edge] = mine.taken(edge.name, stall_timeout=self.timeout, clock=clock)
+            elif taken:
+                shared[edge] = receivers.get(edge)
+            elif edge.transport == "shm":
+                raise ResourcesError(
+                    f"{edge.name}: --transport shm needs both ends on one Linux machine, in one container, as one "
+                    "user. Use --transport auto, which takes gloo where that is not so."
+                )
+            elif mine is not None:
+                mine.close()
+        return shared
+
+    def _connect(self, edge: Edge, rank: int, device: torch.device, clock: Clock) -> DistSender | DistReceiver | None:
+        """This rank's end of an edge over torch.distributed, if it has one. Every rank makes every group, in order."""
+        ends = [edge.sender, edge.receiver]
+        group, payload_group = self._group(ends, "gloo", edge.header_name), None
+        if edge.transport == "nccl":
+            payload_group = self._group(ends, "nccl", edge.name)
+        if rank not in ends:
+            return None
+        sends = rank == edge.sender
+        peer, count = (edge.receiver, 1) if sends else (edge.sender, self.queue_depth + 1)
+        _warm(edge, rank, group, torch.device("cpu"))
+        buffers: list[Buffer]
+        if payload_group is None:
+            buffers = [HostBuffer(edge.payload, peer, group, pinned=device.type == "cuda") for _ in range(count)]
+        else:
+            _warm(edge, rank, payload_group, device)
+            buffers = [NcclBuffer(edge.payload, peer, payload_group, group, device) for _ in range(count)]
+        if sends:
+            return DistSender(edge.name, buffers[0], stall_timeout=self.timeout, clock=clock)
+        return DistReceiver(edge.name, buffers, stall_timeout=self.timeout, clock=clock, device=device)
 
     def _group(self, ends: list[int], backend: str, name: str) -> dist.ProcessGroup:
         # NCCL counts from the posting of a receive, and as many are posted as messages may be under way.
@@ -98,55 +143,6 @@ class EdgeGroups:
             ends, timeout=timedelta(seconds=patience), backend=backend, group_desc=name
         )
         return group
-
-    def _buffers(
-        self,
-        edge: Edge,
-        rank: int,
-        device: torch.device,
-        group: dist.ProcessGroup,
-        payload_group: dist.ProcessGroup | None,
-    ) -> list[Buffer]:
-        """The memory of one end. On return the connections of the edge exist, so that no batch waits for them."""
-        sends = rank == edge.sender
-        peer, count = (edge.receiver, 1) if sends else (edge.sender, self.queue_depth + 1)
-        slots = None
-        if edge.transport in ("auto", "shm"):
-            slots = _share(edge, group, sends=sends, count=self.queue_depth + 2)
-        else:
-            _warm(edge, rank, group, torch.device("cpu"))
-        if slots is not None:
-            return [SharedBuffer(slots, peer, group, sends=sends) for _ in range(count)]
-        if payload_group is None:
-            return [HostBuffer(edge.payload, peer, group, pinned=device.type == "cuda") for _ in range(count)]
-        _warm(edge, rank, payload_group, device)
-        return [NcclBuffer(edge.payload, peer, payload_group, group, device) for _ in range(count)]
-
-
-def _share(edge: Edge, group: dist.ProcessGroup, *, sends: bool, count: int) -> SharedSlots | None:
-    """Slots that both ends see, or None at both: the sender offers them, the receiver looks and answers.
-
-    Raises:
-        ResourcesError: None, and the edge must have them.
-    """
-    offer, answer = torch.zeros(Address.BYTES, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
-    slots: SharedSlots | None
-    if sends:
-        with offered(edge.payload, count) as (slots, address):
-            offer.copy_(torch.frombuffer(bytearray(address.pack()), dtype=torch.uint8))
-            dist.send(offer, edge.receiver, group=group)
-            dist.recv(answer, edge.receiver, group=group)
-        slots = slots if answer.item() else None
-    else:
-        dist.recv(offer, edge.sender, group=group)
-        slots = found(Address.unpack(bytes(offer.numpy())), edge.payload, count)
-        dist.send(answer.fill_(slots is not None), edge.sender, group=group)
-    if slots is None and edge.transport == "shm":
-        raise ResourcesError(
-            f"{edge.name}: --transport shm needs both ends on one Linux machine, in one container, as one user. "
-            "Use --transport auto, which takes gloo where that is not so."
-        )
-    return slots
 
 
 def _use_interface_of(address: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import ray
 import torch
 
-from pipeline.channel import DistSender
+from pipeline.channel import Sender
 from pipeline.data.loader import Dataset
 from pipeline.errors import PeerLostError, StageFailedError
 from pipeline.feed import messages
@@ -38,14 +38,14 @@ class FeederWorker:
         self.spec, self.number = spec, number
         torch.set_num_threads(1)
         self._source = open_source(spec)
-        self._sender: DistSender | None = None
+        self._sender: Sender | None = None
         self._interrupted = threading.Event()
         self._one_at_a_time = threading.Lock()
 
     def connect(self, groups: EdgeGroups) -> None:
         """Joins the run's process groups and opens the channel to stage 1."""
         rank = self.spec.num_stages + self.number
-        self._sender = groups.join(rank, torch.device("cpu"), Clock()).outbox
+        (self._sender,) = groups.join(rank, torch.device("cpu"), Clock()).outboxes
 
     def feed(self, passes: Sequence[Pass]) -> None:
         """Sends the batches of these passes. Returns when the last one has been handed over."""

@@ -67,7 +67,7 @@ class StageWorker:
             self._inbox = self._reader
         else:
             self._inbox = MergedReceiver(ends.inboxes) if self.index == 0 else ends.inboxes[0]
-        self._outbox = ends.outbox
+        self._outbox = next(iter(ends.outboxes), None)
 
     def run(self) -> None:
         """Works until the stop token. Raises what the stage or a channel raises."""
