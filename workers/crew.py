@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +26,7 @@ from pipeline.history import RunResult
 from pipeline.layer import State
 from pipeline.local import root_cause
 from pipeline.metrics import PassReport, Status
-from pipeline.schedule import Pass
+from pipeline.schedule import Pass, partition
 from pipeline.spec import RunSpec
 from workers.coordinator import NAME as COORDINATOR
 from workers.coordinator import CoordinatorWorker
@@ -43,8 +45,15 @@ _FETCH_INTERRUPTED = 1.5  # the same, while a person waits for the run to stop
 _GPU_ENVIRONMENT = {
     # Ray's masking of CUDA_VISIBLE_DEVICES slows NCCL on NVSwitch hosts; stages choose their device themselves.
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+}
+_NCCL_ENVIRONMENT = {
     # A kernel loaded on first use may wait for the whole context, and a posted NCCL receive never lets go of it.
     "CUDA_MODULE_LOADING": "EAGER",
+    # A posted receive is a kernel that spins until its message comes, and one is always posted. What it occupies is
+    # lost to the layers. By default that may be 32 thread blocks; a few carry more than a stage sends.
+    "NCCL_MAX_CTAS": "4",
+    # Messages leave between two kernels of the layers, not behind all that are queued.
+    "TORCH_NCCL_HIGH_PRIORITY": "1",
 }
 
 
@@ -105,16 +114,16 @@ class RayCrew:
     def _place(self) -> None:
         """Reserves the devices, neighbours close to each other, and starts the actors on them."""
         pipe = self._spec.settings.pipeline
-        # A stage on a GPU takes no core of its own: it only launches kernels, and cores may be what a node lacks.
-        bundle = {"GPU": 1.0} if self._spec.device == "cuda" else {"CPU": float(pipe.threads)}
-        gpus, cores = bundle.get("GPU", 0.0), bundle.get("CPU", 0.0)
-        group = self._group = placement_group([bundle] * self._spec.num_stages, strategy="PACK")
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        wanted = bundles_of(self._spec, gpus)
+        if min(bundle.get("GPU", 1.0) for bundle in wanted) < 1.0:
+            self._notify(f"{len(wanted)} stages share {gpus} GPU{'s' if gpus > 1 else ''}: they take turns.")
+        group = self._group = placement_group(wanted, strategy="PACK")
         soon = min(_SOON, pipe.resource_timeout)
         if not self._ready(group, soon):
-            wanted = _wanted(bundle, self._spec.num_stages)
-            self._notify(f"Waiting up to {pipe.resource_timeout:g} s for room: {wanted}.")
+            self._notify(f"Waiting up to {pipe.resource_timeout:g} s for room: {_wanted(wanted)}.")
         if not self._ready(group, pipe.resource_timeout - soon):
-            raise ResourcesError(_missing(bundle, self._spec.num_stages, pipe.resource_timeout))
+            raise ResourcesError(_missing(wanted, pipe.resource_timeout))
         run = uuid.uuid4().hex[:8]
         # Bundles may lie on nodes in any order; stages go through them node by node.
         nodes = placement_group_table(group)["bundles_to_node_id"]
@@ -138,9 +147,9 @@ class RayCrew:
                 f"stage-{index + 1}",
                 index,
                 self._coordinator,
-                num_cpus=cores,
-                num_gpus=gpus,
-                runtime_env={"env_vars": _GPU_ENVIRONMENT} if gpus else None,
+                num_cpus=wanted[bundle].get("CPU", 0.0),
+                num_gpus=wanted[bundle].get("GPU", 0.0),
+                runtime_env=_runtime_env(self._spec),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
             )
             for index, bundle in enumerate(bundles)
@@ -309,15 +318,38 @@ def _failure(name: str, error: RayError) -> RunError:
     return StageFailedError(f"{name} died: {lines[0]}")
 
 
-def _wanted(bundle: dict[str, float], num_stages: int) -> str:
-    wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in bundle.items())
-    return f"{num_stages} stages need {wanted} each"
+def bundles_of(spec: RunSpec, gpus: int) -> list[dict[str, float]]:
+    """What each stage takes of a cluster with so many GPUs. Where stages outnumber the GPUs, each is shared evenly."""
+    if spec.device == "cpu":
+        return [{"CPU": float(spec.settings.pipeline.threads)}] * spec.num_stages
+    # A stage on a GPU takes no core of its own: it only launches kernels, and cores may be what a node lacks.
+    if spec.num_stages <= gpus or not gpus:
+        return [{"GPU": 1.0}] * spec.num_stages
+    sharing = [len(stages) for stages in partition(spec.num_stages, gpus) for _ in stages]
+    # Ray counts in steps of 1/10,000. Rounded up, the shares of a GPU would be more than it.
+    return [{"GPU": math.floor(10_000 / count) / 10_000} for count in sharing]
 
 
-def _missing(bundle: dict[str, float], num_stages: int, waited: float) -> str:
+def _runtime_env(spec: RunSpec) -> dict[str, Any] | None:
+    """The environment of a stage's process where it is not the usual one; what the launching process has set stays."""
+    if spec.device == "cpu":
+        return None
+    nccl = _NCCL_ENVIRONMENT if spec.settings.pipeline.transport == "nccl" else {}
+    return {"env_vars": {name: os.environ.get(name, value) for name, value in {**_GPU_ENVIRONMENT, **nccl}.items()}}
+
+
+def _wanted(bundles: list[dict[str, float]]) -> str:
+    kind = next(iter(bundles[0]))
+    amounts = [bundle[kind] for bundle in bundles]
+    if min(amounts) < max(amounts):
+        return f"{len(bundles)} stages need {sum(amounts):.4g} {kind} together"
+    return f"{len(bundles)} stages need {amounts[0]:g} {kind} each"
+
+
+def _missing(bundles: list[dict[str, float]], waited: float) -> str:
     there, free = ray.cluster_resources(), ray.available_resources()
-    have = ", ".join(f"{there.get(kind, 0):g} {kind} ({free.get(kind, 0):g} free)" for kind in bundle)
+    have = ", ".join(f"{there.get(kind, 0):g} {kind} ({free.get(kind, 0):g} free)" for kind in bundles[0])
     return (
-        f"{_wanted(bundle, num_stages)}; after {waited:g} s the cluster has {have}. "
+        f"{_wanted(bundles)}; after {waited:g} s the cluster has {have}. "
         "Give fewer --stages, free some, add nodes, or wait longer with --resource-timeout."
     )
