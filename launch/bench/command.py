@@ -55,10 +55,13 @@ the same devices, batch, model, precision and allocator settings. Rows take turn
 
 Rows: {", ".join(NAMES)}.
 
-launch bench paper        the paper's experiment: ViT[128 4 2], one-forward, two stages, against backprop
-launch bench --ablate     what each optimisation gives to one process
-launch bench memory       peak memory of a stage, of the serial loop and of backprop, by depth
-launch bench transport    what a message between two stages costs, by channel"""
+launch bench paper: the paper's experiment, ViT[128 4 2], one-forward, two stages, against backprop.
+
+launch bench --ablate: what each optimisation gives to one process.
+
+launch bench memory: peak memory of a stage, of the serial loop and of backprop, by depth.
+
+launch bench transport: what a message between two stages costs, by channel."""
 
 
 def bench(arguments: list[str], console: Console) -> None:
