@@ -1,8 +1,8 @@
 """The rungs of the ablation's ladder: what is turned on at each, and the loop that trains there.
 
 All train the same net by the same mathematics on one process, from memory. The first is what a researcher would write:
-eager, float32, ``torch.optim.AdamW``, the loss as it stands in the paper. Each further rung keeps what those before it
-turned on.
+eager, float32, ``torch.optim.AdamW``, layers and loss as they stand in the paper. Each further rung keeps what those
+before it turned on.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from launch.bench.child import Answer
-from pipeline import keys, resolve
+from launch.bench.plain import PlainLoop, Tricks
+from pipeline import resolve
 from pipeline.allocator import keep_freed_memory
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch
@@ -26,10 +26,7 @@ from pipeline.determinism import settle
 from pipeline.footprint import give_back, peak_bytes, reset_peak
 from pipeline.layer import LocalLayer
 from pipeline.messages import Kind
-from pipeline.nets import Dropout
 from pipeline.rules import CffSettings, Context
-from pipeline.rules.cff import margin
-from pipeline.rules.contrastive import marginal_contrastive_loss
 from pipeline.settings import PipelineSettings
 from pipeline.spec import RunSpec
 
@@ -43,100 +40,41 @@ class Rung:
     Attributes:
         name: what is new.
         allocator: freed memory is kept (``pipeline.allocator``).
-        fused: AdamW in one kernel.
-        loss: the product's loss, which does not hold the whole matrix of similarities.
-        layer: the product's own layer (``pipeline.layer``) in place of the loop.
+        plain: the plain loop with these tricks; None for the product's own layer (``pipeline.layer``), which has them
+            all, and moves the last linear map behind the pooling.
         compile, precision, wire: the run's flags; they need the product's layer.
     """
 
     name: str
     allocator: bool = True
-    fused: bool = True
-    loss: bool = True
-    layer: bool = True
-    compile: Literal["off", "on"] = "on"
-    precision: Literal["fp32", "bf16"] = "bf16"
-    wire: Literal["fp32", "bf16"] = "bf16"
+    plain: Tricks | None = None
+    compile: Literal["off", "on"] = "off"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    wire: Literal["fp32", "bf16"] = "fp32"
 
     def settings(self, pipe: PipelineSettings) -> PipelineSettings:
         """The run's settings at this rung."""
         return replace(pipe, compile=self.compile, precision=self.precision, wire=self.wire)
 
 
-_WIRE = Rung(name="--wire bf16")
-_BF16 = replace(_WIRE, name="--precision bf16", wire="fp32")
-_COMPILED = replace(_BF16, name="--compile on", precision="fp32")
-_LAYER = replace(_COMPILED, name="the product's layer", compile="off")
-_LOSS = replace(_LAYER, name="the product's loss", layer=False)
-_FUSED = replace(_LOSS, name="fused AdamW", loss=False)
-_ALLOCATOR = replace(_FUSED, name="freed memory kept", fused=False)
+_FUSED = Tricks(fused_optimizer=True)
+_BLOCKS = replace(_FUSED, blockwise_loss=True)
+_PRODUCTS = replace(_BLOCKS, attention_by_products=True)
 LADDER = (
-    replace(_ALLOCATOR, name="plain loop, eager, fp32", allocator=False),
-    _ALLOCATOR,
-    _FUSED,
-    _LOSS,
-    _LAYER,
-    _COMPILED,
-    _BF16,
-    _WIRE,
+    Rung(name="plain loop, eager, fp32", allocator=False, plain=Tricks()),
+    Rung(name="freed memory kept", plain=Tricks()),
+    Rung(name="fused AdamW", plain=_FUSED),
+    Rung(name="loss in blocks of rows", plain=_BLOCKS),
+    Rung(name="attention by products", plain=_PRODUCTS),
+    Rung(name="first norm folded", plain=replace(_PRODUCTS, folded_norm=True)),
+    Rung(name="last map behind the pooling (--compile off)"),
+    Rung(name="--compile on", compile="on"),
+    Rung(name="--precision bf16", compile="on", precision="bf16"),
+    Rung(name="--wire bf16", compile="on", precision="bf16", wire="bf16"),
 )
-"""From the bottom."""
+"""From the bottom; each has what those before it have."""
 TUNED = 1
 """The rung that is the plain loop with the allocator tuned: the fairer one to be held against."""
-
-
-def plain_loss(z: Tensor, labels: Tensor, *, temperature: float, margin: float) -> Tensor:
-    """The marginal contrastive loss () as one writes it down (seed 001, eqs. 3 and 15).
-
-    Args:
-        z: unit-length features (R, C).
-        labels: class of each row (R,).
-    """
-    similarity = z @ z.T  # (R, R)
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    positive = (labels[:, None] == labels[None, :]) & ~itself
-    similarity = torch.where(positive, torch.clamp(similarity + margin, max=1.0), similarity)
-    logits = (similarity / temperature).masked_fill(itself, -torch.inf)
-    log_probability = logits - logits.logsumexp(dim=1, keepdim=True)
-    summed = log_probability.masked_fill(~positive, 0.0).sum(dim=1)
-    return -(summed / positive.sum(dim=1).clamp(min=1)).mean()
-
-
-class PlainLoop:
-    """Contrastive Forward-Forward as a researcher would write it, from the run's initial weights."""
-
-    def __init__(self, spec: RunSpec, rung: Rung, device: torch.device) -> None:
-        method, train = spec.settings.method, spec.settings.train
-        assert isinstance(method, CffSettings), "the ladder is CFF's"
-        self._method, self._loss = method, marginal_contrastive_loss if rung.loss else plain_loss
-        self.layers, self._optimizers = [], []
-        for index in range(spec.num_layers):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(keys.torch_seed(train.seed, "init", index))
-                layer = spec.net.build(index, spec.shape).to(device)
-            for module in layer.modules():
-                if isinstance(module, Dropout):
-                    module.generator = torch.Generator(device)
-            self.layers.append(layer)
-            self._optimizers.append(
-                torch.optim.AdamW(
-                    layer.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=rung.fused or None
-                )
-            )
-
-    def step(self, views: Tensor, labels: Tensor) -> Tensor:
-        """One update of every layer from views (V·N, channels, H, W). Returns the last layer's loss ()."""
-        x, labels = views, labels.repeat(self._method.views)
-        for index, (layer, optimizer) in enumerate(zip(self.layers, self._optimizers, strict=True)):
-            h = layer(x)
-            z = F.normalize(layer.pool(h), dim=1)
-            m = margin(self._method, index, len(self.layers))
-            loss = self._loss(z, labels, temperature=self._method.temperature, margin=m)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            x = h.detach()
-        return loss.detach()
 
 
 class ProductLoop:
@@ -159,7 +97,7 @@ def climb(work: tuple[RunSpec, Rung]) -> Answer:
     """In a process of its own: settles the rung; answers (warm, steps) with what they took."""
     spec, rung = work
     device = spec.stage_device(0)
-    if rung.layer:
+    if rung.plain is None:
         settle(spec, device)
     else:
         torch.set_num_threads(spec.settings.pipeline.threads)
@@ -170,8 +108,8 @@ def climb(work: tuple[RunSpec, Rung]) -> Answer:
     batches = itertools.cycle(list(itertools.islice(dataset.batches("train", epoch=0, batch_size=size), _KEPT)))
     augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device)
     num_views = spec.settings.method.views if isinstance(spec.settings.method, CffSettings) else 1
-    product = ProductLoop(spec, device) if rung.layer else None
-    plain = PlainLoop(spec, rung, device) if product is None else None
+    product = ProductLoop(spec, device) if rung.plain is None else None
+    plain = PlainLoop(spec, rung.plain, device) if rung.plain is not None else None
     counted = itertools.count()
 
     def step() -> Tensor:
