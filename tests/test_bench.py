@@ -23,6 +23,7 @@ from launch.bench.contestants import NAMES, THEIRS, Entry, chosen, compete, in_t
 from launch.bench.feeding import FeederSpeed, feeder_speed
 from launch.bench.figures import Figures, figures_of
 from launch.bench.ours import ROWS, PipelineContestant, Source, StageUse, drain, pace, spec_of, stage_use, turns_of
+from launch.bench.plain import PlainLoop
 from launch.bench.report import cells
 from launch.bench.rivals.contestant import rivals
 from launch.cli import main
@@ -425,7 +426,7 @@ def test_the_plain_loop_and_the_products_layers_learn_the_same(rung: rungs.Rung)
     spec = spec_of(ROWS["cff-1"], tiny_settings(depth=2), Devices("cpu", 1), QUIET)
     spec = replace(spec, stages=partition(2, 1))
     cpu = torch.device("cpu")
-    plain = rungs.PlainLoop(spec, rung.plain, cpu)
+    plain = PlainLoop(spec, rung.plain, cpu)
     product = rungs.ProductLoop(spec, cpu)
     augment = Augment(spec.augment, seed=0, device=cpu)
     dataset = resolve.open_folder(spec.settings, Path(spec.data_folder))

@@ -84,7 +84,7 @@ class PlainLoop:
 
 
 def encode(layer: EncoderLayer, x: Tensor, tricks: Tricks) -> Tensor:
-    """An encoder layer, operation by operation as papers have it, of tokens (N, T, E) or, in the first layer, images."""
+    """An encoder layer as papers have it, of tokens (N, T, E) or, in the first layer, of images."""
     if layer.embedding is not None:
         x = layer.embedding(x)
     qkv = project_normed(layer.norm1, layer.qkv, x) if tricks.folded_norm else layer.qkv(layer.norm1(x))
