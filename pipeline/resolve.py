@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from pipeline.compiled import check_compiler
 from pipeline.data import prepare
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import Dataset
@@ -244,7 +245,7 @@ def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
     transport = _transport(settings.pipeline, devices, stages)
     kind: Literal["cpu", "cuda"] = "cuda" if devices.kind == "cuda" else "cpu"
     assert settings.augment.crop_padding != "auto" and settings.augment.flip != "auto", "resolve() settles both"
-    return RunSpec(
+    spec = RunSpec(
         settings=replace(
             settings, pipeline=replace(settings.pipeline, stages=stages, transport=transport, device=kind)
         ),
@@ -266,6 +267,11 @@ def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
         stages=_divide(settings, stages),
         device=kind,
     )
+    if spec.compiles == "graphs" and kind != "cuda":
+        raise UserError("--compile graphs: CUDA graphs are a GPU's. Use --compile on.")
+    if spec.compiles is not None:
+        check_compiler(kind)
+    return spec
 
 
 def _transport(pipe: PipelineSettings, devices: Devices, stages: int) -> Transport:
