@@ -135,6 +135,11 @@ class RayCrew:
 
         # Feeders work where the data was opened and checked. They and the coordinator take no core of their own.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # They come first: they open the data, and so take longest to start.
+        self._feeders = [
+            start(FeederWorker, f"feeder-{number + 1}", number, num_cpus=0, scheduling_strategy=here)
+            for number in range(pipe.feeders)
+        ]
         if self._spec.has_shared_embeddings:
             # Every stage has a call waiting for the next version and another one with gradients.
             beside = _BESIDE + 2 * self._spec.num_stages
@@ -153,10 +158,6 @@ class RayCrew:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
             )
             for index, bundle in enumerate(bundles)
-        ]
-        self._feeders = [
-            start(FeederWorker, f"feeder-{number + 1}", number, num_cpus=0, scheduling_strategy=here)
-            for number in range(pipe.feeders)
         ]
 
     def _connect(self) -> None:
