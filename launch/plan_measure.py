@@ -10,7 +10,7 @@ import ray
 from rich.console import Console
 
 from launch.bench.contest import Round
-from launch.bench.ours import PipelineContestant, turns_of
+from launch.bench.ours import PipelineContestant, drain, turns_of
 from pipeline import resolve
 from pipeline.data.loader import Dataset
 from pipeline.planning import Prediction, listed, shown
@@ -19,9 +19,9 @@ from pipeline.settings import Settings
 from workers.cluster import ray_cluster
 
 _ROUNDS = 3
-_ROUND = 4.0  # seconds of a round, as far as the prediction is right
+_ROUND = 8.0  # seconds of a round, as far as the prediction is right
 _FEWEST, _MOST = 4, 200  # steps of a round
-_WARM = 3  # steps of a round before the measured ones
+_WARM = 3  # steps of a round before the measured ones, beside those that fill the queues
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,10 @@ def measure(
             spec = resolve.place(divided, dataset, devices)
             predicted_steps = _ROUND * prediction.images_per_second / settings.train.batch_size
             steps = min(_MOST, max(_FEWEST, round(predicted_steps)))
-            contestant = PipelineContestant(
-                "plan", listed(prediction.stages), turns_of(spec, "feeder", warm=_WARM, steps=steps), warm=_WARM
-            )
+            # Stages that share a core are at their pace once the queues between them are full.
+            warm = _WARM + drain(spec)
+            turns = turns_of(spec, "feeder", warm=warm, steps=steps)
+            contestant = PipelineContestant("plan", listed(prediction.stages), turns, warm=warm)
             try:
                 contestant.start()
                 rounds = [contestant.round(steps) for _ in range(_ROUNDS)]

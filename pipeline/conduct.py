@@ -18,12 +18,19 @@ from pipeline.metrics import PassReport, Status
 from pipeline.schedule import Pass, closing_passes, layer_passes
 from pipeline.spec import RunSpec
 
-POLL = 0.2
-"""Seconds between two looks at the workers."""
+_SHORTEST, _LONGEST = 0.1, 0.5  # seconds between two looks at the workers
 DRAIN = 2.5
 """Seconds that an interrupted pipeline may take to finish what is under way, so that all stages end at one batch."""
 LAST_WORDS = 60.0
 """Seconds within which stages that have ended hand over their last reports."""
+
+
+def until_next_look(elapsed: float) -> float:
+    """Seconds to the next look at the workers of a pipeline that has run for so long.
+
+    A short run is looked at often, so that it ends soon. Each look takes the stages' cores for a moment.
+    """
+    return min(_LONGEST, max(_SHORTEST, elapsed / 40))
 
 
 class Crew(Protocol):
@@ -110,7 +117,7 @@ def conduct(
     begun = time.perf_counter()
     crew.feed(layer_passes(epochs))
     try:
-        while not crew.wait(POLL):
+        while not crew.wait(until_next_look(time.perf_counter() - begun)):
             collect()
             settle_best()
             if not closing and history.layers(Kind.VALIDATE, epochs - 1) is not None:
@@ -122,10 +129,10 @@ def conduct(
                 stop_by = time.perf_counter() + DRAIN
             if stop_by is not None and time.perf_counter() > stop_by:
                 break
-        last_words = time.perf_counter() + (LAST_WORDS if stop_by is None else POLL)
+        last_words = time.perf_counter() + (LAST_WORDS if stop_by is None else _LONGEST)
         collect()
         while history.layers(Kind.TEST, 0) is None and time.perf_counter() < last_words:
-            time.sleep(POLL / 10)
+            time.sleep(_SHORTEST / 5)
             collect()
         settle_best()
         if stop_by is None and history.layers(Kind.TEST, 0) is None:

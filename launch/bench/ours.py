@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,7 +16,7 @@ from launch.bench.contest import Contestant, DeviceUse, Round
 from launch.plan_profile import settle_partition
 from launch.presets import PRESETS
 from pipeline import resolve
-from pipeline.conduct import POLL
+from pipeline.conduct import until_next_look
 from pipeline.errors import StageFailedError
 from pipeline.messages import Kind
 from pipeline.metrics import PassReport, Spent, StepTimes
@@ -203,9 +204,10 @@ class PipelineContestant(Contestant):
         assert crew is not None, "start() comes first"
         crew.feed([(Kind.TRAIN, self._epoch + number) for number in range(num_passes)])
         self._epoch += num_passes
+        begun = time.perf_counter()
         reports: list[list[PassReport]] = [[] for _ in range(self.spec.num_stages)]
         while any(len(said) < num_passes for said in reports):
-            if crew.wait(POLL):
+            if crew.wait(until_next_look(time.perf_counter() - begun)):
                 raise StageFailedError(f"{self.name}: the stages ended amid a round")
             for status, said in crew.poll():
                 reports[status.stage] += said
