@@ -91,7 +91,13 @@ class Planner:
         shared = dictionary is not None and bool(contributors(dictionary.embedding_mode, self._spec.num_layers))
         cores = Cores(count=site.devices)
         if cpu:
-            cores = replace(cores, profiled=profile.num_busy, alone=profile.speed_alone)
+            cores = replace(
+                cores,
+                profiled=profile.num_busy,
+                alone=profile.speed_alone,
+                others=profile.others,
+                crowded=profile.crowded,
+            )
         return Pipeline(
             stages=tuple(
                 tuple(LayerWork(before=profile.busy[i].before, after=profile.busy[i].after) for i in layers)

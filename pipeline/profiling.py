@@ -40,6 +40,8 @@ _UNDISTURBED = 0.97  # share of a core that a single thread gets on a machine th
 _BATCHES = 4  # read to time the feeder
 _COPIES = 5
 _LARGEST_JITTER = 0.3
+_OTHERS = 0.06  # cores that Ray's processes and the command take beside CPU stages: 1.0 to 1.3 s in 20 s were seen
+_CROWDED = 0.96  # four stages on two cores took 1.46 s of CPU for a step that took two stages 1.41 s
 _PATIENCE = 600.0  # seconds until processes that do not answer are given up
 
 
@@ -90,6 +92,7 @@ class Profile:
         feed_bytes: of a message to the first stage.
         copy_bandwidth: bytes per second of a copy within the device's memory.
         link_bandwidth: bytes per second between two GPUs of this machine; None where there are none.
+        others, crowded: ``pipeline.simulate.Cores``; seen on one machine, and not measured anew.
         took: seconds that it took to find out.
     """
 
@@ -101,6 +104,8 @@ class Profile:
     feed_bytes: int
     copy_bandwidth: float
     link_bandwidth: float | None = None
+    others: float = 0.0
+    crowded: float = 1.0
     took: float = 0.0
 
     @property
@@ -387,6 +392,8 @@ def joined(samples: Sequence[Sample], spec: RunSpec) -> Profile:
         feed_seconds=0.0,
         feed_bytes=images.nbytes + 2 * 8 * len(images),
         copy_bandwidth=median(sample.copy_bandwidth for sample in samples),
+        others=_OTHERS if spec.device == "cpu" else 0.0,
+        crowded=_CROWDED if spec.device == "cpu" else 1.0,
     )
 
 

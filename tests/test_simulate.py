@@ -121,6 +121,12 @@ def test_a_device_is_faster_while_the_other_one_rests() -> None:
     assert [many.speed(running) for running in (1, 2, 4, 8)] == pytest.approx([1.6, 1.4, 1.0, 0.5])
 
 
+def test_others_take_their_part_of_full_cores_and_turns_cost_something() -> None:
+    cores = Cores(count=2, others=0.1, crowded=0.9)
+    assert [cores.speed(running) for running in (1, 2, 4)] == pytest.approx([1.0, 1.9 / 2, 0.9 * 1.9 / 4])
+    assert simulate(stages_of([1.0, 1.0], cores=cores)).steps_per_second == pytest.approx(1.9 / 2)
+
+
 def test_a_slow_link_is_the_limit_and_a_fast_one_costs_nothing_but_the_fill() -> None:
     slow = simulate(stages_of([1.0, 1.0], edges=(Edge(transfer=5),)))
     assert slow.steps_per_second == pytest.approx(1 / 5)
