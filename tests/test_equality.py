@@ -107,6 +107,7 @@ VARIANTS = {
     ),
     "a best epoch before the last": lambda s: replace(s, train=replace(s.train, epochs=4, lr=3.0)),
     "two CPU threads": lambda s: replace(s, pipeline=replace(s.pipeline, threads=2)),
+    "batches in parts": lambda s: replace(s, net=replace(s.net, patch=1), train=replace(s.train, batch_size=128)),
     "class token": lambda s: replace(s, net=replace(s.net, pooling="token")),
     "MLP": lambda s: replace(s, net=MlpSettings(width=24, depth=3)),
     "less data, wrong labels": lambda s: replace(

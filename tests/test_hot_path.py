@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline import compiled as compiling
 from pipeline.errors import UserError
 from pipeline.layer import LocalLayer
-from pipeline.nets import MixerSettings, Net, VitSettings
+from pipeline.nets import ConvSettings, MixerSettings, Net, VitSettings
 from pipeline.nets import attention as attending
 from pipeline.nets.vit import project_normed
 from pipeline.rules import Place, contrastive
@@ -147,6 +147,30 @@ def test_many_tokens_take_the_fused_kernel_with_the_same_result(
     fused = attending.attention(qkv, 2)
     assert fused.dtype == dtype
     torch.testing.assert_close(fused, by_products, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize(("at_a_time", "sizes"), [(None, [12]), (12, [12]), (5, [4, 4, 4]), (8, [6, 6])])
+def test_a_batch_in_parts_teaches_a_layer_what_the_whole_one_does(at_a_time: int | None, sizes: list[int]) -> None:
+    whole, parts = (LocalLayer(tiny_spec(), 0, CPU) for _ in range(2))
+    whole.net.at_a_time, parts.net.at_a_time = None, at_a_time
+    seen: list[int] = []
+    learn = parts.net.learn
+    parts.net.learn = lambda x: (seen.append(len(x)), learn(x))[1]  # type: ignore[method-assign, func-returns-value]
+    streams, labels, place = {"x": normal(12, 1, 8, 8)}, torch.arange(6) % 3, Place(training=True)
+    passed, loss = parts.train(streams, labels, place)
+    expected, expected_loss = whole.train(streams, labels, place)
+    assert seen == sizes
+    torch.testing.assert_close(passed["x"], expected["x"])
+    torch.testing.assert_close(loss, expected_loss)
+    for gradient, wanted in zip(parts.net.parameters(), whole.net.parameters(), strict=True):
+        torch.testing.assert_close(gradient.grad, wanted.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_nets_whose_samples_depend_on_one_another_are_not_divided() -> None:
+    normed = ConvSettings(channels=(8, 8)).resolve((3, 8, 8)).build(0, (3, 8, 8))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in normed.modules())
+    assert normed.at_a_time is None
+    assert VitSettings(dim=8, heads=2, depth=2, patch=4).build(1, (3, 32, 32)).at_a_time == 4096 // 64
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -31,12 +31,14 @@ class Tricks:
         blockwise_loss: the loss by blocks of rows, its gradient written out.
         attention_by_products: attention as batched products instead of PyTorch's fused kernel (CPU).
         folded_norm: the first norm within its linear layer, which then sends no gradient back.
+        in_parts: so many samples at a time through a layer as a CPU's caches hold.
     """
 
     fused_optimizer: bool = False
     blockwise_loss: bool = False
     attention_by_products: bool = False
     folded_norm: bool = False
+    in_parts: bool = False
 
 
 class PlainLoop:
@@ -69,7 +71,8 @@ class PlainLoop:
         """One update of every layer from views (V·N, channels, H, W). Returns the last layer's loss ()."""
         x, labels = views, labels.repeat(self._method.views)
         for index, (layer, optimizer) in enumerate(zip(self.layers, self._optimizers, strict=True)):
-            h = self._forward(layer, x)
+            parts = x.split(layer.at_a_time) if self._tricks.in_parts and layer.at_a_time else [x]
+            h = torch.cat([self._forward(layer, part) for part in parts])
             z = F.normalize(layer.pool(h), dim=1)
             m = margin(self._method, index, len(self.layers))
             loss = self._loss(z, labels, temperature=self._method.temperature, margin=m)

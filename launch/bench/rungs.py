@@ -60,14 +60,16 @@ class Rung:
 _FUSED = Tricks(fused_optimizer=True)
 _BLOCKS = replace(_FUSED, blockwise_loss=True)
 _PRODUCTS = replace(_BLOCKS, attention_by_products=True)
+_FOLDED = replace(_PRODUCTS, folded_norm=True)
 LADDER = (
     Rung(name="plain loop, eager, fp32", allocator=False, plain=Tricks()),
     Rung(name="freed memory kept", plain=Tricks()),
     Rung(name="fused AdamW", plain=_FUSED),
     Rung(name="loss in blocks of rows", plain=_BLOCKS),
     Rung(name="attention by products", plain=_PRODUCTS),
-    Rung(name="first norm folded", plain=replace(_PRODUCTS, folded_norm=True)),
-    Rung(name="last map behind the pooling (--compile off)"),
+    Rung(name="first norm folded", plain=_FOLDED),
+    Rung(name="part by part of the batch", plain=replace(_FOLDED, in_parts=True)),
+    Rung(name="last map after pooling"),
     Rung(name="--compile on", compile="on"),
     Rung(name="--precision bf16", compile="on", precision="bf16"),
     Rung(name="--wire bf16", compile="on", precision="bf16", wire="bf16"),

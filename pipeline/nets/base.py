@@ -16,16 +16,23 @@ Shape = tuple[int, int, int]
 """Image shape (channels, height, width)."""
 
 
+_ROWS = 4096
+"""Rows of a matrix of activations that a CPU's caches hold: 2 MiB at 128 columns."""
+
+
 class Layer(nn.Module):
     """One locally trained layer: activations in, activations out, and features for its loss and its readout.
 
     Attributes:
         features: length C of each feature vector.
         grid: rows and columns of the feature vectors over the image; None where they have no place in it.
+        at_a_time: samples that go through the layer together on a CPU, few enough for its caches; None: the whole
+            batch, as where samples depend on one another (batch norm).
     """
 
     features: int
     grid: tuple[int, int] | None = None
+    at_a_time: int | None = None
 
     def tokens(self, activations: Tensor) -> Tensor:
         """The feature vectors h (N, T, C) in the layer's own output: tokens, pixels or groups of units."""
@@ -73,6 +80,11 @@ class Dropout(nn.Module):
         assert self.generator is not None, "whoever trains the layer sets the generator"
         kept = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.share
         return x * kept / (1 - self.share)
+
+
+def samples_at_a_time(num_tokens: int) -> int:
+    """``Layer.at_a_time`` of a layer with so many feature vectors a sample."""
+    return max(1, _ROWS // num_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

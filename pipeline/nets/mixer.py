@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.nets.base import NETS, Layer, Net, Shape
+from pipeline.nets.base import NETS, Layer, Net, Shape, samples_at_a_time
 from pipeline.nets.patches import Patch, cut, patch_grid, resolve_patch
 
 
@@ -92,6 +92,7 @@ class MixerLayer(Layer):
         self.grid = grid
         self.embedding = embedding
         num_tokens = grid[0] * grid[1]
+        self.at_a_time = samples_at_a_time(num_tokens)
         self.norm1 = nn.LayerNorm(dim)
         self.expand_tokens = nn.Linear(num_tokens, token_hidden)
         self.contract_tokens = nn.Linear(token_hidden, num_tokens)

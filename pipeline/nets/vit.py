@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.nets.attention import attention
-from pipeline.nets.base import NETS, Layer, Net, Shape
+from pipeline.nets.base import NETS, Layer, Net, Shape, samples_at_a_time
 from pipeline.nets.patches import Patch, cut, listed, patch_grid, resolve_patch
 
 
@@ -51,6 +52,7 @@ class VitSettings(Net):
         embedding = PatchEmbedding(self, shape) if index == 0 else None
         layer = EncoderLayer(self.dim, self.heads, self.pooling, embedding)
         layer.grid = patch_grid(resolve_patch(self.patch, shape), shape)
+        layer.at_a_time = samples_at_a_time(math.prod(layer.grid))
         return layer
 
     def describe(self) -> str:

@@ -63,10 +63,12 @@ class Rule(nn.Module, ABC):
     Attributes:
         num_views: so many augmented copies of each image reach the first layer.
         margin: added to the cosine similarity of two features of one class; None for methods without one.
+        per_sample: what ``run`` gives for a sample depends on no other sample, as far as the rule is concerned.
     """
 
     num_views: int = 1
     margin: float | None = None
+    per_sample: bool = False
 
     def enter(self, images: Tensor, context: Context) -> Streams:
         """Streams for the first layer from network input (V·N, channels, H, W), view-major."""
@@ -108,6 +110,8 @@ class Rule(nn.Module, ABC):
 
 class PooledRule(Rule):
     """A rule whose loss sees nothing of a layer but its pooled features. They are an output, named ``pooled``."""
+
+    per_sample = True
 
     def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
         activations, pooled = layer.learn(streams["x"])
