@@ -62,6 +62,8 @@ class LocalLayer:
         self._train, self._head = settings.train, settings.head
         self._precision = torch.bfloat16 if settings.pipeline.precision == "bf16" else None
         self._wire = settings.pipeline.wire
+        # Of the threads' caches, by the run's settings and not by the machine's: the bits depend on it.
+        self._cache_room = settings.pipeline.threads * (2 if self._precision is not None else 1)
         # Initial weights are drawn on the CPU, so that a GPU starts from the same ones.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keys.torch_seed(settings.train.seed, "init", index))
@@ -225,7 +227,7 @@ class LocalLayer:
         at_a_time = self.net.at_a_time
         if at_a_time is None or not self.rule.per_sample or self.device.type != "cpu":
             return [streams]
-        count = -(-max(len(tensor) for tensor in streams.values()) // at_a_time)
+        count = -(-max(len(tensor) for tensor in streams.values()) // (at_a_time * self._cache_room))
         split = {name: tensor.tensor_split(count) for name, tensor in streams.items()}
         return [{name: parts[number] for name, parts in split.items()} for number in range(count)]
 

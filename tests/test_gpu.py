@@ -56,6 +56,30 @@ def test_stages_on_a_gpu_give_the_serial_bits(small_settings: Settings, precisio
 
 
 @needs_gpu
+@pytest.mark.parametrize("how", ["on", "graphs"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_layers_on_a_gpu_learn_as_plain_ones_do(
+    small_settings: Settings, precision: Literal["fp32", "bf16"], how: Literal["on", "graphs"]
+) -> None:
+    """Other kernels round otherwise; a replay that wrote over what the next layer reads would be off by far more."""
+    settings = replace(small_settings, train=replace(small_settings.train, epochs=1))
+    plain, compiled = (
+        on_gpus(
+            replace(settings, pipeline=replace(settings.pipeline, precision=precision, compile=chosen)),
+            "serial",
+            "gloo",
+            1,
+        ).history.step_losses()
+        for chosen in ("off", how)
+    )
+    tolerance = 1e-3 if precision == "fp32" else 5e-2
+    for layer, losses in plain.items():
+        torch.testing.assert_close(
+            torch.from_numpy(compiled[layer]), torch.from_numpy(losses), rtol=tolerance, atol=tolerance
+        )
+
+
+@needs_gpu
 @pytest.mark.parametrize("executor", ["threads", "ray"])
 @pytest.mark.parametrize("method", [CflSettings(), DclSettings()], ids=["cfl", "dcl"])
 def test_label_embeddings_of_layers_on_a_gpu_give_the_serial_bits(

@@ -166,11 +166,20 @@ def test_a_batch_in_parts_teaches_a_layer_what_the_whole_one_does(at_a_time: int
         torch.testing.assert_close(gradient.grad, wanted.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_more_threads_and_narrower_numbers_leave_room_for_larger_parts() -> None:
+    sizes = []
+    for values in ({}, {"threads": 2}, {"precision": "bf16"}):
+        layer = LocalLayer(changed(tiny_spec(), "pipeline", **values), 0, CPU)
+        layer.net.at_a_time = 3
+        sizes.append([len(part["x"]) for part in layer._parts({"x": normal(12, 1, 8, 8)})])
+    assert sizes == [[3, 3, 3, 3], [6, 6], [6, 6]]
+
+
 def test_nets_whose_samples_depend_on_one_another_are_not_divided() -> None:
     normed = ConvSettings(channels=(8, 8)).resolve((3, 8, 8)).build(0, (3, 8, 8))
     assert any(isinstance(module, nn.BatchNorm2d) for module in normed.modules())
     assert normed.at_a_time is None
-    assert VitSettings(dim=8, heads=2, depth=2, patch=4).build(1, (3, 32, 32)).at_a_time == 4096 // 64
+    assert VitSettings(dim=8, heads=2, depth=2, patch=4).build(1, (3, 32, 32)).at_a_time == 2048 // 64
 
 
 # ---------------------------------------------------------------------------------------------------------------------

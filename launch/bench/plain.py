@@ -71,7 +71,8 @@ class PlainLoop:
         """One update of every layer from views (V·N, channels, H, W). Returns the last layer's loss ()."""
         x, labels = views, labels.repeat(self._method.views)
         for index, (layer, optimizer) in enumerate(zip(self.layers, self._optimizers, strict=True)):
-            parts = x.split(layer.at_a_time) if self._tricks.in_parts and layer.at_a_time else [x]
+            room = (layer.at_a_time or len(x)) * torch.get_num_threads()
+            parts = x.split(room) if self._tricks.in_parts else [x]
             h = torch.cat([self._forward(layer, part) for part in parts])
             z = F.normalize(layer.pool(h), dim=1)
             m = margin(self._method, index, len(self.layers))

@@ -16,8 +16,8 @@ Shape = tuple[int, int, int]
 """Image shape (channels, height, width)."""
 
 
-_ROWS = 4096
-"""Rows of a matrix of activations that a CPU's caches hold: 2 MiB at 128 columns."""
+_ROWS = 2048
+"""Rows of a matrix of activations that a core's caches hold: 1 MiB at 128 columns in float32."""
 
 
 class Layer(nn.Module):
@@ -26,8 +26,8 @@ class Layer(nn.Module):
     Attributes:
         features: length C of each feature vector.
         grid: rows and columns of the feature vectors over the image; None where they have no place in it.
-        at_a_time: samples that go through the layer together on a CPU, few enough for its caches; None: the whole
-            batch, as where samples depend on one another (batch norm).
+        at_a_time: samples that a CPU thread takes through the layer together in float32, few enough for its caches;
+            None: the whole batch, as where samples depend on one another (batch norm).
     """
 
     features: int
