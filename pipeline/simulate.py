@@ -83,13 +83,14 @@ class Cores:
     others: float = 0.0
     """Devices' worth of work that others do meanwhile, such as Ray's own processes."""
     crowded: float = 1.0
-    """How fast stages that take turns on a core are beside those that keep theirs: caches fill anew at every turn."""
+    """How fast stages that take turns on a core are beside those that keep theirs, to the power of how many a core has:
+    caches fill anew at every turn."""
 
     def speed(self, running: int) -> float:
         """Of each, relative to the costs, while so many compute."""
         free = max(0, self.profiled - running) / (self.profiled - 1) if self.profiled > 1 else 0.0
-        share = min(1.0, (self.count - self.others) / running) * (self.crowded if running > self.count else 1.0)
-        return share * (1.0 + (self.alone - 1.0) * free)
+        turns = self.crowded ** (running / self.count) if running > self.count else 1.0
+        return min(1.0, (self.count - self.others) / running) * turns * (1.0 + (self.alone - 1.0) * free)
 
 
 @dataclass(frozen=True, kw_only=True)

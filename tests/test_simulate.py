@@ -123,7 +123,7 @@ def test_a_device_is_faster_while_the_other_one_rests() -> None:
 
 def test_others_take_their_part_of_full_cores_and_turns_cost_something() -> None:
     cores = Cores(count=2, others=0.1, crowded=0.9)
-    assert [cores.speed(running) for running in (1, 2, 4)] == pytest.approx([1.0, 1.9 / 2, 0.9 * 1.9 / 4])
+    assert [cores.speed(running) for running in (1, 2, 4)] == pytest.approx([1.0, 1.9 / 2, 0.9**2 * 1.9 / 4])
     assert simulate(stages_of([1.0, 1.0], cores=cores)).steps_per_second == pytest.approx(1.9 / 2)
 
 
