@@ -18,9 +18,9 @@ from launch.bench.contest import DeviceUse
 from launch.bench.rivals.batches import Source
 from launch.bench.rivals.job import Job
 from launch.bench.rivals.last_words import keep_quiet, kind_of
-from launch.bench.rivals.memory import give_back, peak_bytes, reset_peak
 from launch.bench.rivals.trainer import Trainer
 from pipeline.allocator import keep_freed_memory
+from pipeline.footprint import give_back, peak_bytes, reset_peak
 from pipeline.metrics import Spent
 
 
