@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.rules.base import METHODS, Context, Method, MethodField, Outline, Place, Rule, Streams
+from pipeline.rules.base import METHODS, Context, Method, MethodField, Outline, Place, PooledRule, Rule, Streams
 from pipeline.rules.baseline import BaselineSettings
 from pipeline.rules.cff import CffSettings
 from pipeline.rules.cfl import CflSettings
@@ -19,6 +19,7 @@ __all__ = [
     "MethodField",
     "Outline",
     "Place",
+    "PooledRule",
     "Rule",
     "Streams",
 ]
