@@ -168,6 +168,10 @@ class _Meter:
         self._seen: deque[Status] = deque()
 
     def add(self, status: Status) -> None:
+        if not status.kind:  # its clock starts anew with its first batch
+            return
+        if self._seen and status.account.wall < self._seen[-1].account.wall:
+            self._seen.clear()
         self._seen.append(status)
         while len(self._seen) > 2 and status.account.wall - self._seen[1].account.wall > _WINDOW:
             self._seen.popleft()
