@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 _SHAPES = 256  # different layers that a process may hold; PyTorch gives up after 8 unless told
 
 ENOUGH_STEPS = 2000
-"""Training steps from which --compile auto compiles. ViT[128 4 4] at batch 512 gains 0.02 to 0.05 s a step on
+"""Training steps from which --compile auto compiles. ViT[128 4 4] at batch 512 gains 0.01 to 0.05 s a step on
 two cores, and compiling it anew takes about 25 s."""
 
 

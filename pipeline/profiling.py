@@ -41,7 +41,7 @@ _BATCHES = 4  # read to time the feeder
 _COPIES = 5
 _LARGEST_JITTER = 0.3
 _OTHERS = 0.06  # cores that Ray's processes and the command take beside CPU stages: 1.0 to 1.3 s in 20 s were seen
-_CROWDED = 0.94  # four stages on two cores gave 623 images/s, and 12 % more were to be expected of their layers' times
+_CROWDED = 0.94  # four stages on two cores gave 623 images/s, and 13 % more were to be expected of their layers' times
 _PATIENCE = 600.0  # seconds until processes that do not answer are given up
 
 

@@ -145,8 +145,8 @@ def found(
     return SharedReceiver(name, slots, headers, credits_, stall_timeout=stall_timeout, clock=clock)
 
 
-class SharedSender:
-    """Upstream end. Implements ``pipeline.channel.Sender``."""
+class _SharedEnd:
+    """What either end has of a channel."""
 
     def __init__(
         self,
@@ -162,7 +162,15 @@ class SharedSender:
         self._slots, self._headers, self._credits = slots, headers, credits_
         self._clock, self._timeout = clock, stall_timeout
         self._header = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
-        self._free, self._sequence = len(slots), 0
+        self._sequence = 0
+
+
+class SharedSender(_SharedEnd):
+    """Upstream end. Implements ``pipeline.channel.Sender``."""
+
+    def __init__(self, name: str, slots: SharedSlots, *pipes: io.FileIO, stall_timeout: float, clock: Clock) -> None:
+        super().__init__(name, slots, *pipes, stall_timeout=stall_timeout, clock=clock)
+        self._free = len(slots)
 
     def send(self, message: Message) -> None:
         self.close()
@@ -189,24 +197,8 @@ class SharedSender:
                 self._free += len(given)
 
 
-class SharedReceiver:
+class SharedReceiver(_SharedEnd):
     """Downstream end. Implements ``pipeline.channel.Receiver``."""
-
-    def __init__(
-        self,
-        name: str,
-        slots: SharedSlots,
-        headers: io.FileIO,
-        credits_: io.FileIO,
-        *,
-        stall_timeout: float,
-        clock: Clock,
-    ) -> None:
-        self.name = name
-        self._slots, self._headers, self._credits = slots, headers, credits_
-        self._clock, self._timeout = clock, stall_timeout
-        self._header = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
-        self._sequence = 0
 
     def receive(self) -> Message:
         with self._clock.measure(Spent.WAIT_IN):
