@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from launch import pictures as draw
 from launch.analyse import Analysis, LayerFigures
 from launch.analysis_numbers import as_json, likeliest, net_on_data, numbers, seen_embeddings, split_name, table
+from launch.console import say
 from launch.pictures import AnchorRow, Classes, Example
 from pipeline import analysis_features as figures
 from pipeline.data.sources.base import Progress
@@ -47,7 +48,7 @@ def pictures(analysis: Analysis) -> list[Picture]:
 def show(console: Console, folder: Path, analysis: Analysis, drawn: Sequence[Picture]) -> None:
     """Prints the main figures and the files."""
     console.print(table(analysis))
-    console.print(f"in {folder}:", highlight=False, soft_wrap=True)
+    say(console, f"in {folder}:")
     listing = Table(show_header=False, box=None, pad_edge=False)
     for picture in drawn:
         listing.add_row(f"  {picture.file}", picture.shows)

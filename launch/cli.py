@@ -1,84 +1,39 @@
-"""The command `launch`: one preset, or one of a few commands."""
+"""The command `launch`: a preset, or one of a few commands.
+
+Nothing is imported here that takes time: `launch --version` and a misspelt name answer at once.
+"""
 
 from __future__ import annotations
 
-import difflib
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated
+from dataclasses import dataclass
 
-import tyro
 from rich.console import Console
-from rich.table import Table
 
-from launch.presets import PRESETS
-from pipeline import settings as settings_module
+from launch.console import make_console, say
+from launch.help import HELP
+from launch.signals import heard_by, interrupt, process_began
 from pipeline.errors import RunError, UserError
-from pipeline.settings import Settings
 
-_PIPED_WIDTH = 120  # columns, where the output is no terminal
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareArguments:
-    """Fetches a data set, checks its published md5s and writes it as WebDataset shards with an index."""
-
-    name: tyro.conf.Positional[str]
-    """Data set (see `launch list`), or a folder of images by class or of WebDataset shards."""
-    source: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Where its files are: FILE, FOLDER or URL. Default: the official site, else packages with the same bytes."""
-    data_dir: Path | None = None
-    """Where to put it. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
-    image_size: int | None = None
-    """For a folder of images: side in pixels that all are brought to. Default: the most common size."""
-    strict_data: bool = False
-    """Refuse images that cannot be read. Default: leave them out and say how many."""
+INTERRUPTED = 130
+"""Exit status of what was stopped by hand or by a scheduler, as shells have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalArguments:
-    """Test accuracy and Fisher criterion of every layer of a run."""
+class Command:
+    """A command beside the presets.
 
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    batch_size: int | None = None
-    """Images at a time. Default: the run's."""
-    superclasses: str | None = None
-    """Also the accuracy on groups of classes that the run never learned, from its label embeddings: cifar100,
-    cifar10-animals, cifar10-finer, fashion-mnist, or a FILE with a line "super-class: class, class, …" for each
-    (or JSON)."""
+    Attributes:
+        usage: its arguments, for the list of commands.
+        about: what it does, in a line.
+        run: takes its arguments and the console.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class PredictArguments:
-    """The most likely classes of image files."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder, or a file written by `launch export`."""
-    images: tyro.conf.Positional[list[Path]]
-    """Image files."""
-    top: int = 3
-    """Classes to name for each image."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportArguments:
-    """Writes a run's network to one file that `from pipeline import load` reads, without Ray."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    file: tyro.conf.Positional[Path]
-    """New file, FILE.safetensors."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListArguments:
-    """Presets, and data sets with whether they are prepared here."""
-
-    data_dir: Path | None = None
-    """Where prepared data sets lie. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
+    usage: str
+    about: str
+    run: Callable[[list[str], Console], None]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,88 +42,64 @@ def main(argv: list[str] | None = None) -> int:
     Returns the exit status: 0 done, 1 a run failed, 2 a mistake in what was asked, 130 stopped by hand.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
+    began = process_began() if argv is None else time.time()
     try:
-        return _dispatch(arguments, console)
+        with heard_by(interrupt):
+            return _dispatch(arguments, make_console(), began)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(error, 2)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _refuse(error, 1)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+        say(make_console(sys.stderr), "stopped")
+        return INTERRUPTED
 
 
-def _dispatch(arguments: list[str], console: Console) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        _print_help(console)
+def _refuse(error: Exception, status: int) -> int:
+    say(make_console(sys.stderr), f"error: {error}")
+    return status
+
+
+def _dispatch(arguments: list[str], console: Console, began: float) -> int:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
+    if name in ("--version", "-V"):
+        _print_version(console)
         return 0
-    name, rest = arguments[0], arguments[1:]
-    if name in PRESETS:
-        return _launch(name, rest, console)
-    if name in _COMMANDS:
-        _COMMANDS[name](rest, console)
+    if name in HELP or (name == "help" and not rest):
+        from launch.overview import print_overview  # noqa: PLC0415
+
+        print_overview(console, COMMANDS)
         return 0
-    known = [*PRESETS, *_COMMANDS]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    raise UserError(f"unknown command {name!r}. {hint}Presets: {', '.join(PRESETS)}. Commands: {', '.join(_COMMANDS)}.")
+    if name == "help":
+        return _dispatch([*rest, HELP[-1]], console, began)
+    if name in COMMANDS:
+        COMMANDS[name].run(rest, console)
+        return 0
+    return _launch(name, rest, console, began)
 
 
-def _launch(name: str, arguments: list[str], console: Console) -> int:
-    config, arguments = take_config(arguments)
-    preset = PRESETS[name]
-    default = preset.settings_for(peek(arguments, "--data"))
-    if config is not None:
-        default = replace(settings_module.load(Path(config)), preset=name, run_dir=None)
-    settings = tyro.cli(
-        tyro.conf.OmitArgPrefixes[tyro.conf.AvoidSubcommands[Settings]],
-        args=arguments,
-        default=default,
-        prog=f"launch {name}",
-        description=(
-            f"{preset.title}.\n\n{preset.paper}\n\n"
-            "--config FILE starts from the config.json of a run folder instead of the preset; flags override it."
-        ),
-    )
-    from launch.train import train  # noqa: PLC0415 (Ray takes a second to import; --help must not wait for it)
+def _launch(name: str, arguments: list[str], console: Console, began: float) -> int:
+    """`launch PRESET …`, or `launch --config FILE …`."""
+    from launch.commandline import parse_run, unknown  # noqa: PLC0415
+    from launch.presets import PRESETS  # noqa: PLC0415
 
-    return train(settings, console)
+    config_alone = name == "--config" or name.startswith("--config=")
+    if name not in PRESETS and not config_alone:
+        if name.startswith("-"):
+            raise UserError(f"{name}: flags come after a preset or a command, as in `launch cff-vit {name}`.")
+        raise UserError(unknown(name, [*PRESETS, *COMMANDS], "preset or command"))
+    parsed = parse_run(None, [name, *arguments]) if config_alone else parse_run(name, arguments)
+    from launch.train import train  # noqa: PLC0415
 
-
-def take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """Takes --config FILE off the arguments: it settles the defaults of all others."""
-    rest: list[str] = []
-    config = None
-    given = iter(arguments)
-    for argument in given:
-        if argument == "--config":
-            config = next(given, None)
-            if config is None:
-                raise UserError("--config needs a file: the config.json of a run folder.")
-        elif argument.startswith("--config="):
-            config = argument.removeprefix("--config=")
-        else:
-            rest.append(argument)
-    return config, rest
-
-
-def peek(arguments: list[str], flag: str) -> str | None:
-    """The value of a flag that settles the defaults of others; it stays among the arguments."""
-    for given, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if given == flag:
-            return following
-        if given.startswith(f"{flag}="):
-            return given.removeprefix(f"{flag}=")
-    return None
+    return train(parsed, console, began=began)
 
 
 def _prepare(arguments: list[str], console: Console) -> None:
+    from launch.arguments import PrepareArguments  # noqa: PLC0415
+    from launch.commandline import parse  # noqa: PLC0415
     from launch.data import prepare_data  # noqa: PLC0415
 
-    parsed = tyro.cli(PrepareArguments, args=arguments, prog="launch prepare")
+    parsed = parse(PrepareArguments, arguments, command="launch prepare")
     prepare_data(
         parsed.name,
         console,
@@ -180,30 +111,36 @@ def _prepare(arguments: list[str], console: Console) -> None:
 
 
 def _eval(arguments: list[str], console: Console) -> None:
+    from launch.arguments import EvalArguments  # noqa: PLC0415
+    from launch.commandline import parse  # noqa: PLC0415
     from launch.inspect import evaluate_run  # noqa: PLC0415
 
-    parsed = tyro.cli(EvalArguments, args=arguments, prog="launch eval")
+    parsed = parse(EvalArguments, arguments, command="launch eval")
     evaluate_run(parsed.run, console, batch_size=parsed.batch_size, superclasses=parsed.superclasses)
 
 
 def _analyse(arguments: list[str], console: Console) -> None:
     from launch.analyse import Wishes, analyse_run  # noqa: PLC0415
+    from launch.commandline import parse  # noqa: PLC0415
 
-    wishes = tyro.cli(Wishes, args=arguments, prog="launch analyse")
-    analyse_run(wishes, console)
+    analyse_run(parse(Wishes, arguments, command="launch analyse"), console)
 
 
 def _predict(arguments: list[str], console: Console) -> None:
+    from launch.arguments import PredictArguments  # noqa: PLC0415
+    from launch.commandline import parse  # noqa: PLC0415
     from launch.inspect import predict  # noqa: PLC0415
 
-    parsed = tyro.cli(PredictArguments, args=arguments, prog="launch predict")
+    parsed = parse(PredictArguments, arguments, command="launch predict")
     predict(parsed.run, parsed.images, console, top=parsed.top)
 
 
 def _export(arguments: list[str], console: Console) -> None:
+    from launch.arguments import ExportArguments  # noqa: PLC0415
+    from launch.commandline import parse  # noqa: PLC0415
     from launch.inspect import export  # noqa: PLC0415
 
-    parsed = tyro.cli(ExportArguments, args=arguments, prog="launch export")
+    parsed = parse(ExportArguments, arguments, command="launch export")
     export(parsed.run, parsed.file, console)
 
 
@@ -220,49 +157,38 @@ def _plan(arguments: list[str], console: Console) -> None:
 
 
 def _list(arguments: list[str], console: Console) -> None:
-    from launch.data import print_data_sets  # noqa: PLC0415
+    from launch.arguments import ListArguments  # noqa: PLC0415
+    from launch.commandline import parse  # noqa: PLC0415
+    from launch.overview import print_list  # noqa: PLC0415
 
-    parsed = tyro.cli(ListArguments, args=arguments, prog="launch list")
-    table = Table(
-        "preset", "what it trains", "in the paper, %", title="Presets: launch PRESET [--help]", title_justify="left"
-    )
-    for name, preset in PRESETS.items():
-        table.add_row(name, preset.title, preset.reported)
-    console.print(table)
-    print_data_sets(console, parsed.data_dir)
+    print_list(console, parse(ListArguments, arguments, command="launch list").data_dir)
 
 
-_COMMANDS: dict[str, Callable[[list[str], Console], None]] = {
-    "list": _list,
-    "prepare": _prepare,
-    "eval": _eval,
-    "analyse": _analyse,
-    "predict": _predict,
-    "export": _export,
-    "bench": _bench,
-    "plan": _plan,
+def _completion(arguments: list[str], console: Console) -> None:
+    from launch.completion import print_completion  # noqa: PLC0415
+
+    print_completion(arguments)
+
+
+COMMANDS: dict[str, Command] = {
+    "list": Command(usage="", about="presets and data sets", run=_list),
+    "prepare": Command(usage="NAME", about="fetch, check and shard a data set", run=_prepare),
+    "eval": Command(usage="RUN", about="accuracy and Fisher criterion of every layer", run=_eval),
+    "analyse": Command(usage="RUN", about="pictures and figures of what every layer has learned", run=_analyse),
+    "predict": Command(usage="RUN IMAGE…", about="classes of image files", run=_predict),
+    "export": Command(usage="RUN FILE", about="one .safetensors file, for `from pipeline import load`", run=_export),
+    "plan": Command(usage="PRESET", about="time the layers and predict the pipeline on 1 to 64 devices", run=_plan),
+    "bench": Command(usage="", about="the pipeline beside backprop, DDP, GPipe and 1F1B on these devices", run=_bench),
+    "completion": Command(usage="SHELL", about="completion for bash, zsh or fish", run=_completion),
 }
 
 
-def _print_help(console: Console) -> None:
-    console.print("usage: launch PRESET [flags]", highlight=False, markup=False)
-    console.print("       launch COMMAND …          --help after either says more\n", highlight=False, markup=False)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, preset in PRESETS.items():
-        table.add_row(f"  {name}", preset.title)
-    table.add_row("", "")
-    for name, about in (
-        ("list", "presets and data sets"),
-        ("prepare NAME", "fetch, check and shard a data set"),
-        ("eval RUN", "accuracy and Fisher criterion of every layer"),
-        ("analyse RUN", "pictures and figures of what every layer has learned"),
-        ("predict RUN IMAGE…", "classes of image files"),
-        ("export RUN FILE", "one .safetensors file, for `from pipeline import load`"),
-        ("bench", "the pipeline beside backprop, DDP, GPipe and 1F1B on these devices"),
-        ("plan PRESET", "times the layers and predicts the pipeline on 1 to 64 devices"),
-    ):
-        table.add_row(f"  {name}", about)
-    console.print(table)
+def _print_version(console: Console) -> None:
+    from launch.versions import versions  # noqa: PLC0415
+
+    known = versions()
+    others = ", ".join(f"{name} {version or 'missing'}" for name, version in known.items() if name != "localpipe")
+    say(console, f"localpipe {known['localpipe']} ({others})")
 
 
 if __name__ == "__main__":

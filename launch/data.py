@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from launch.console import say
 from pipeline.data import prepare
 from pipeline.data.index import DataIndex
 from pipeline.data.registry import DATASETS
@@ -29,11 +30,11 @@ def prepare_data(
             name, source=source, data_dir=data_dir, image_size=image_size, strict=strict, progress=line.report
         )
     index = DataIndex.load(folder)
-    console.print(f"{describe(index)}, in {folder}", highlight=False, soft_wrap=True)
+    say(console, f"{describe(index)}, in {folder}")
     if index.skipped:
-        console.print(unreadable(index), highlight=False, soft_wrap=True)
+        say(console, unreadable(index))
     data = name if name in DATASETS else folder
-    console.print(f"Train on it: launch cff-vit --data {data}", highlight=False, soft_wrap=True)
+    say(console, f"Train on it: launch cff-vit --data {data}")
 
 
 def unreadable(index: DataIndex) -> str:
@@ -62,11 +63,10 @@ def print_data_sets(console: Console, data_dir: Path | None) -> None:
             state = "on first use" if facts.embedded else f"no: launch prepare {name}"
         table.add_row(name, facts.title, state)
     console.print(table)
-    console.print(
+    say(
+        console,
         "Also --data FOLDER: images by class, or WebDataset shards. "
         f"Prepared sets lie in {data_dir or prepare.default_data_dir()}.",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -97,5 +97,5 @@ class ProgressLine:
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=total or None)
             if not self._console.is_terminal:
-                self._console.print(what, highlight=False, soft_wrap=True)
+                say(self._console, what)
         self._progress.update(self._tasks[what], completed=done, total=total or None)

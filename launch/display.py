@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
@@ -15,20 +13,33 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.spinner import Spinner
 from rich.table import Table
 
+from launch.console import counted, say
+from launch.layer_table import LayerRow, accuracy_sentence, percent, print_layers
 from pipeline.history import History
 from pipeline.messages import Kind
 from pipeline.metrics import PassReport, Status
 from pipeline.spec import RunSpec
 
 _WINDOW = 3.0  # seconds over which speed and utilisation are averaged
+_NARROW = 76  # columns; below that the live table leaves out what can be done without
+_DISPENSABLE = ("device", "queue", "loss")
 _PLAIN_EVERY = 10.0  # seconds between lines within an epoch, where there is no terminal
 
 
 class Display:
-    """Shows a run's progress. A context manager around the run."""
+    """Shows a run's progress. A context manager around the run.
 
-    def __init__(self, spec: RunSpec, num_batches: int, console: Console) -> None:
+    Args:
+        num_batches: of an epoch.
+        began: when the command was typed, in seconds since 1970.
+        verbose: whether to say where workers are and how long each part of the start took.
+    """
+
+    def __init__(
+        self, spec: RunSpec, num_batches: int, console: Console, *, began: float, verbose: bool = False
+    ) -> None:
         self._spec, self._num_batches, self._console = spec, num_batches, console
+        self._start = _Start(began) if verbose else None
         self._history = History(spec.num_layers)
         self._meters = [_Meter() for _ in range(spec.num_stages)]
         self._statuses: list[Status] = []
@@ -51,8 +62,8 @@ class Display:
     def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
-            stages = f"{self._spec.num_stages} stage{'s' if self._spec.num_stages > 1 else ''}"
-            self._live.update(Spinner("dots", text=f"starting {stages}"), refresh=True)
+        if self._spec.settings.pipeline.executor != "ray":
+            self.wait_for("the first batch")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,12 +80,32 @@ class Display:
         """Of each stage, over the last seconds."""
         return [meter.utilisation for meter in self._meters]
 
+    def wait_for(self, what: str) -> None:
+        """Says what the run waits for before its first batch."""
+        if self._start is not None:
+            self._start.next(what)
+        if self._live is not None:
+            self._live.update(Spinner("dots", text=f"{what} …"), refresh=True)
+        else:
+            self.say(f"{what} …")
+
+    def _begin(self, statuses: list[Status]) -> None:
+        """The first training batch has come: says how long it took, and with ``verbose`` where the time went."""
+        if self._start is None:
+            return
+        for sentence in self._start.finish(statuses[0].account.wall):
+            self.say(sentence)
+        for status in statuses:
+            layers = self._spec.stages[status.stage]
+            self.say(f"  stage {status.stage + 1}, {_layers(layers)}: {status.device}")
+
     def follow(self, statuses: list[Status]) -> None:
         """Takes where the stages are."""
-        if not statuses:
+        if not statuses or not statuses[0].kind:
             return
         if not self._statuses:
             self._begun = time.perf_counter()  # start-up does not count into the time left
+            self._begin(statuses)
         self._statuses = statuses
         for status, meter in zip(statuses, self._meters, strict=True):
             meter.add(status)
@@ -122,7 +153,7 @@ class Display:
     def say(self, text: str) -> None:
         """A sentence for the person, above the table if there is one."""
         self._last_line = time.perf_counter()
-        self._console.print(text, highlight=False, soft_wrap=True)
+        say(self._console, text)
 
     def _place(self, status: Status) -> str:
         return f"epoch {status.epoch + 1}, step {status.step + 1}/{self._num_batches}"
@@ -145,20 +176,45 @@ class Display:
 
     def _picture(self) -> RenderableType:
         table = Table(title=f"{self._spec.settings.preset} on {self._spec.data_name}", title_justify="left")
+        narrow = self._console.width < _NARROW
+        left = ("device", "loss")
         for heading in ("stage", "layers", "device", "images/s", "utilisation", "queue", "loss"):
-            table.add_column(heading, justify="left" if heading in ("device", "loss") else "right")
+            if heading not in _DISPENSABLE or not narrow:
+                table.add_column(heading, justify="left" if heading in left else "right", no_wrap=heading != "loss")
         for status, meter in zip(self._statuses, self._meters, strict=True):
-            layers = self._spec.stages[status.stage]
-            table.add_row(
-                str(status.stage + 1),
-                f"{layers[0] + 1}–{layers[-1] + 1}" if len(layers) > 1 else str(layers[0] + 1),
-                status.device,
-                f"{meter.images_per_second:,.0f}",
-                f"{meter.utilisation:.0%}",
-                f"{status.waiting}/{self._spec.settings.pipeline.queue_depth}",
-                "  ".join(f"{loss:.3f}" for loss in status.losses if not math.isnan(loss)),
-            )
+            cells = {
+                "stage": str(status.stage + 1),
+                "layers": _layers(self._spec.stages[status.stage]).split()[1],
+                "device": status.device,
+                "images/s": f"{meter.images_per_second:,.0f}",
+                "utilisation": f"{meter.utilisation:.0%}",
+                "queue": f"{status.waiting}/{self._spec.settings.pipeline.queue_depth}",
+                "loss": "  ".join(f"{loss:.3f}" for loss in status.losses if not math.isnan(loss)),
+            }
+            table.add_row(*(cell for name, cell in cells.items() if name not in _DISPENSABLE or not narrow))
         return Group(table, self._progress)
+
+
+class _Start:
+    """How long each part of a run's start took."""
+
+    def __init__(self, began: float) -> None:
+        self._began, self._parts = began, [("opening the data and Ray", began)]
+
+    def next(self, what: str) -> None:
+        self._parts.append((what, time.time()))
+
+    def finish(self, trained: float) -> list[str]:
+        """Sentences; the first stage has been at its first batches for ``trained`` seconds."""
+        first = time.time() - trained
+        ends = [begin for _, begin in self._parts[1:]] + [first]
+        parts = [f"{what} {end - begin:.1f} s" for (what, begin), end in zip(self._parts, ends, strict=True)]
+        return [f"first training step {first - self._began:.1f} s after the command: {', '.join(parts)}"]
+
+
+def _layers(layers: range) -> str:
+    """ "layer 1" or "layers 2–4"."""
+    return f"layer {layers[0] + 1}" if len(layers) == 1 else f"layers {layers[0] + 1}–{layers[-1] + 1}"
 
 
 class _Meter:
@@ -192,51 +248,47 @@ class _Meter:
 def print_summary(console: Console, summary: dict[str, Any], folder: str) -> None:
     """The end of a run, for a person."""
     console.print()
-    data, best = summary["data"], summary["best_epoch"] or "–"
-    console.print(
+    data, best = summary["data"], summary["best_epoch"]
+    say(
+        console,
         f"{summary['status']}: {summary['net']} on {data['name']} ({data['train']:,} training, {data['validate']:,} "
-        f"validation, {data['test']:,} test images), {summary['epochs_finished']} epochs, best {best}",
-        highlight=False,
-        soft_wrap=True,
+        f"validation, {data['test']:,} test images), {counted(summary['epochs_finished'], 'epoch')}"
+        + (f", kept epoch {best:,} ({summary['best_by']})" if best is not None else ""),
     )
-    top_k = summary["top_k"]
-    table = Table(show_edge=False, pad_edge=False)
-    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("layer", lambda layer: str(layer["layer"])),
-        ("test accuracy", lambda layer: _percent(layer["test_accuracy"])),
+    rows = [
+        LayerRow(
+            layer=layer["layer"],
+            readout=layer["test_accuracy"],
+            alone=layer["test_direct_accuracy"],
+            top_k=layer["test_top_k"],
+            fisher=layer["test_fisher"],
+            loss=layer["validation_loss"],
+        )
+        for layer in summary["layers"]
     ]
-    if top_k > 1:
-        columns.append((f"top-{top_k}", lambda layer: _percent(layer["test_top_k"])))
-    if any(layer["test_direct_accuracy"] != layer["test_accuracy"] for layer in summary["layers"] if _direct(layer)):
-        columns.append(("without readout", lambda layer: _percent(layer["test_direct_accuracy"])))
-    columns.append(("Fisher criterion", lambda layer: _number(layer["test_fisher"], 1)))
-    columns.append(("validation loss", lambda layer: _number(layer["validation_loss"], 3)))
-    for heading, _ in columns:
-        table.add_column(heading, justify="right")
-    for layer in summary["layers"]:
-        table.add_row(*(cell(layer) for _, cell in columns))
-    console.print(table)
+    print_layers(console, rows, top_k=summary["top_k"], loss="validation loss")
     speed = summary["speed"]
     if speed is not None:
-        console.print(
+        shared = " that share fewer cores, so their computing time has waiting in it" if speed["cores_shared"] else ""
+        say(
+            console,
             f"speed: {speed['images_per_second']:,.0f} images/s; speed-up {speed['measured_speedup']:.2f}× measured, "
-            f"{speed['ideal_speedup']:.2f}× ideal for {summary['stages']} stage{'s' if summary['stages'] > 1 else ''}"
-            f"{' that share fewer cores, so their computing time has waiting in it' if speed['cores_shared'] else ''}",
-            highlight=False,
-            soft_wrap=True,
+            f"{speed['ideal_speedup']:.2f}× ideal for {counted(summary['stages'], 'stage')}{shared}",
         )
         for stage in speed["stages"]:
             shares = ", ".join(
                 f"{name.replace('_', '-')} {stage[name] / stage['wall']:.1%}"
                 for name in ("busy", "wait_in", "wait_out", "copy", "sync", "other")
             )
-            console.print(f"  stage {stage['stage']} ({stage['device']}): {shares}", highlight=False, soft_wrap=True)
-    if summary["test_accuracy"] is not None:
-        also = f", top-{top_k} {_percent(summary['test_top_k'])}" if top_k > 1 else ""
-        console.print(f"[bold]test accuracy {_percent(summary['test_accuracy'])}[/bold]{also}", highlight=False)
+            say(console, f"  stage {stage['stage']} ({stage['device']}): {shares}")
+    accuracy = accuracy_sentence(rows)
+    if accuracy is None:
+        say(console, "No test accuracy: the run ended before its readouts were trained.")
     else:
-        console.print("No test accuracy: the run ended before its readouts were trained.", highlight=False)
-    console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
+        top_k = summary["top_k"]
+        also = f", top-{top_k} {percent(rows[-1].top_k)}" if top_k > 1 else ""
+        say(console, f"{accuracy}{also}", style="bold")
+    say(console, f"run folder: {folder}")
 
 
 def duration(seconds: float) -> str:
@@ -246,22 +298,5 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def warn(text: str) -> None:
-    """A sentence that a person should see even where output is piped away."""
-    print(f"warning: {text}", file=sys.stderr)
-
-
-def _direct(layer: dict[str, Any]) -> bool:
-    return layer["test_direct_accuracy"] is not None
-
-
 def _numbers(values: list[float]) -> str:
     return "".join(f" {value:.3f}" for value in values)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.2%}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
-from rich.table import Table
 
-from launch.display import warn
+from launch.console import counted, say, warn
+from launch.layer_table import LayerRow, print_layers
 from launch.runfolder import load_config
 from launch.superclasses import print_superclasses, read_superclasses
 from pipeline import load, resolve
@@ -62,7 +62,8 @@ def open_run(run: Path) -> OpenRun:
     values = load_config(run)
     settings: Settings = settings_module.from_dict(values["settings"], source=str(run / "config.json"))
     here = replace(settings.pipeline, executor="serial", stages=1, transport="auto", device="auto")
-    settings = replace(settings, pipeline=here)
+    # A run that was cut short for a quick look is looked at whole.
+    settings = replace(settings, pipeline=here, train=replace(settings.train, max_steps=None))
     weights, card = read(run / "model.safetensors")
     dataset = resolve.open_data(settings)
     if tuple(dataset.index.classes) != card.classes:
@@ -101,22 +102,21 @@ def evaluate_run(
     batches = dataset.batches("test", epoch=0, batch_size=size)
     report = evaluate(spec, layers, augment, batches, kind=Kind.TEST, epoch=0)
 
-    table = Table(title=f"{spec.net.describe()} on {spec.data_name}, {dataset.count('test'):,} test images")
-    both = any(layer.direct_accuracy not in (None, layer.accuracy) for layer in report.layers)
-    optional = [*([f"top-{spec.top_k}"] if spec.top_k > 1 else []), *(["without readout"] if both else [])]
-    columns = ["layer", "accuracy", *optional, "Fisher criterion", "loss"]
-    for column in columns:
-        table.add_column(column, justify="right")
-    for layer_report in report.layers:
-        row = [str(layer_report.layer + 1), _percent(layer_report.accuracy)]
-        if spec.top_k > 1:
-            row.append(_percent(layer_report.top_k))
-        if both:
-            row.append(_percent(layer_report.direct_accuracy))
-        table.add_row(*row, f"{layer_report.fisher:.1f}", f"{layer_report.loss:.3f}")
-    console.print(table)
+    rows = [
+        LayerRow(
+            layer=layer.layer + 1,
+            readout=layer.accuracy if layer.has_readout else None,
+            alone=layer.direct_accuracy,
+            top_k=layer.top_k,
+            fisher=layer.fisher,
+            loss=layer.loss,
+        )
+        for layer in report.layers
+    ]
+    title = f"{spec.net.describe()} on {spec.data_name}, {counted(dataset.count('test'), 'test image')}"
+    print_layers(console, rows, top_k=spec.top_k, loss="loss", title=title)
     if report.layers[-1].accuracy is None:
-        console.print("This run ended before its readouts were trained, so it has no accuracy.", highlight=False)
+        say(console, "This run ended before its readouts were trained, so it has no accuracy.")
     if superclasses is not None and groups is not None:
         again = dataset.batches("test", epoch=0, batch_size=size)
         pairs = ((batch.images.to(device), batch.labels.to(device)) for batch in again)
@@ -135,7 +135,7 @@ def predict(run: Path, files: list[Path], console: Console, *, top: int = 3) -> 
             f"{network.classes[index]} {share:.1%}"
             for share, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
-        console.print(f"{file}: {said}", highlight=False, soft_wrap=True)
+        say(console, f"{file}: {said}")
 
 
 def export(run: Path, file: Path, console: Console) -> None:
@@ -154,11 +154,10 @@ def export(run: Path, file: Path, console: Console) -> None:
         part.unlink(missing_ok=True)
         raise UserError(f"{file}: cannot be written ({error.strerror}). Choose another place.") from error
     parameters = sum(value.numel() for value in weights.values())
-    console.print(
+    say(
+        console,
         f"{file}: {card.net.describe()} for {len(card.classes)} classes, {parameters:,} parameters, "
         f"{file.stat().st_size / 2**20:.1f} MiB. Load it with: from pipeline import load; load({str(file)!r})",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -183,7 +182,3 @@ def _open_image(file: Path, shape: tuple[int, int, int]) -> torch.Tensor:
         )
     pixels = np.asarray(image).reshape(height, width, channels)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.2%}"

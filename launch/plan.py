@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
+from launch.commandline import FIRST, parse, preset_and_default, shortened, unknown
+from launch.console import counted, say
 from launch.data import ProgressLine
 from launch.plan_measure import Measurement, measure
-from launch.plan_profile import joins_cluster, take_profile
+from launch.plan_profile import take_profile
 from launch.plan_report import print_layers, print_measurements, print_predictions, verdict
 from launch.presets import PRESETS
 from pipeline import resolve
@@ -29,7 +30,7 @@ from pipeline.resolve import Devices
 from pipeline.schedule import partition, sized
 from pipeline.settings import Settings
 from pipeline.spec import RunSpec
-from workers.cluster import ray_cluster
+from workers.cluster import joins_cluster, ray_cluster
 
 _MOST_DEVICES = 64
 _MOST_MEASURED = 4  # stages
@@ -45,10 +46,10 @@ class PlanArguments:
     """Numbers of devices to predict for. Default: 1 to 64 in powers of two, and each number up to the layers'."""
     link: float | None = None
     """GB/s between two devices. Default: as between this machine's."""
-    measure: bool = False
+    measure: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also run the pipeline with 1, 2, 3 and 4 stages here, and show what is measured beside what is predicted."""
-    out: Path | None = None
-    """Folder for plan.json, with every figure."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Folder for plan.json, with every figure. Default: nothing is written."""
 
 
 def plan(arguments: list[str], console: Console) -> None:
@@ -59,7 +60,8 @@ def plan(arguments: list[str], console: Console) -> None:
         RunError: layers or pipeline could not be timed.
     """
     parsed = _parse(arguments)
-    settings = parsed.run
+    most = shortened(parsed.run).train.max_steps
+    settings = replace(parsed.run, train=replace(parsed.run.train, max_steps=None))
     if settings.baseline is not None:
         raise UserError(
             f"--baseline {settings.baseline}: the net is one piece to it, so there is nothing to plan. Leave it out."
@@ -71,38 +73,33 @@ def plan(arguments: list[str], console: Console) -> None:
     joins = settings.pipeline.executor == "ray" and joins_cluster(settings)
     pipe = settings.pipeline
     with ray_cluster(settings) if joins else nullcontext(resolve.local_devices(pipe.device, pipe.threads)) as devices:
-        console.print(f"timing {resolve.num_layers(settings)} layers …", highlight=False)
+        say(console, f"timing {counted(resolve.num_layers(settings), 'layer')} …")
         made = _make(parsed, settings, dataset, devices)
         print_layers(console, made.spec, made.profile)
         print_predictions(console, made.rows, made.profile, made.spec)
-        console.print(verdict(made.launched, made.changes), highlight=False, soft_wrap=True)
+        say(console, verdict(made.launched, made.changes))
         measured: list[Measurement] = []
         if parsed.measure:
-            measured = _measure(made, settings, dataset, devices, console)
+            measured = _measure(made, settings, dataset, devices, console, most)
             print_measurements(console, measured)
     if parsed.out is not None:
         _write(parsed.out, made, measured, console)
 
 
 def _parse(arguments: list[str]) -> PlanArguments:
-    from launch.cli import peek, take_config  # noqa: PLC0415 (it imports this module's command)
-
-    if not arguments or (arguments[0] not in PRESETS and not arguments[0].startswith("-")):
-        given = f"unknown preset {arguments[0]!r}" if arguments else "launch plan needs a preset"
-        close = difflib.get_close_matches(arguments[0], PRESETS, n=1) if arguments else []
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"{given}. {hint}Presets: {', '.join(PRESETS)}.")
+    if not arguments:
+        raise UserError("launch plan needs a preset, as in `launch plan cff-vit`. `launch list` shows them.")
     name, rest = ("cff-vit", arguments) if arguments[0].startswith("-") else (arguments[0], arguments[1:])
-    config, rest = take_config(rest)
-    default = PRESETS[name].settings_for(peek(rest, "--data"))
-    if config is not None:
-        default = replace(settings_module.load(Path(config)), preset=name, run_dir=None)
-    parsed = tyro.cli(
-        tyro.conf.OmitArgPrefixes[tyro.conf.AvoidSubcommands[PlanArguments]],
-        args=rest,
+    if name not in PRESETS:
+        raise UserError(unknown(name, PRESETS, "preset"))
+    _, default, rest = preset_and_default(name, rest)
+    parsed = parse(
+        PlanArguments,
+        rest,
+        command=f"launch plan {name}",
         default=PlanArguments(run=default),
-        prog=f"launch plan {name}",
-        description=__doc__,
+        about=str(__doc__).split(": ", 1)[1].capitalize(),
+        first=("devices", "link", "measure", "out", *FIRST),
     )
     if any(count < 1 for count in parsed.devices):
         raise UserError(f"--devices {' '.join(map(str, parsed.devices))}: give numbers of at least 1.")
@@ -175,7 +172,9 @@ def _even(settings: Settings, count: int) -> Stages:
     return partition(resolve.num_layers(settings), count)
 
 
-def _measure(made: Plan, settings: Settings, dataset: Dataset, devices: Devices, console: Console) -> list[Measurement]:
+def _measure(
+    made: Plan, settings: Settings, dataset: Dataset, devices: Devices, console: Console, max_steps: int | None
+) -> list[Measurement]:
     """The real pipeline of 1, 2, 3 and 4 stages, on this machine or on the cluster that the run joins."""
     counts = range(1, min(made.spec.num_layers, _MOST_MEASURED) + 1)
     divided = [
@@ -184,7 +183,7 @@ def _measure(made: Plan, settings: Settings, dataset: Dataset, devices: Devices,
     ]
     site = Site(devices=devices.count)
     predicted = [made.planner.predict(stages, site) for stages in divided]
-    return measure(settings, dataset, devices, predicted, console)
+    return measure(settings, dataset, devices, predicted, console, max_steps=max_steps)
 
 
 def _write(folder: Path, made: Plan, measured: list[Measurement], console: Console) -> None:
@@ -223,7 +222,7 @@ def _write(folder: Path, made: Plan, measured: list[Measurement], console: Conso
         file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written ({error.strerror}). Give another folder.") from error
-    console.print(f"every figure: {file}", highlight=False, soft_wrap=True)
+    say(console, f"every figure: {file}")
 
 
 def _cost(cost: LayerCost) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from launch.bench.contest import Round
 from launch.bench.ours import PipelineContestant, drain, turns_of
+from launch.console import say
 from pipeline import resolve
 from pipeline.data.loader import Dataset
 from pipeline.planning import Prediction, listed, shown
@@ -49,9 +50,18 @@ class Measurement:
 
 
 def measure(
-    settings: Settings, dataset: Dataset, devices: Devices, predictions: list[Prediction], console: Console
+    settings: Settings,
+    dataset: Dataset,
+    devices: Devices,
+    predictions: list[Prediction],
+    console: Console,
+    *,
+    max_steps: int | None = None,
 ) -> list[Measurement]:
     """Runs each prediction's pipeline in turn, a few rounds each.
+
+    Args:
+        max_steps: one round of at most so many steps, for a quick look; None for rounds of some seconds.
 
     Raises:
         RunError: a pipeline failed, or the devices are not to be had.
@@ -63,19 +73,19 @@ def measure(
     largest = replace(settings, pipeline=replace(pipe, stages=most, partition="even"))
     with nullcontext() if ray.is_initialized() else ray_cluster(largest):
         for prediction in predictions:
-            console.print(f"running {shown(prediction.stages)} …", highlight=False)
+            say(console, f"running {shown(prediction.stages)} …")
             sizes = tuple(len(layers) for layers in prediction.stages)
             divided = replace(settings, pipeline=replace(pipe, stages=len(sizes), partition=sizes))
             spec = resolve.place(divided, dataset, devices)
             predicted_steps = _ROUND * prediction.images_per_second / settings.train.batch_size
-            steps = min(_MOST, max(_FEWEST, round(predicted_steps)))
+            steps = min(_MOST, max(_FEWEST, round(predicted_steps)), max_steps or _MOST)
             # Stages that share a core are at their pace once the queues between them are full.
             warm = _WARM + drain(spec)
             turns = turns_of(spec, "feeder", warm=warm, steps=steps)
             contestant = PipelineContestant("plan", listed(prediction.stages), turns, warm=warm)
             try:
                 contestant.start()
-                rounds = [contestant.round(steps) for _ in range(_ROUNDS)]
+                rounds = [contestant.round(steps) for _ in range(_ROUNDS if max_steps is None else 1)]
             finally:
                 contestant.close()
             measured.append(

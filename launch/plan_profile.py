@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import torch
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from rich.console import Console
 
+from launch.console import say
 from pipeline import profiling, resolve
 from pipeline.data.loader import Dataset
 from pipeline.errors import ResourcesError, RunError
@@ -19,6 +19,7 @@ from pipeline.profiling import Profile, Sample
 from pipeline.resolve import Devices
 from pipeline.settings import Settings
 from pipeline.spec import RunSpec
+from workers.cluster import joins_cluster
 
 _TIMING = 300.0  # seconds that a cluster's devices may take to time the layers
 
@@ -41,11 +42,10 @@ def settle_partition(settings: Settings, dataset: Dataset, devices: Devices, con
     planner, site = Planner(spec, profile), Site(devices=devices.count)
     stages = planner.choose(site) if pipe.stages == "auto" else planner.balanced(pipe.stages)
     prediction = planner.predict(stages, site)
-    console.print(
+    say(
+        console,
         f"timed {num_layers} layers in {profile.took:.0f} s: layers {shown(stages)} (--partition {listed(stages)}), "
         f"{prediction.images_per_second:,.0f} images/s predicted, limited by {prediction.limit}",
-        highlight=False,
-        soft_wrap=True,
     )
     return _with_sizes(settings, tuple(len(layers) for layers in stages))
 
@@ -69,11 +69,6 @@ def take_profile(settings: Settings, dataset: Dataset, devices: Devices) -> tupl
     # GPUs do not slow each other down; stages beyond the layers there are would have nothing to do.
     num_busy = min(devices.count, spec.num_layers) if devices.kind == "cpu" else 1
     return spec, profiling.profile_here(spec, num_busy)
-
-
-def joins_cluster(settings: Settings) -> bool:
-    """Whether the run joins a Ray cluster that is there, which may have other devices than this machine."""
-    return (settings.pipeline.ray_address or os.environ.get("RAY_ADDRESS") or "local") != "local"
 
 
 def _profile_cluster(spec: RunSpec, devices: Devices) -> Profile:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from launch.console import say
 from launch.plan_measure import Measurement
 from pipeline.planning import ASSUMED_LINK, Change, Prediction, listed, shown
 from pipeline.profiling import LayerCost, Profile
@@ -28,11 +29,10 @@ def print_layers(console: Console, spec: RunSpec, profile: Profile) -> None:
         seconds = (busy.enter, busy.forward, busy.loss, busy.backward, busy.update, busy.seconds, alone.seconds)
         table.add_row(str(index + 1), *(f"{1e3 * value:,.1f}" for value in seconds), *_sizes(busy))
     console.print(table)
-    console.print(
+    say(
+        console,
         f"timed in {profile.took:.0f} s; a step varies by {profile.jitter:.1%}; a feeder reads "
         f"{batch / profile.feed_seconds:,.0f} images/s; memory is copied at {profile.copy_bandwidth / 1e9:.1f} GB/s",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -68,7 +68,7 @@ def print_predictions(console: Console, rows: Sequence[Prediction], profile: Pro
     if spec.device == "cuda" and profile.link_bandwidth is None:
         notes.append(f"No second GPU to measure a link with: {ASSUMED_LINK / 1e9:g} GB/s unless --link says otherwise.")
     for note in notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        say(console, note)
 
 
 def verdict(launched: Prediction, changes: Sequence[Change]) -> str:

@@ -22,11 +22,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from torch.utils.tensorboard import SummaryWriter
 
 from pipeline import settings as settings_module
 from pipeline.errors import RunError, UserError
@@ -34,6 +33,9 @@ from pipeline.export import card_of, save
 from pipeline.history import RunResult
 from pipeline.metrics import PassReport, Status
 from pipeline.spec import RunSpec
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _SPARE = 64 << 20  # bytes that metrics, events and summary may come to
 
@@ -48,22 +50,32 @@ class RunFolder:
     def __init__(self, spec: RunSpec, path: Path, *, warn: Callable[[str], None]) -> None:
         self.path = path
         self._spec, self._warn = spec, warn
-        _check_room(spec, path)
+        check_room(spec, path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._write_json("config.json", _config(spec))
             self._metrics = (path / "metrics.jsonl").open("a", buffering=1)
-            self._events = SummaryWriter(str(path))
         except OSError as error:
             raise UserError(f"--run-dir {path}: cannot be written ({error.strerror}). Choose another.") from error
+        self._writer: SummaryWriter | None = None
         self._logging = True
         self._steps = dict.fromkeys(range(spec.num_layers), 0)
 
     def discard(self) -> None:
         """Removes the folder again: the run never began, and its name is free for another try."""
         self._metrics.close()
-        self._events.close()
+        if self._writer is not None:
+            self._writer.close()
         shutil.rmtree(self.path)
+
+    @property
+    def _events(self) -> SummaryWriter:
+        """TensorBoard's writer, once there is something to write: it takes a second to import."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+
+            self._writer = SummaryWriter(str(self.path))
+        return self._writer
 
     def observe(self, report: PassReport) -> None:
         """Writes a pass's figures."""
@@ -118,7 +130,8 @@ class RunFolder:
         Raises:
             RunError: neither the run folder nor the temporary folder can take them.
         """
-        self._log(self._events.close)
+        if self._writer is not None:
+            self._log(self._writer.close)
         self._log(self._metrics.close)
         try:
             self._write_result(self.path, result, summary)
@@ -196,7 +209,7 @@ def _config(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _check_room(spec: RunSpec, path: Path) -> None:
+def check_room(spec: RunSpec, path: Path) -> None:
     """Refuses a disk that cannot hold what the run will leave, before the run has cost anything."""
     with torch.device("meta"):
         layers = [spec.net.build(index, spec.shape) for index in range(spec.num_layers)]

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+import time
 from typing import Any
 
 import torch
 
+from launch.versions import versions
 from pipeline.data.loader import Dataset
 from pipeline.history import RunResult
 from pipeline.messages import Kind
 from pipeline.metrics import LayerReport, Spent
 from pipeline.resolve import num_cores
 from pipeline.rules import METHODS
-from pipeline.schedule import fill, ideal_speedup
+from pipeline.schedule import ideal_speedup
 from pipeline.spec import RunSpec
 
+_FORMAT = 2
+_BEST = {
+    "loss": "lowest validation loss of layer {last}",
+    "accuracy": "highest validation accuracy of layer {last}{by}",
+    "last": "the last one",
+}
+"""In words, which epoch's weights are kept for each ``--keep``."""
 
-def summarise(
-    spec: RunSpec, dataset: Dataset, result: RunResult, *, command: str, started: str, seconds: float
-) -> dict[str, Any]:
-    """The summary of a finished, interrupted or failed run. Figures that it did not come to are None."""
+
+def summarise(spec: RunSpec, dataset: Dataset, result: RunResult, *, command: str, began: float) -> dict[str, Any]:
+    """The summary of a finished, interrupted or failed run. Figures that it did not come to are None.
+
+    Args:
+        began: when the command was typed, in seconds since 1970.
+    """
     settings = spec.settings
     epochs = result.history.epochs(Kind.VALIDATE)
     best = result.best_epoch
@@ -29,10 +40,10 @@ def summarise(
     tested = result.history.layers(Kind.TEST, 0)
     trained = result.history.layers(Kind.TRAIN, epochs[-1]) if epochs else None
     return {
-        "format": 1,
+        "format": _FORMAT,
         "status": result.status,
         "command": command,
-        "started": started,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(began)),
         "preset": settings.preset,
         "method": METHODS.dump(settings.method),
         "net": spec.net.describe(),
@@ -51,7 +62,9 @@ def summarise(
         "stages": spec.num_stages,
         "epochs_finished": len(epochs),
         "best_epoch": None if best is None else best + 1,
+        "best_by": _best_by(spec),
         "test_accuracy": tested[-1].accuracy if tested else None,
+        "test_direct_accuracy": tested[-1].direct_accuracy if tested else None,
         "test_top_k": tested[-1].top_k if tested else None,
         "top_k": min(spec.top_k, len(spec.classes)),
         "layers": [
@@ -64,7 +77,7 @@ def summarise(
             for index in range(spec.num_layers)
         ],
         "speed": _speed(spec, dataset, result, len(epochs)),
-        "seconds": {"total": seconds, **result.seconds},
+        "seconds": {"total": time.time() - began, "start_up": _start_up(result, began), **result.seconds},
         "machine": machine(),
     }
 
@@ -74,7 +87,7 @@ def _layer(
 ) -> dict[str, Any]:
     return {
         "layer": index + 1,
-        "test_accuracy": tested.accuracy if tested else None,
+        "test_accuracy": tested.accuracy if tested and tested.has_readout else None,
         "test_top_k": tested.top_k if tested else None,
         "test_direct_accuracy": tested.direct_accuracy if tested else None,
         "test_fisher": tested.fisher if tested else None,
@@ -90,18 +103,20 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) 
     accounts = result.history.accounts(Kind.TRAIN, Kind.VALIDATE)
     if not num_epochs or len(accounts) < spec.num_stages:
         return None
-    batch = spec.settings.train.batch_size
-    train_steps = dataset.num_batches("train", batch) * num_epochs
-    steps = train_steps + dataset.num_batches("validate", batch) * num_epochs
+    train_steps = dataset.num_batches("train", spec.settings.train.batch_size) * num_epochs
     stages = [accounts[stage] for stage in range(spec.num_stages)]
     busy = [stage.seconds[Spent.BUSY] for stage in stages]
     begun = [result.history.started_at[stage] for stage in range(spec.num_stages)]
-    wall = max(start + stage.wall for start, stage in zip(begun, stages, strict=True)) - min(begun)
+    ended = [begin + stage.wall for begin, stage in zip(begun, stages, strict=True)]
+    wall = max(ended) - min(begun)
+    slowest = busy.index(max(busy))
+    # Others are at work before the slowest stage has its first batch, and after its last one.
+    fill_seconds = (begun[slowest] - min(begun)) + (max(ended) - ended[slowest])
     return {
-        "images_per_second": train_steps * batch / wall,
+        "images_per_second": train_steps * spec.settings.train.batch_size / wall,
         "measured_speedup": sum(busy) / wall,
-        "ideal_speedup": ideal_speedup(busy, steps),
-        "fill": fill(steps, spec.num_stages),
+        "ideal_speedup": ideal_speedup(busy, fill_seconds),
+        "fill_seconds": fill_seconds,
         "wall_seconds": wall,
         "cores_shared": spec.device == "cpu" and spec.num_stages * spec.settings.pipeline.threads > num_cores(),
         "stages": [
@@ -119,6 +134,19 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) 
     }
 
 
+def _best_by(spec: RunSpec) -> str:
+    head = spec.settings.head
+    return _BEST[spec.settings.train.keep].format(
+        last=spec.num_layers, by="'s readout" if head.mode == "online" else ""
+    )
+
+
+def _start_up(result: RunResult, began: float) -> float | None:
+    """Seconds from the command to the first stage's first batch."""
+    first = result.history.started_at.get(0)
+    return None if first is None else first - began
+
+
 def machine() -> dict[str, Any]:
     """What the run ran on, and with which versions."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -127,8 +155,7 @@ def machine() -> dict[str, Any]:
         "cores": num_cores(),
         "gpus": gpus,
         "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        **{name: _version(name) for name in ("localpipe", "torch", "ray")},
+        **versions(),
     }
 
 
@@ -138,10 +165,3 @@ def _cpu_name() -> str:
             return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown")
     except OSError:  # not Linux
         return platform.processor() or "unknown"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from launch.console import say
 from pipeline.data.superclasses import SUPERCLASSES
 from pipeline.errors import UserError
 from pipeline.superclasses import SuperAccuracy, SuperClasses, partition
@@ -86,11 +87,7 @@ def print_superclasses(
     """A row per layer: accuracy on super-classes in each of the three ways."""
     members = [len(group) for group in superclasses.groups]
     sizes = f"{min(members)} to {max(members)} classes" if min(members) < max(members) else f"{members[0]} classes"
-    console.print(
-        f"accuracy on {len(members)} super-classes of {sizes} ({given}), which the run never learned:",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(console, f"accuracy on {len(members)} super-classes of {sizes} ({given}), which the run never learned:")
     table = Table()
     for column in ("layer", "naive", "mean", "super", "of classes"):
         table.add_column(column, justify="right")
@@ -98,9 +95,8 @@ def print_superclasses(
         shares = (row.naive, row.mean, row.super, row.classes)
         table.add_row(str(row.layer + 1), *(f"{share:.2%}" for share in shares))
     console.print(table)
-    console.print(
+    say(
+        console,
         "naive: super-class of the predicted class; mean: most similar mean of label embeddings; "
         "super: super-class of the most similar embedding.",
-        highlight=False,
-        soft_wrap=True,
     )

@@ -2,67 +2,74 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from contextlib import ExitStack
 from types import FrameType
-from typing import Self
 
 from rich.console import Console
 
+from launch.announce import announce, dry_run
+from launch.commandline import RunArguments
+from launch.console import counted, make_console, say, warn
 from launch.data import ProgressLine, unreadable
-from launch.display import Display, print_summary, warn
-from launch.plan_profile import settle_partition
+from launch.display import Display, print_summary
 from launch.runfolder import RunFolder, command_line, new_path
+from launch.signals import heard_by
 from launch.summary import summarise
-from pipeline import local, reference, resolve
+from pipeline import resolve
 from pipeline.data.loader import Dataset
 from pipeline.errors import RunError
 from pipeline.history import RunResult
 from pipeline.metrics import PassReport, Status
 from pipeline.settings import Settings
 from pipeline.spec import RunSpec
-from workers import crew
-from workers.cluster import ray_cluster
+from workers.cluster import StartingCluster, joins_cluster
 
 INTERRUPTED = 130
 """Exit status of a run that was stopped by hand, as shells have it."""
 
 
-def train(settings: Settings, console: Console) -> int:
-    """Runs the settings; prints progress and result. Returns the exit status.
+def train(arguments: RunArguments, console: Console, *, began: float) -> int:
+    """Runs what was asked for; prints progress and result. Returns the exit status.
+
+    Args:
+        began: when the command was typed, in seconds since 1970.
 
     Raises:
         UserError: before anything has started.
         RunError: the run failed; what was learned is in its folder.
     """
-    started, begun = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
-    settings = resolve.settle_baseline(settings)
+    settings = resolve.settle_baseline(arguments.run)
     resolve.check(settings)
     path = new_path(settings.run_dir, settings.preset)
-    with ProgressLine(console) as line:
-        dataset = resolve.open_data(settings, progress=line.report)
-    if dataset.index.skipped:
-        warn(unreadable(dataset.index))
-    for sentence in dataset.skipped:
-        warn(sentence)
-    settings = resolve.resolve(settings, dataset)
-
+    aside = make_console(quiet=arguments.quiet)  # what is no result
     with ExitStack() as stack:
-        interrupts = stack.enter_context(_Interrupts())
-        pipe = settings.pipeline
-        if pipe.executor == "ray":
-            devices = stack.enter_context(ray_cluster(settings))
+        interrupts = Interrupts()
+        stack.enter_context(heard_by(interrupts.hear))
+        on_ray = settings.pipeline.executor == "ray"
+        needs_ray = on_ray and (not arguments.dry_run or joins_cluster(settings))
+        say(aside, f"opening {settings.data.data}{', starting Ray' if needs_ray else ''} …")
+        starting = stack.enter_context(StartingCluster(settings)) if needs_ray else None
+        settings, dataset = _open(settings, aside)
+        if starting is not None:
+            devices = starting.wait()
         else:
-            devices = resolve.local_devices(pipe.device, pipe.threads)
-        settings = settle_partition(settings, dataset, devices, console)
+            devices = resolve.local_devices(settings.pipeline.device, settings.pipeline.threads)
+        if arguments.dry_run:
+            dry_run(settings, dataset, devices, path, console)
+            return 0
+        if settings.pipeline.partition == "balanced":
+            from launch.plan_profile import settle_partition  # noqa: PLC0415 (the planner, which few runs need)
+
+            settings = settle_partition(settings, dataset, devices, aside)
         spec = resolve.place(settings, dataset, devices)
-        if pipe.executor == "threads" and devices.kind == "cpu" and spec.num_stages > devices.count:
-            warn(f"{spec.num_stages} stages share {devices.count} devices: they will take turns.")
+        if settings.pipeline.executor == "threads" and devices.kind == "cpu" and spec.num_stages > devices.count:
+            warn(f"{spec.num_stages} stages share {counted(devices.count, 'device')}: they will take turns.")
         folder = RunFolder(spec, path, warn=warn)
-        _announce(console, spec, dataset)
-        display = stack.enter_context(Display(spec, dataset.num_batches("train", settings.train.batch_size), console))
+        announce(aside, spec, dataset)
+        num_batches = dataset.num_batches("train", settings.train.batch_size)
+        display = stack.enter_context(Display(spec, num_batches, aside, began=began, verbose=arguments.verbose))
 
         failure: RunError | None = None
         try:
@@ -79,19 +86,23 @@ def train(settings: Settings, console: Console) -> int:
             if not display.has_reports:
                 folder.discard()
             raise
-        summary = summarise(
-            spec,
-            dataset,
-            result,
-            command=command_line(),
-            started=started,
-            seconds=time.perf_counter() - begun,
-        )
+        summary = summarise(spec, dataset, result, command=command_line(), began=began)
         place = folder.finish(result, summary)
     print_summary(console, summary, str(place))
     if failure is not None:
         raise failure
     return INTERRUPTED if result.status == "interrupted" else 0
+
+
+def _open(settings: Settings, console: Console) -> tuple[Settings, Dataset]:
+    """The data, and the settings that fit it."""
+    with ProgressLine(console) as line:
+        dataset = resolve.open_data(settings, progress=line.report)
+    if dataset.index.skipped:
+        warn(unreadable(dataset.index))
+    for sentence in dataset.skipped:
+        warn(sentence)
+    return resolve.resolve(settings, dataset), dataset
 
 
 def _run(
@@ -112,50 +123,39 @@ def _run(
 
     match spec.settings.pipeline.executor:
         case "serial":
+            from pipeline import reference  # noqa: PLC0415
+
             return reference.train(spec, dataset, observe=observe, follow=follow, interrupted=interrupted.is_set)
         case "threads":
+            from pipeline import local  # noqa: PLC0415
+
             return local.train(spec, dataset, observe=observe, follow=follow, interrupted=interrupted.is_set)
         case "ray":
-            return crew.train(spec, observe=observe, follow=follow, interrupted=interrupted.is_set, notify=display.say)
+            from workers import crew  # noqa: PLC0415 (it imports Ray, which is being started meanwhile)
+
+            return crew.train(
+                spec,
+                observe=observe,
+                follow=follow,
+                interrupted=interrupted.is_set,
+                notify=display.say,
+                waiting=display.wait_for,
+            )
 
 
-class _Interrupts:
-    """Ctrl-C and SIGTERM while a run goes on. A context manager.
+class Interrupts:
+    """What Ctrl-C, SIGTERM and SIGHUP do to a run.
 
-    Before the run has begun there is nothing to keep: it stops at once. After that the first one asks the run to stop
-    and keep what it learned, the second one stops at once.
+    Before it has begun there is nothing to keep: it stops at once. After that the first one asks the run to stop and
+    keep what it learned, the second one stops at once.
     """
 
     def __init__(self) -> None:
         self.asked = threading.Event()
         self.begun = False
 
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """The signals' handler."""
         if self.asked.is_set() or not self.begun:
             raise KeyboardInterrupt
         self.asked.set()
-
-
-def _announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
-    settings = spec.settings
-    stages = " | ".join(",".join(str(layer + 1) for layer in layers) for layers in spec.stages)
-    console.print(
-        f"{settings.preset}: {spec.net.describe()} on {spec.data_name}, {dataset.count('train'):,} training "
-        f"images, {len(spec.classes)} classes; {settings.train.epochs} epochs, batches of {settings.train.batch_size}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(
-        f"{spec.num_stages} stage{'s' if spec.num_stages > 1 else ''} on {spec.device} "
-        f"({settings.pipeline.executor}), layers {stages}",
-        highlight=False,
-        soft_wrap=True,
-    )

@@ -231,6 +231,11 @@ class LayerReport:
     fisher: float | None = None
     predictions: NDArray[np.int64] | None = None
 
+    @property
+    def has_readout(self) -> bool:
+        """Whether ``accuracy`` is a readout's, not what the layer predicts by itself."""
+        return self.readout_loss is not None
+
 
 @dataclass(kw_only=True)
 class PassReport:

@@ -47,7 +47,7 @@ class Prediction:
         stages: layers of each stage.
         images_per_second: of the full pipeline.
         speedup: over one device with all layers.
-        ideal: Σ t / max t × fill (design.md).
+        ideal: Σ t / max t, of the full pipeline as the speed-up is.
         fill: share of the run in which the pipeline is full.
         utilisation: of each stage.
         memory: bytes of each stage beside those of an idle process.
@@ -146,7 +146,7 @@ class Planner:
             stages=stages,
             images_per_second=rate,
             speedup=rate / alone,
-            ideal=ideal_speedup(seconds, num_steps),
+            ideal=ideal_speedup(seconds),
             fill=outcome.fill(num_steps),
             utilisation=outcome.utilisation,
             memory=tuple(self._memory(index, stages) for index in range(len(stages))),

@@ -95,6 +95,7 @@ def open_folder(settings: Settings, folder: Path) -> Dataset:
         label_noise=data.label_noise,
         memory_budget=int(data.memory_budget * 2**30),
         shuffle_window=data.shuffle_window,
+        max_batches=settings.train.max_steps,
         strict=data.strict_data,
     )
 
@@ -137,6 +138,8 @@ def check(settings: Settings) -> None:
     train, head, pipe = settings.train, settings.head, settings.pipeline
     settings.method.check()
     _at_least(1, "--epochs", train.epochs)
+    if train.max_steps is not None:
+        _at_least(1, "--max-steps", train.max_steps)
     if train.batch_size < 2:
         raise UserError(
             f"--batch-size {train.batch_size}: a contrastive loss compares images with each other. Give at least 2."
@@ -216,11 +219,24 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
         raise UserError(f"{settings.data.data} has one class, {index.classes[0]!r}. Contrast needs at least two.")
     net = settings.net.resolve(index.shape)
     return replace(
-        settings,
+        _shortened(settings, dataset),
         net=net,
         method=settings.method.resolve(layer_features(settings.method.adapt(net), index.shape)),
         data=replace(settings.data, data=settings.data.data if facts else str(Path(settings.data.data).resolve())),
         augment=replace(settings.augment, crop_padding=padding, flip=flip),
+    )
+
+
+def _shortened(settings: Settings, dataset: Dataset) -> Settings:
+    """Settings with as many epochs, of layers and of heads, as ``max_steps`` leaves room for: at least one."""
+    most = settings.train.max_steps
+    if most is None:
+        return settings
+    epochs = max(1, most // dataset.num_batches("train", settings.train.batch_size))
+    return replace(
+        settings,
+        train=replace(settings.train, epochs=min(settings.train.epochs, epochs)),
+        head=replace(settings.head, head_epochs=min(settings.head.head_epochs, epochs)),
     )
 
 

@@ -29,9 +29,9 @@ Compile = Literal["off", "on", "graphs", "auto"]
 class DataSettings:
     """The images a run learns from."""
 
-    data: str = "digits"
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER")] = "digits"
     """Name of a data set (see `launch list`), or a folder of images by class or of WebDataset shards."""
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Where prepared data sets lie. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
     validation: float = 0.1
     """Share of the training images kept back for validation."""
@@ -67,6 +67,9 @@ class TrainSettings:
 
     epochs: int = 600
     """Passes over the training images."""
+    max_steps: int | None = None
+    """For a quick look: training steps of the layers at most. There are fewer epochs, and no pass has more batches,
+    validation and test included. Default: $LOCALPIPE_MAX_STEPS, else all."""
     batch_size: int = 512
     """Images per step, in one view."""
     lr: float = 4e-3
@@ -137,7 +140,7 @@ class PipelineSettings:
     """torch.compile of the layers' forward and backward pass; layers of one shape are compiled once, and what was
     compiled is kept on disk. graphs: replayed as CUDA graphs besides, on GPUs. auto: on where the run is long enough to
     gain by it. Changes bits."""
-    ray_address: str | None = None
+    ray_address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
     """Ray cluster to join, such as auto or ray://head:10001. Default: $RAY_ADDRESS, else a private one here."""
     resource_timeout: float = 60.0
     """Seconds to wait for the devices that the stages ask for."""
@@ -162,7 +165,7 @@ class Settings:
     train: TrainSettings = field(default_factory=TrainSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
-    run_dir: str | None = None
+    run_dir: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder for everything the run leaves. Default: runs/PRESET-DATE-TIME."""
     log_every: float = 0.5
     """Seconds between two looks at the stages."""

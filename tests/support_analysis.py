@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 from torch import Tensor
 
+from launch.commandline import RunArguments
 from launch.train import train
 from pipeline.data.loader import Dataset
 from pipeline.data.prepare import resolve
@@ -39,7 +41,7 @@ def digits_run(folder: Path, kind: str) -> Path:
         pipeline=PipelineSettings(executor="serial", device="cpu"),
         run_dir=str(folder),
     )
-    assert train(settings, Console(quiet=True)) == 0
+    assert train(RunArguments(run=settings), Console(quiet=True), began=time.time()) == 0
     return folder
 
 

@@ -126,7 +126,7 @@ def test_prediction_by_hand() -> None:
     prediction = planner([1, 1, 1]).predict(sized([2, 1]), Site(devices=2))
     assert prediction.images_per_second == pytest.approx(6 / 2, rel=1e-3)
     assert prediction.speedup == pytest.approx(1.5, rel=1e-3)
-    assert prediction.ideal == pytest.approx(3 / 2 * 8 / 9)
+    assert prediction.ideal == pytest.approx(3 / 2)  # of the full pipeline, as the speed-up
     assert prediction.fill == pytest.approx(16 / (16 + 1 / 3), rel=1e-3)
     assert prediction.utilisation == pytest.approx((1, 0.5), rel=1e-3)
     assert prediction.limit == Limit("stage", 0)

@@ -80,19 +80,19 @@ def test_pipeline_is_full_for_a_share_of_its_ticks(num_steps: int, num_stages: i
 
 
 @pytest.mark.parametrize(
-    ("stage_seconds", "num_steps", "speedup"),
+    ("stage_seconds", "fill_seconds", "speedup"),
     [
-        ([2.0], 10, 1.0),
-        ([1.0, 1.0], 3, 1.5),  # 6 s one after another; 4 ticks of 1 s
-        ([1.0, 2.0, 3.0], 98, 1.96),  # 6 / 3 × 98 / 100
-        ([1.0, 1.0, 1.0, 1.0], 1, 1.0),  # one batch gains nothing
-        ([3.0, 1.0], 0, 0.0),
-        ([0.0, 0.0], 5, 0.0),
-        ([], 5, 0.0),
+        ([20.0], 0.0, 1.0),
+        ([3.0, 3.0], 1.0, 1.5),  # three steps of 1 s: 6 s one after another; 4 ticks of 1 s
+        ([98.0, 196.0, 294.0], 3.0, 588 / 297),  # 98 steps; before the slowest one's first step, 1 s and 2 s of others
+        ([1.0, 1.0, 1.0, 1.0], 3.0, 1.0),  # one batch gains nothing
+        ([3.0, 1.0], 0.0, 4 / 3),  # always full
+        ([0.0, 0.0], 5.0, 0.0),
+        ([], 5.0, 0.0),
     ],
 )
-def test_ideal_speedup_by_hand(stage_seconds: list[float], num_steps: int, speedup: float) -> None:
-    assert ideal_speedup(stage_seconds, num_steps) == pytest.approx(speedup)
+def test_ideal_speedup_by_hand(stage_seconds: list[float], fill_seconds: float, speedup: float) -> None:
+    assert ideal_speedup(stage_seconds, fill_seconds) == pytest.approx(speedup)
 
 
 @given(st.integers(1, 6), st.integers(1, 200))
@@ -103,7 +103,8 @@ def test_even_stages_gain_what_a_tick_by_tick_simulation_gains(num_stages: int, 
             before = max(ended[step - 1][stage] if step else 0, ended[step][stage - 1] if stage else 0)
             ended[step][stage] = before + 1
     simulated = num_steps * num_stages / ended[-1][-1]
-    assert ideal_speedup([1.0] * num_stages, num_steps) == pytest.approx(simulated)
+    assert ideal_speedup([float(num_steps)] * num_stages, num_stages - 1) == pytest.approx(simulated)
+    assert num_stages * fill(num_steps, num_stages) == pytest.approx(simulated)
 
 
 def slowest_stage(costs: list[float], stages: tuple[range, ...]) -> float:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Self
 from urllib.parse import urlsplit
-
-import ray
 
 from pipeline.allocator import ENVIRONMENT
 from pipeline.errors import ResourcesError
@@ -19,6 +19,75 @@ from pipeline.settings import PipelineSettings, Settings
 _CONNECT_TIMEOUT = 5.0
 _OBJECT_STORE = 256 << 20  # bytes; only set-up, metrics and weights pass through it
 _DEFAULT_PORT = 6379
+_COORDINATOR = 1  # actors beside stages and feeders, at most
+_LOOK = 0.1  # seconds between two looks at a thread, in which signals are heard
+
+_RAY_ENVIRONMENT = {
+    # By default Ray's workers yield to every other process (niceness 15). Here they are what the machine is for.
+    "RAY_worker_niceness": "0",
+    # Processes that wait for an actor import meanwhile what takes longest. None of this project's own modules: they
+    # must come from where the launching process has them.
+    "RAY_preload_python_modules": "torch,torch.distributed,webdataset,tyro",
+}
+
+
+def joins_cluster(settings: Settings) -> bool:
+    """Whether a run through Ray joins a cluster that is there, which may have other devices than this machine."""
+    return (settings.pipeline.ray_address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
+class StartingCluster:
+    """Ray for a run, joined or started in a thread of its own while the caller does something else. A context manager.
+
+    The thread lives as long as the block and shuts Ray down at its end: the processes of a private cluster end with
+    the thread that started them, and Ray leaves the process's signal handlers alone where it starts in another thread
+    than the main one.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._devices: Devices | None = None
+        self._error: BaseException | None = None
+        self._ready, self._finished = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="ray", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finished.set()
+        while self._thread.is_alive():
+            try:
+                self._thread.join(_LOOK)
+            except KeyboardInterrupt:
+                continue  # leaving now would leave Ray's processes behind; they are going already
+
+    def wait(self) -> Devices:
+        """Waits until Ray is there; gives the devices that stages can be placed on.
+
+        Raises:
+            ResourcesError: the cluster cannot be reached, or has no GPU where CUDA is asked for.
+        """
+        while not self._ready.wait(_LOOK):  # a signal is handled between two looks
+            pass
+        if self._error is not None:
+            raise self._error
+        assert self._devices is not None, "there is an error or there are devices"
+        return self._devices
+
+    def _keep(self) -> None:
+        started = False
+        try:
+            self._devices, started = _join_or_start(self._settings)
+        except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
+            self._error = error
+        self._ready.set()
+        self._finished.wait()
+        if started or self._error is not None:
+            import ray  # noqa: PLC0415
+
+            ray.shutdown()
 
 
 @contextmanager
@@ -26,49 +95,53 @@ def ray_cluster(settings: Settings) -> Iterator[Devices]:
     """Ray for a run; gives the devices that stages can be placed on. A private cluster ends with the block.
 
     Raises:
-        ResourcesError: the cluster cannot be reached, or has no GPU where CUDA is asked for.
+        ResourcesError: as ``StartingCluster.wait``.
     """
+    with StartingCluster(settings) as starting:
+        yield starting.wait()
+
+
+def _join_or_start(settings: Settings) -> tuple[Devices, bool]:
+    """The devices, and whether Ray was started or joined here: a notebook or a test may keep its own."""
+    import ray  # noqa: PLC0415 (a second, and the caller has other things to do meanwhile)
+
     pipe = settings.pipeline
     if pipe.ray_address is not None:
         _reach(pipe.ray_address)
-    if ray.is_initialized():  # a notebook or a test that keeps its own cluster
-        yield _cluster_devices(pipe)
-        return
+    if ray.is_initialized():
+        return _cluster_devices(pipe), False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a training run calls nobody
     address = pipe.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        for name, value in ENVIRONMENT.items():  # the workers inherit it
-            os.environ.setdefault(name, value)
-        # By default Ray's workers yield to every other process (niceness 15). Here they are what the machine is for.
-        os.environ.setdefault("RAY_worker_niceness", "0")
         devices = local_devices(pipe.device, pipe.threads)
-        # More stages than cores take turns; Ray must not refuse them on a machine that is theirs alone.
+        for name, value in {**ENVIRONMENT, **_RAY_ENVIRONMENT}.items():  # the workers inherit it
+            os.environ.setdefault(name, value)
+        # More stages than cores take turns; Ray must not refuse them on a machine that is theirs alone. It starts as
+        # many processes ahead of the actors as it has cores: one for each actor, feeders and coordinator included.
         cores = max(num_cores(), num_stages(settings, devices.count) * pipe.threads)
         ray.init(
             address="local",
-            num_cpus=cores,
+            num_cpus=cores + pipe.feeders + _COORDINATOR,
             object_store_memory=_OBJECT_STORE,
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    else:
-        _reach(address)
-        try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            if os.environ.get("RAY_AUTH_MODE") is None:
-                reason += " (one that asks for a token, as Ray's do by default, needs RAY_AUTH_MODE=token here)"
-            raise ResourcesError(_unreachable(address, reason)) from error
-        devices = _cluster_devices(pipe)
+        return devices, True
+    _reach(address)
     try:
-        yield devices
-    finally:
-        ray.shutdown()
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        if os.environ.get("RAY_AUTH_MODE") is None:
+            reason += " (one that asks for a token, as Ray's do by default, needs RAY_AUTH_MODE=token here)"
+        raise ResourcesError(_unreachable(address, reason)) from error
+    return _cluster_devices(pipe), True
 
 
 def _cluster_devices(settings: PipelineSettings) -> Devices:
+    import ray  # noqa: PLC0415
+
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))
     if settings.device == "cuda" and not gpus:

@@ -64,17 +64,19 @@ def train(
     follow: Callable[[list[Status]], None] = lambda statuses: None,
     interrupted: Callable[[], bool] = lambda: False,
     notify: Callable[[str], None] = lambda sentence: None,
+    waiting: Callable[[str], None] = lambda what: None,
 ) -> RunResult:
     """As ``pipeline.reference.train``, each stage in a Ray actor. Ray must be initialised.
 
     Args:
         notify: gets a sentence where a person should know why nothing happens.
+        waiting: is told what the start waits for now.
 
     Raises:
         ResourcesError: the cluster does not have the devices, also after waiting.
         StageFailedError, NonFiniteLossError: a worker failed; the message names it.
     """
-    with RayCrew(spec, interrupted, notify) as crew:
+    with RayCrew(spec, interrupted, notify, waiting) as crew:
         return conduct(spec, crew, observe=observe, follow=follow, interrupted=interrupted)
 
 
@@ -86,8 +88,9 @@ class RayCrew:
         spec: RunSpec,
         interrupted: Callable[[], bool] = lambda: False,
         notify: Callable[[str], None] = lambda sentence: None,
+        waiting: Callable[[str], None] = lambda what: None,
     ) -> None:
-        self._spec, self._interrupted, self._notify = spec, interrupted, notify
+        self._spec, self._interrupted, self._notify, self._waiting = spec, interrupted, notify, waiting
         self._group: PlacementGroup | None = None
         self._coordinator: Any = None
         self._stages: list[Any] = []
@@ -124,6 +127,7 @@ class RayCrew:
             self._notify(f"Waiting up to {pipe.resource_timeout:g} s for room: {_wanted(wanted)}.")
         if not self._ready(group, pipe.resource_timeout - soon):
             raise ResourcesError(_missing(wanted, pipe.resource_timeout))
+        self._waiting(f"starting {_workers(self._spec)}")
         run = uuid.uuid4().hex[:8]
         # Bundles may lie on nodes in any order; stages go through them node by node.
         nodes = placement_group_table(group)["bundles_to_node_id"]
@@ -166,10 +170,12 @@ class RayCrew:
         workers = [*self._stages, *self._feeders]
         host, port = self._all({names[0]: self._stages[0].open_store.remote()})[0]
         pipe = self._spec.settings.pipeline
+        self._waiting("joining neighbours")
         groups = EdgeGroups(edges_of(self._spec), len(workers), host, port, pipe.stall_timeout, pipe.queue_depth)
         self._all({name: worker.connect.remote(groups) for name, worker in zip(names, workers, strict=True)})
         described = {names[index]: stage.describe.remote() for index, stage in enumerate(self._stages)}
         self.devices = self._all(described)
+        self._waiting("the first batch")
         self._running = {stage.run.remote(): names[index] for index, stage in enumerate(self._stages)}
         if self._coordinator is not None:
             self._running[self._coordinator.watch.remote()] = COORDINATOR
@@ -296,6 +302,15 @@ class RayCrew:
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
+
+
+def _workers(spec: RunSpec) -> str:
+    """ "2 stages, 1 feeder and the coordinator"."""
+    feeders = spec.settings.pipeline.feeders
+    parts = [f"{spec.num_stages} stage{'s' if spec.num_stages > 1 else ''}"]
+    parts += [f"{feeders} feeder{'s' if feeders > 1 else ''}"] if feeders else []
+    parts += ["the coordinator"] if spec.has_shared_embeddings else []
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _name(spec: RunSpec, index: int) -> str:

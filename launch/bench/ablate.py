@@ -11,13 +11,13 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from launch import console as console_module
 from launch.bench.arguments import BenchArguments, check, output_folder
 from launch.bench.child import Child
 from launch.bench.contest import Contestant, DeviceUse, Round
 from launch.bench.contestants import Entry, compete
 from launch.bench.figures import Figures, figures_of, ratio
 from launch.bench.rungs import LADDER, TUNED, Rung, climb
-from launch.bench.stopping import stoppable
 from launch.runfolder import command_line
 from launch.summary import machine
 from pipeline import resolve
@@ -109,7 +109,7 @@ def ablate(asked: BenchArguments, console: Console, *, threads_given: bool) -> N
         raise UserError(f"--ablate with {method.kind}: the ladder is of Contrastive Forward-Forward alone.")
     threads = settings.pipeline.threads if threads_given else num_cores()
     settings = _single(settings, threads)
-    folder = output_folder(asked.out, "bench-ablation")
+    folder = output_folder(asked.out, "bench-ablation", run_dir=asked.settings.run_dir)
     spec = _spec(settings)
     entries = [Entry(contestant=RungContestant(spec, rung, warm=asked.warm), source="memory") for rung in LADDER]
     title = (
@@ -118,13 +118,12 @@ def ablate(asked: BenchArguments, console: Console, *, threads_given: bool) -> N
     )
 
     def say(sentence: str) -> None:
-        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+        console_module.say(console, sentence)
 
     say(title)
     stopped = False
     try:
-        with stoppable():
-            compete(entries, rounds=asked.rounds, steps=asked.steps, say=say)
+        compete(entries, rounds=asked.rounds, steps=asked.steps, say=say)
     except KeyboardInterrupt:
         stopped = True
     rows = ladder(entries, settings.train.batch_size)

@@ -16,6 +16,7 @@ from rich.console import Console
 from launch.bench.contestants import THEIRS
 from launch.bench.figures import Figures
 from launch.bench.ours import ROWS, spec_of
+from launch.console import say
 from pipeline import reference, resolve
 from pipeline.data.loader import Dataset
 from pipeline.messages import Kind
@@ -128,7 +129,7 @@ def _curve(
             return
         accuracies.append(report.layers[-1].accuracy or 0.0)
         said = f"{method}: epoch {len(accuracies)}, validation accuracy {100 * accuracies[-1]:.2f} %"
-        console.print(said, highlight=False, soft_wrap=True)
+        say(console, said)
 
     def reached() -> bool:
         return bool(accuracies) and accuracies[-1] >= accuracy

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from launch.bench.contestants import chosen
+from launch.commandline import shortened
 from launch.runfolder import new_path
 from pipeline.errors import UserError
 from pipeline.nets import VitSettings
@@ -37,9 +38,9 @@ class BenchArguments:
     """Measured steps of a turn."""
     warm: int = 2
     """Steps at the beginning of a turn that are not measured."""
-    only: tuple[str, ...] = ()
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW …")] = ()
     """Rows that take part. Default: all."""
-    without: tuple[str, ...] = ()
+    without: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW …")] = ()
     """Rows that do not."""
     source: Literal["memory", "feeder", "both"] = "both"
     """Where images come from. memory: cached, taken by the device itself. feeder: read, shuffled and sent by another
@@ -51,8 +52,23 @@ class BenchArguments:
     ablate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Instead: one process, from a plain PyTorch loop upwards, each optimisation turned on in turn. --threads: all
     cores unless given."""
-    out: str | None = None
+    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """New folder for bench.json, bench.md and bench.png. Default: runs/bench-DATE-TIME."""
+
+
+def brief(asked: BenchArguments) -> BenchArguments:
+    """One round of so many steps, where ``--max-steps`` or its variable asks for a quick look; others as they are.
+
+    A turn's length is the benchmark's own, so the run's settings lose the bound.
+    """
+    settings = shortened(asked.settings)
+    most = settings.train.max_steps
+    if most is None:
+        return asked
+    settings = replace(settings, train=replace(settings.train, max_steps=None))
+    return replace(
+        asked, settings=settings, rounds=1, steps=min(asked.steps, most), warm=1, max_epochs=min(asked.max_epochs, most)
+    )
 
 
 def check(asked: BenchArguments) -> tuple[str, ...]:
@@ -71,10 +87,16 @@ def check(asked: BenchArguments) -> tuple[str, ...]:
     return chosen(asked.only, asked.without)
 
 
-def output_folder(out: str | None, name: str) -> Path:
-    """Where a report goes: ``out``, or a new one in runs/. Raises UserError where that holds something."""
+def output_folder(out: str | None, name: str, *, run_dir: str | None = None) -> Path:
+    """Where a report goes: ``--out``, or ``--run-dir`` where it has a run's flags, or a new folder in runs/.
+
+    Raises:
+        UserError: the folder holds something, or both are given and differ.
+    """
+    if out is not None and run_dir is not None and out != run_dir:
+        raise UserError(f"--out {out} and --run-dir {run_dir}: both say where the report goes. Give one of them.")
     if out is None:
-        return new_path(None, name)
+        return new_path(run_dir, name)
     path = Path(out)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"--out {path} exists and holds something. Give a new folder, or remove this one.")

@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import tyro
 from rich.console import Console
 
+from launch import console as console_module
 from launch.bench.ablate import ablate
 from launch.bench.accuracy import Curve, curves, times_to
-from launch.bench.arguments import DEFAULT, BenchArguments, check, output_folder
+from launch.bench.arguments import DEFAULT, BenchArguments, brief, check, output_folder
 from launch.bench.conclusion import FeederRate, conclude
 from launch.bench.contestants import (
     NAMES,
@@ -30,7 +30,7 @@ from launch.bench.figures import Figures, figures_of
 from launch.bench.memory import memory
 from launch.bench.ours import PipelineContestant
 from launch.bench.report import print_report, write_report
-from launch.bench.stopping import stoppable
+from launch.commandline import parse
 from launch.data import ProgressLine
 from launch.runfolder import command_line
 from launch.summary import machine
@@ -46,6 +46,11 @@ from workers.cluster import ray_cluster
 _PAPER = BenchArguments(
     settings=replace(DEFAULT, net=VitSettings(dim=128, heads=4, depth=2)),
     only=("backprop", "dataparallel", "ddp", "cff-serial-1", "cff-1"),
+)
+
+_FIRST = (
+    *("rounds", "steps", "devices", "only", "without", "source", "to-accuracy", "ablate", "out"),
+    *("data", "batch-size", "dim", "heads", "depth", "threads", "precision", "compile", "device"),
 )
 
 _BUSY = 0.3  # of the cores, by the load of the last minute
@@ -83,13 +88,15 @@ def bench(arguments: list[str], console: Console) -> None:
     if name and not name.startswith("-") and name != "paper":
         raise UserError(f"launch bench {name}: there is paper, memory and transport, or no name at all, then flags.")
     paper = name == "paper"
-    asked = tyro.cli(
-        tyro.conf.OmitArgPrefixes[tyro.conf.AvoidSubcommands[BenchArguments]],
-        args=rest if paper else arguments,
+    asked = parse(
+        BenchArguments,
+        rest if paper else arguments,
+        command="launch bench paper" if paper else "launch bench",
         default=_PAPER if paper else BenchArguments(),
-        prog="launch bench paper" if paper else "launch bench",
-        description=_ABOUT,
+        about=_ABOUT,
+        first=_FIRST,
     )
+    asked = brief(asked)
     if asked.ablate:
         threads_given = any(flag == "--threads" or flag.startswith("--threads=") for flag in arguments)
         ablate(asked, console, threads_given=threads_given)
@@ -112,14 +119,14 @@ def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
     # A cluster's other nodes would not be the same devices.
     settings = replace(asked.settings, pipeline=replace(asked.settings.pipeline, ray_address="local", executor="ray"))
     resolve.check(settings)
-    folder = output_folder(asked.out, "bench")
+    folder = output_folder(asked.out, "bench", run_dir=asked.settings.run_dir)
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     devices = resolve.local_devices(settings.pipeline.device, settings.pipeline.threads)
     there = devices.count
     devices = Devices(devices.kind, asked.devices or there)
 
     def say(sentence: str) -> None:
-        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+        console_module.say(console, sentence)
 
     with ProgressLine(console) as line:
         dataset = resolve.open_data(settings, progress=line.report)
@@ -140,7 +147,6 @@ def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
     )
     outcome = _Outcome(entries=field_of(contest, names, asked.source))
     with ExitStack() as stack:
-        stack.enter_context(stoppable())
         try:
             _measure(asked, contest, names, outcome, stack, say)
         except KeyboardInterrupt:

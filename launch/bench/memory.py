@@ -12,19 +12,19 @@ import itertools
 import json
 import threading
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from launch.bench.arguments import output_folder
 from launch.bench.child import Answer, Child
 from launch.bench.rivals.planning import backprop_spec
-from launch.bench.stopping import stoppable
-from launch.runfolder import command_line, new_path
+from launch.commandline import parse
+from launch.console import say
+from launch.runfolder import command_line
 from launch.summary import machine
 from pipeline import resolve
 from pipeline import settings as settings_module
@@ -84,32 +84,30 @@ class Peak:
 
 def memory(arguments: list[str], console: Console) -> None:
     """Runs `launch bench memory` with these arguments. Raises UserError."""
-    asked = tyro.cli(
-        tyro.conf.OmitArgPrefixes[tyro.conf.AvoidSubcommands[MemoryArguments]],
-        args=arguments,
+    asked = parse(
+        MemoryArguments,
+        arguments,
+        command="launch bench memory",
         default=MemoryArguments(),
-        prog="launch bench memory",
-        description="Peak memory against depth: of a stage that holds one layer, of the serial loop, of backprop.",
+        about="Peak memory against depth: of a stage that holds one layer, of the serial loop, of backprop.",
+        first=("depths", "out", "data", "batch-size", "threads", "precision", "device"),
     )
     _check(asked)
-    path = Path(asked.out) if asked.out is not None else new_path(None, "bench-memory")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"--out {path} exists and holds something. Give a new folder, or remove this one.")
+    path = output_folder(asked.out, "bench-memory", run_dir=asked.settings.run_dir)
     specs = [_spec(asked.settings, depth) for depth in asked.depths]
     peaks: list[Peak] = []
     stopped = False
     try:
-        with stoppable():
-            for spec, what in itertools.product(specs, _ALL):
-                peaks.append(measure(spec, what))
-                held = peaks[-1].bytes
-                said = f"{held / _MIB:,.0f} MiB" if held is not None else peaks[-1].trouble
-                console.print(f"{spec.net.describe()}, {what}: {said}", highlight=False, soft_wrap=True)
+        for spec, what in itertools.product(specs, _ALL):
+            peaks.append(measure(spec, what))
+            held = peaks[-1].bytes
+            said = f"{held / _MIB:,.0f} MiB" if held is not None else peaks[-1].trouble
+            say(console, f"{spec.net.describe()}, {what}: {said}")
     except KeyboardInterrupt:
         stopped = True
     sentence = conclude(peaks)
     console.print(_table(peaks))
-    console.print(sentence, highlight=False, soft_wrap=True)
+    say(console, sentence)
     path.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {
         "format": 1,
@@ -121,7 +119,7 @@ def memory(arguments: list[str], console: Console) -> None:
         "conclusion": sentence,
     }
     (path / "memory.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+    say(console, f"report: {path}")
     if stopped:
         raise KeyboardInterrupt
 

@@ -20,6 +20,7 @@ from launch.bench.accuracy import TimeTo
 from launch.bench.contestants import Entry
 from launch.bench.figures import Figures, Ratio
 from launch.bench.picture import draw
+from launch.console import say
 from launch.pictures.style import write
 
 _MIB = 2**20
@@ -74,12 +75,12 @@ def print_report(
     for row in rows:
         if row.trouble is not None:
             dagger = "† " if row.images_per_second is not None else ""
-            console.print(f"{dagger}{row.label}: {row.trouble}", highlight=False, soft_wrap=True, markup=False)
+            say(console, f"{dagger}{row.label}: {row.trouble}")
     if times:
         console.print(_times_table(times))
     console.print(LEGEND, highlight=False, style="dim")
     for sentence in conclusion:
-        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+        say(console, sentence)
 
 
 def markdown(

@@ -10,20 +10,22 @@ import json
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from launch.bench.arguments import output_folder
 from launch.bench.contest import CannotRunError
 from launch.bench.transport_ways import Processes, Turn, alone, channel, raw_socket
+from launch.commandline import most_steps, parse
+from launch.console import say
 from launch.runfolder import command_line
 from launch.summary import machine
 from pipeline.errors import UserError
 from pipeline.settings import PipelineSettings, Transport
 
+_GLANCE = 0.05  # seconds of a measurement that only shows that it works
 _MB, _GB = 1e6, 1e9  # bytes
 _LARGEST = 1024.0  # MB
 _PRODUCT: tuple[Transport, ...] = ("gloo", "shm", "nccl")
@@ -80,14 +82,16 @@ def transport(arguments: list[str], console: Console) -> None:
     Raises:
         UserError: a flag is wrong.
     """
-    asked = tyro.cli(TransportArguments, args=arguments, prog="launch bench transport")
+    asked = parse(TransportArguments, arguments, command="launch bench transport")
+    if most_steps() is not None:  # a quick look
+        asked = replace(asked, rounds=1, seconds=min(asked.seconds, _GLANCE))
     sizes = _checked(asked)
     folder = output_folder(asked.out, "bench-transport")
     turns: dict[tuple[str, int], list[Turn]] = {}
     with ExitStack() as stack:
         ways, absent = _open(stack, sizes)
         for number in range(asked.rounds):
-            console.print(f"round {number + 1} of {asked.rounds}", highlight=False)
+            say(console, f"round {number + 1} of {asked.rounds}")
             for index, size in enumerate(sizes):
                 for name in rotated(list(ways), number):
                     turn = ways[name].turn(name, index, asked.seconds)
@@ -109,7 +113,7 @@ def transport(arguments: list[str], console: Console) -> None:
         "conclusion": said,
     }
     (folder / "transport.json").write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"report: {folder}", highlight=False, soft_wrap=True)
+    say(console, f"report: {folder}")
 
 
 def rotated(names: Sequence[str], number: int) -> list[str]:
@@ -200,8 +204,8 @@ def _print(costs: Sequence[Cost], absent: dict[str, str], said: str, console: Co
                 table.add_row(*_row(cost))
         console.print(table)
     for reason in absent.values():
-        console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
-    console.print(said, highlight=False, soft_wrap=True)
+        say(console, f"left out: {reason}")
+    say(console, said)
 
 
 def _row(cost: Cost) -> list[str]:

@@ -57,6 +57,7 @@ class Dataset:
         label_noise: share of the used training labels that is changed to another class, in [0, 1].
         memory_budget: bytes that decoded images may take; all splits fit or none is kept.
         shuffle_window: samples over which an epoch is shuffled at a time; below that whole shards are.
+        max_batches: batches after which a pass over any split ends; None for no such bound.
         strict: refuse shards that others would skip, and hash also sets larger than 2 GiB.
 
     Raises:
@@ -74,6 +75,7 @@ class Dataset:
         label_noise: float = 0.0,
         memory_budget: int = 4 << 30,
         shuffle_window: int = 65536,
+        max_batches: int | None = None,
         strict: bool = False,
     ) -> None:
         _check_settings(validation, train_fraction, label_noise, memory_budget, shuffle_window)
@@ -81,6 +83,7 @@ class Dataset:
         self.index: DataIndex = DataIndex.load(folder)
         self._seed = seed
         self._shuffle_window = shuffle_window
+        self._max_batches = max_batches
 
         skipped: list[str] = []
         hashed = strict or self.index.num_bytes <= _HASHED_UP_TO
@@ -120,7 +123,8 @@ class Dataset:
         """Batches of a pass: whole ones in training, the last partial one as well otherwise."""
         _check_batch_size(batch_size)
         count = self.count(split)
-        return count // batch_size if split == "train" else -(-count // batch_size)
+        batches = count // batch_size if split == "train" else -(-count // batch_size)
+        return batches if self._max_batches is None else min(batches, self._max_batches)
 
     def batches(self, split: Split, *, epoch: int, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """The batches of one pass.

@@ -1,0 +1,74 @@
+"""What the smaller commands take: a frozen dataclass each, whose fields are flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+RunFolderArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+"""A run folder, given without a name."""
+
+DataDir = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareArguments:
+    """Fetches a data set, checks its published md5s and writes it as WebDataset shards with an index."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """Data set (see `launch list`), or a folder of images by class or of WebDataset shards."""
+    source: Annotated[str | None, tyro.conf.arg(name="from", metavar="PLACE")] = None
+    """Where its files are: a file, a folder or a URL. Default: the official site, else packages with the same bytes."""
+    data_dir: DataDir = None
+    """Where to put it. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
+    image_size: int | None = None
+    """For a folder of images: side in pixels that all are brought to. Default: the most common size."""
+    strict_data: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Refuse images that cannot be read. Default: leave them out and say how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArguments:
+    """Test accuracy and Fisher criterion of every layer of a run."""
+
+    run: RunFolderArgument
+    """Run folder."""
+    batch_size: int | None = None
+    """Images at a time. Default: the run's."""
+    superclasses: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
+    """Also the accuracy on groups of classes that the run never learned, from its label embeddings: cifar100,
+    cifar10-animals, cifar10-finer, fashion-mnist, or a file with a line "super-class: class, class, …" for each
+    (or JSON)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictArguments:
+    """The most likely classes of image files."""
+
+    run: RunFolderArgument
+    """Run folder, or a file written by `launch export`."""
+    images: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    """Image files."""
+    top: int = 3
+    """Classes to name for each image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArguments:
+    """Writes a run's network to one file that `from pipeline import load` reads, without Ray."""
+
+    run: RunFolderArgument
+    """Run folder."""
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """New file, FILE.safetensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListArguments:
+    """Presets, and data sets with whether they are prepared here."""
+
+    data_dir: DataDir = None
+    """Where prepared data sets lie. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""

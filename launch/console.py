@@ -1,0 +1,45 @@
+"""The one console that every command prints to, and how sentences reach it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import IO
+
+from rich.console import Console
+from rich.text import Text
+
+_PIPED_WIDTH = 120  # columns, where the output is no terminal and COLUMNS does not say
+
+
+def make_console(file: IO[str] | None = None, *, quiet: bool = False) -> Console:
+    """A console for standard output, or for another text stream.
+
+    A terminal's width is its own; elsewhere it is ``$COLUMNS``, else 120. With ``NO_COLOR`` set nothing is styled at
+    all: rich itself would keep bold and dim. A quiet one prints nothing.
+    """
+    stream = sys.stdout if file is None else file
+    width = None
+    if not stream.isatty() and not os.environ.get("COLUMNS", "").isdecimal():
+        width = _PIPED_WIDTH
+    if os.environ.get("NO_COLOR"):
+        return Console(file=file, width=width, quiet=quiet, color_system=None)
+    return Console(file=file, width=width, quiet=quiet)
+
+
+def say(console: Console, text: str, *, style: str = "") -> None:
+    """Prints a sentence as it is: no markup, no highlighting.
+
+    On a terminal it breaks between words; elsewhere it stays one line, as whoever reads it with a program expects.
+    """
+    console.print(Text(text, style=style), soft_wrap=not console.is_terminal)
+
+
+def warn(text: str) -> None:
+    """A sentence that a person should see even where output is piped away."""
+    say(make_console(sys.stderr), f"warning: {text}")
+
+
+def counted(count: int, noun: str, nouns: str | None = None) -> str:
+    """A count with its noun: "1 epoch", "1,797 images". ``nouns`` is the plural where it takes more than an s."""
+    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"

@@ -1,0 +1,50 @@
+"""Tables for a person: side by side where they fit, otherwise a block of lines per row. No figure is ever cut."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_GAP = 3  # columns between two of a table
+
+
+def print_table(
+    console: Console,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str | None = None,
+    left: Collection[str] = (),
+) -> None:
+    """Prints rows of cells, figures to the right.
+
+    Args:
+        left: headings of the columns that hold words, which stand to the left.
+    """
+    if not rows:
+        return
+    columns = list(zip(headings, *rows, strict=True))
+    # A heading may break between words, a cell may not.
+    widths = [max(*(cell_len(cell) for cell in cells), *map(cell_len, heading.split())) for heading, *cells in columns]
+    if sum(widths) + _GAP * (len(widths) - 1) > console.width:
+        _print_stacked(console, headings, rows, title)
+        return
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for heading, width in zip(headings, widths, strict=True):
+        table.add_column(heading, justify="left" if heading in left else "right", min_width=width)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+def _print_stacked(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+    if title:
+        console.print(Text(title, style="italic"))
+    for row in rows:
+        console.print(Text(f"{headings[0]} {row[0]}", style="bold"))
+        for heading, cell in zip(headings[1:], row[1:], strict=True):
+            console.print(Text(f"  {heading}: {cell}"))
