@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 
 from pipeline import settings as settings_module
 from pipeline.errors import RunError, UserError
@@ -33,6 +32,7 @@ from pipeline.export import card_of, save
 from pipeline.history import RunResult
 from pipeline.metrics import PassReport, Status
 from pipeline.spec import RunSpec
+from pipeline.tensor_file import save_tensors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -153,7 +153,8 @@ class RunFolder:
             _whole(lambda: save(path / "last.safetensors", result.last, card_of(self._spec)))
         steps = result.history.step_losses()
         if steps:
-            _whole(lambda: save_file({k: torch.from_numpy(v) for k, v in steps.items()}, path / "steps.safetensors"))
+            tensors = {name: torch.from_numpy(losses) for name, losses in steps.items()}
+            _whole(lambda: save_tensors(path / "steps.safetensors", tensors))
         predictions = result.history.predictions()
         if predictions is not None:
             with (path / "predictions.csv").open("w", newline="") as file:

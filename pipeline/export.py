@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.embeddings import VALUES
@@ -19,6 +18,7 @@ from pipeline.layer import Readout, State
 from pipeline.nets import Layer, NetField, Shape
 from pipeline.rules import Context, MethodField, Outline, Place, Rule, Streams
 from pipeline.spec import RunSpec
+from pipeline.tensor_file import save_tensors
 
 _FORMAT = 1
 _KEY = "localpipe"
@@ -154,13 +154,7 @@ def card_of(spec: RunSpec) -> Card:
 
 def save(file: Path, weights: State, card: Card) -> None:
     """Writes weights and card; the file is there whole or not at all."""
-    part = file.with_name(f".{file.name}.part")
-    try:
-        save_file({name: value.contiguous() for name, value in weights.items()}, part, metadata={_KEY: _dump(card)})
-        part.chmod(0o644)  # safetensors leaves it to its owner alone
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    save_tensors(file, weights, {_KEY: _dump(card)})
 
 
 def read(file: Path) -> tuple[State, Card]:

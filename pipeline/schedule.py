@@ -20,7 +20,9 @@ def partition(num_layers: int, num_stages: int) -> tuple[range, ...]:
     Raises:
         UserError: fewer than one stage, or more stages than layers.
     """
-    if not 1 <= num_stages <= num_layers:
+    if num_stages < 1:
+        raise UserError(f"--stages {num_stages}: a pipeline has at least one. Give 1 to {num_layers}, or auto.")
+    if num_stages > num_layers:
         raise UserError(
             f"--stages {num_stages}: this net has {num_layers} layers, so 1 to {num_layers} stages. "
             f"Give at most --stages {num_layers}."

@@ -38,11 +38,11 @@ class CffSettings(Method):
 
     def check(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise UserError(f"--temperature {self.temperature}: must be a number above 0 (the paper: 0.15).")
+            raise UserError(f"--temperature {self.temperature}: must be a number above 0.")
         for name, value in (("--margin-first", self.margin_first), ("--margin-last", self.margin_last)):
             if not 0 <= value <= 2:
                 raise UserError(
-                    f"{name} {value}: a margin on cosine similarity lies between 0 and 2 (the paper: 0.4 to 0.1)."
+                    f"{name} {value}: a margin on cosine similarity lies between 0 and 2."
                 )
         if self.margin_schedule == "exponential" and min(self.margin_first, self.margin_last) <= 0:
             raise UserError("--margin-schedule exponential needs both margins above 0. Use linear to reach 0.")

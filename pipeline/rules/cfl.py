@@ -31,7 +31,7 @@ class LabelEmbeddingMethod(Method):
 
     def check(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise UserError(f"--temperature {self.temperature}: must be a number above 0 (the paper: 0.07).")
+            raise UserError(f"--temperature {self.temperature}: must be a number above 0.")
         self.embedding.check()
 
     def resolve(self, features: Sequence[int]) -> Self:
