@@ -18,6 +18,15 @@ from pipeline.rules import CffSettings
 from pipeline.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.spec import RunSpec
 
+REPORT = pytest.StashKey[list[str]]()
+"""Lines that a test module has printed at the end, such as which commands of the documents it ran."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Prints what test modules left to say."""
+    for line in config.stash.get(REPORT, []):
+        terminalreporter.write_line(line)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

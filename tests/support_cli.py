@@ -35,9 +35,12 @@ class Launched:
         """Waits for the end; returns the exit status."""
         return self.process.wait(seconds)
 
-    def interrupt(self) -> None:
-        """Ctrl-C: the terminal sends it to every process of the foreground group."""
-        os.killpg(self.process.pid, signal.SIGINT)
+    def stop(self, number: signal.Signals) -> None:
+        """Asks it to stop. A terminal sends Ctrl-C to every process of the foreground group; others ask the one."""
+        if number is signal.SIGINT:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
 
     def descendants(self) -> dict[int, str]:
         """Living processes of the command's session and their command lines: Ray's belong to it as well."""

@@ -406,7 +406,7 @@ def test_ctrl_c_reports_what_was_measured_and_leaves_no_process(tmp_path: Path) 
     flags += ["--only", "ddp", "cff-1", "--out", str(tmp_path / "out")]
     launched = launch(tmp_path, "bench", *TINY, *flags)
     launched.wait_for("round 1 of 1000")
-    launched.interrupt()
+    launched.stop(signal.SIGINT)
     assert launched.finish(60) == 130
     launched.assert_nothing_left()
     report = report_in(tmp_path / "out")

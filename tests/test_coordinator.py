@@ -119,7 +119,7 @@ def test_interrupting_a_run_keeps_weights_and_dictionary_of_one_moment(tmp_path:
 
     launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
     launched.wait_for("epoch 2/500")
-    launched.interrupt()
+    launched.stop(signal.SIGINT)
     assert launched.finish(30) == 130
     weights = load_file(tmp_path / "run" / "model.safetensors")
     assert weights["embeddings.values"].shape == (10, 16)

@@ -33,11 +33,15 @@ from tests.test_equality import assert_same
 _LONG = ["cff-vit", "--dim", "32", "--batch-size", "64", "--epochs", "500", "--stages", "3", "--device", "cpu"]
 
 
-def test_ctrl_c_stops_soon_and_keeps_what_was_learned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_by_hand_or_by_a_scheduler_comes_soon_and_keeps_what_was_learned(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """Symptom: SIGTERM ended a run with 134 and lost everything, as Ray had replaced its handler."""
     launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
     launched.wait_for("epoch 2/500")
     begun = time.monotonic()
-    launched.interrupt()
+    launched.stop(number)
     assert launched.finish(30) == 130
     assert time.monotonic() - begun < 10  # 3 s where nothing else runs
     launched.assert_nothing_left(seconds=1)
@@ -50,10 +54,20 @@ def test_ctrl_c_stops_soon_and_keeps_what_was_learned(tmp_path: Path) -> None:
     assert any("exp_avg" in name for name in load_file(tmp_path / "run" / "last.safetensors"))
 
 
-def test_ctrl_c_while_starting_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_stop_while_starting_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
     launched.wait_for("3 stages on cpu")
-    launched.interrupt()
+    launched.stop(number)
+    assert launched.finish(30) == 130
+    launched.assert_nothing_left(seconds=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_while_ray_starts_leaves_nothing(tmp_path: Path) -> None:
+    launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
+    launched.wait_for("starting Ray")
+    launched.stop(signal.SIGTERM)
     assert launched.finish(30) == 130
     launched.assert_nothing_left(seconds=1)
     assert not (tmp_path / "run").exists()
@@ -64,7 +78,7 @@ def test_ctrl_c_in_the_serial_loop_keeps_what_was_learned(tmp_path: Path) -> Non
     launched = launch(tmp_path, *arguments)
     launched.wait_for("epoch 1/500")
     begun = time.monotonic()
-    launched.interrupt()
+    launched.stop(signal.SIGINT)
     assert launched.finish(30) == 130
     assert time.monotonic() - begun < 10  # 3 s where nothing else runs
     assert load_file(tmp_path / "run" / "model.safetensors")

@@ -1,0 +1,32 @@
+"""Made-up data sets under the names of published ones, so that commands which name them can be run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.build import build
+from pipeline.data.registry import DATASETS
+from pipeline.data.sources.base import silent
+from tests.data.conftest import MadeUpSource
+
+
+def prepare_made_up(data_dir: Path, name: str, *, num_train: int, num_test: int) -> None:
+    """Prepares random images with the classes and the shape of a known data set, where `launch prepare` would."""
+    facts = DATASETS[name]
+    source = MadeUpSource(num_train, num_test, facts.shape, facts.num_classes)
+    source.classes = facts.classes or source.classes
+    build(source, name=name, target=data_dir / name, progress=silent)
+
+
+def write_photos(folder: Path) -> None:
+    """A folder of images by class, of several sizes, as a person's own."""
+    random = np.random.default_rng(0)
+    for name, level in (("cat", 60), ("dog", 180)):
+        (folder / name).mkdir(parents=True)
+        for number in range(160):
+            height, width = random.integers(40, 120, 2)
+            pixels = random.normal(level, 30, (height, width, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.jpg")

@@ -1,0 +1,142 @@
+"""Every command that the documents print runs as it is printed.
+
+They run one after another in one folder, as somebody would who goes through the text: RUN is the run that the command
+before left, ~/photos a folder of images, the published data sets are made up under their names. One variable of the
+environment cuts runs short; it only caps steps. What needs a cluster, a GPU or a site is marked in the text and listed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.cli import main
+from tests.conftest import REPORT
+from tests.support_data import prepare_made_up, write_photos
+from tests.support_documents import ROOT, Printed, commands_of, documents, inline_commands
+
+STEPS = "2"  # of each pass
+_SERVES = ("tensorboard",)  # programs that run until they are stopped
+_LETTERS = {"SEED": "0", "LAG": "1"}
+
+NAMED = [
+    arguments for path in documents() for arguments in inline_commands(path.read_text()) if arguments[-1:] != ["--help"]
+]
+PRINTED = [printed for path in documents() for printed in commands_of(path.read_text(), str(path.relative_to(ROOT)))]
+
+
+@dataclass
+class Reader:
+    """Somebody who types what the documents say.
+
+    Attributes:
+        home: their home folder; commands run in it.
+        ran: what was run, with its seconds.
+    """
+
+    home: Path
+    ran: list[tuple[Printed, float]] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
+        return kept | {
+            "HOME": str(self.home),
+            "LOCALPIPE_DATA": str(self.home / "data"),
+            "LOCALPIPE_MAX_STEPS": STEPS,
+            "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}",
+            "PYTHONPATH": f"{ROOT}:{kept.get('PYTHONPATH', '')}",
+        }
+
+    def fill(self, text: str) -> str:
+        """The text with its placeholders filled from what was done before."""
+        run = max(self.home.glob("runs/*/model.safetensors"), key=lambda file: file.stat().st_mtime, default=None)
+        if re.search(r"\bRUN\b|runs/…", text):
+            assert run is not None, "no command before left a run"
+            text = re.sub(r"\bRUN\b|runs/…", str(run.parent), text)
+        text = text.replace("IMAGE…", str(self.home / "photos/cat/0.jpg"))
+        for letters, value in _LETTERS.items():
+            text = re.sub(rf"\b{letters}\b", value, text)
+        return text
+
+    def type(self, printed: Printed) -> tuple[int, str]:
+        """Runs a command or a block of Python; returns its exit status and all that it printed."""
+        text = self.fill(printed.text)
+        command = [sys.executable, "-c", text] if printed.python else ["bash", "-c", text]
+        process = subprocess.Popen(
+            command,
+            cwd=self.home,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if text.split(" ")[0] in _SERVES:
+            time.sleep(6)
+            assert process.poll() is None, process.communicate()[0]
+            process.terminate()
+            return 0, process.communicate(timeout=30)[0]
+        output, _ = process.communicate(timeout=280)
+        return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Reader]:
+    home = tmp_path_factory.mktemp("home")
+    write_photos(home / "photos")
+    for name in ("cifar10", "mnist", "fashion-mnist"):
+        prepare_made_up(home / "data", name, num_train=1200, num_test=100)
+    reader = Reader(home)
+    yield reader
+    left = [f"{printed.reason}: {printed}" for printed in PRINTED if printed.reason]
+    request.config.stash[REPORT] = [
+        f"{len(reader.ran)} documented commands ran:",
+        *(f"{seconds:6.1f} s  {printed}" for printed, seconds in reader.ran),
+        f"{len(left)} were not run:",
+        *left,
+    ]
+
+
+@pytest.mark.parametrize("printed", [printed for printed in PRINTED if not printed.reason], ids=str)
+def test_a_printed_command_runs(printed: Printed, reader: Reader) -> None:
+    begun = time.monotonic()
+    status, output = reader.type(printed)
+    assert status == 0, output
+    assert "Traceback" not in output, output
+    reader.ran.append((printed, time.monotonic() - begun))
+
+
+def test_the_documents_print_commands_of_every_kind() -> None:
+    """The taking out works: what the README is known to print is found."""
+    texts = [printed.text for printed in PRINTED if printed.document == "README.md"]
+    assert "launch cff-vit" in texts
+    assert "launch bench" in texts
+    assert any(text.startswith("launch analyse RUN") for text in texts)
+    assert any(printed.python for printed in PRINTED)
+    assert {printed.reason for printed in PRINTED if printed.reason} >= {"needs a cluster", "needs the network"}
+
+
+def test_a_new_line_would_be_taken_out_too() -> None:
+    text = "Words.\n\n```\nlaunch new --flag \\\n    more   # why\nprinted output\nmake it   # far (needs a GPU)\n```\n"
+    found = commands_of(text, "x.md")
+    assert [(one.text, one.reason) for one in found] == [("launch new --flag more", ""), ("make it", "needs a GPU")]
+
+
+@pytest.mark.parametrize("arguments", NAMED, ids=" ".join)
+def test_a_command_named_in_running_text_is_known(arguments: list[str], capsys: Any) -> None:
+    """Its help is there and knows every flag: what it does is shown by the commands that stand alone."""
+    with pytest.raises(SystemExit) as stop:
+        main([*[argument for argument in arguments if not argument.startswith("-")][:1], "--help-all"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert not [flag for flag in arguments if flag.startswith("--") and flag.split("=")[0] not in printed]
