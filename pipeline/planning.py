@@ -47,7 +47,7 @@ class Prediction:
         stages: layers of each stage.
         images_per_second: of the full pipeline.
         speedup: over one device with all layers.
-        ideal: Σ t / max t × fill (design.md).
+        ideal: Σ t / max t × fill.
         fill: share of the run in which the pipeline is full.
         utilisation: of each stage.
         memory: bytes of each stage beside those of an idle process.

@@ -65,7 +65,7 @@ def open_data(settings: Settings, *, progress: Progress | None = None) -> Datase
     _at_least(1, "--shuffle-window", data.shuffle_window)
     if not 0 < data.validation < 1:
         raise UserError(
-            f"--validation {data.validation}: must lie between 0 and 1, both excluded (the paper: 0.1). "
+            f"--validation {data.validation}: must lie between 0 and 1, both excluded (CFF: 0.1). "
             "The weights of the best validation loss are the ones kept."
         )
     folder = prepare.resolve(
@@ -142,7 +142,7 @@ def check(settings: Settings) -> None:
             f"--batch-size {train.batch_size}: a contrastive loss compares images with each other. Give at least 2."
         )
     if not 0 < train.lr < math.inf:
-        raise UserError(f"--lr {train.lr}: must be above 0 (the paper: 0.004).")
+        raise UserError(f"--lr {train.lr}: must be above 0 (CFF: 0.004).")
     _at_least(0, "--weight-decay", train.weight_decay)
     if list(train.milestones) != sorted(set(train.milestones)) or any(m < 1 for m in train.milestones):
         given = " ".join(str(m) for m in train.milestones)
@@ -158,7 +158,7 @@ def check(settings: Settings) -> None:
     if train.keep == "accuracy" and head.mode != "online" and not predicts:
         raise UserError("--keep accuracy needs a prediction while the layers learn. Use --head online, or --keep loss.")
     if head.head_lr != "lr" and not 0 < head.head_lr < math.inf:
-        raise UserError(f"--head-lr {head.head_lr}: must be above 0 (the paper: 0.0005).")
+        raise UserError(f"--head-lr {head.head_lr}: must be above 0 (CFF: 0.0005).")
     if head.mode == "after":
         _at_least(1, "--head-epochs", head.head_epochs)
     for name, value in (("--queue-depth", pipe.queue_depth), ("--threads", pipe.threads)):

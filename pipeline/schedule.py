@@ -91,6 +91,6 @@ def fill(num_steps: int, num_stages: int) -> float:
 
 
 def ideal_speedup(stage_seconds: Sequence[float], num_steps: int) -> float:
-    """Σ t / max t × fill: the serial time over the time that the slowest stage alone dictates (design.md)."""
+    """Σ t / max t × fill: the serial time over the time that the slowest stage alone dictates."""
     slowest = max(stage_seconds, default=0.0)
     return sum(stage_seconds) / slowest * fill(num_steps, len(stage_seconds)) if slowest else 0.0
