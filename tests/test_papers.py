@@ -112,6 +112,12 @@ def test_every_citation_in_the_sources_is_in_the_references(references: Bibliogr
     assert [where for where, match in found if not resolves(match)] == []
 
 
+def test_every_reference_is_cited(references: BibliographyData) -> None:
+    found = {(match["first"].lower(), match["year"]) for _, match in cited()}
+    names = {key: (surnames(entry)[0], entry.fields["year"]) for key, entry in references.entries.items()}
+    assert [key for key, name in names.items() if name not in found] == []
+
+
 def test_paper_short_forms() -> None:
     def by(*authors: str) -> Paper:
         return Paper(key="k", authors=authors, title="T", year=2024, arxiv="2401.00001")
