@@ -21,7 +21,7 @@ accelerator() {
     if [[ $(nvidia-smi -L 2> /dev/null) == *"GPU "* ]]; then echo cuda; else echo cpu; fi
 }
 
-index_has_cpu_build() { # asks for the package's requirements, not for the package
+index_has_cpu_build() { # by the requirements of its package, which most indexes, PyPI too, have apart from the package
     local report
     report=$(pip install --quiet --dry-run --no-deps --ignore-installed --report - "$pinned" 2> /dev/null) || return 1
     "$python" -c '
