@@ -2,14 +2,16 @@
 #
 #   make demo                       with the defaults
 #   make test PYTHON=python3.12     with another Python, 3.11 to 3.13
-#   make demo TORCH='torch==2.13.0+cpu --extra-index-url URL'
+#   make demo ACCELERATOR=cuda      with torch for CUDA, also where nvidia-smi finds no GPU; cpu: the other way round
+#   make demo TORCH='torch==2.13.0+cu130 --extra-index-url URL'
 #                                   with another build of torch: URL is the index that PyTorch's own installation page
-#                                   gives for the CPU or for a version of CUDA. Without it pip takes the build that its
-#                                   index offers for this machine. Another version does too, 2.6 at least.
+#                                   gives for it. Another version does too, 2.6 at least. The quotes keep it one value.
+#
+# Without TORCH: the version in constraints.txt; the build for CUDA if nvidia-smi finds a GPU, else the one for the CPU.
 
 VENV   ?= .venv
 PYTHON ?=
-TORCH  ?= torch==2.13.0
+TORCH  ?=
 DEMO   ?= launch cff-vit --stages 2 --device cpu
 ARGS   ?=
 TESTS  ?=
@@ -59,9 +61,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	echo "localpipe needs Python 3.11, 3.12 or 3.13. Found:$${found:- none of $(or $(PYTHON),python3 python)}" >&2; \
 	echo "Install one of them, or say where it is: make ... PYTHON=/path/to/python3.11" >&2; \
 	exit 1
-	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(PIP) install -c $(VENV)/constraints.txt $(TORCH)
-	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >> $(VENV)/constraints.txt
+	tools/install_torch.sh $(BIN)/python $(VENV)/constraints.txt '$(TORCH)'
 	$(PIP) install -c $(VENV)/constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -70,7 +70,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 constraints: $(INSTALLED) ## Renew constraints.txt from pyproject.toml
 	$(PIP) install uv
 	{ echo '# What localpipe is tested with, everything included. Made by `make constraints`.'; \
-	  echo '$(TORCH)' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	  echo '$(or $(TORCH),$(shell grep '^torch==' constraints.txt))' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	      --all-extras --no-annotate --no-header pyproject.toml - \
 	    | sed -E '/^(cuda|nvidia|triton)/d; s/ *;.*//; s/^(torch==[^+]*)\+.*/\1/' | uniq; } > $(VENV)/constraints.new
 	mv $(VENV)/constraints.new constraints.txt

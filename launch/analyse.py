@@ -45,7 +45,7 @@ class Wishes:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     split: Literal["test", "validate"] = "test"
-    """Whose images. The Fisher criterion is that of the validation images besides, as in the paper."""
+    """Whose images. The Fisher criterion is that of the validation images besides, as in Aghagolzadeh & Ezoji 2025."""
     images: int | None = None
     """So many of them, drawn by the seed. Default: all."""
     tsne_images: int = 1000
@@ -114,7 +114,7 @@ class LayerFigures:
     Attributes:
         record: its features and predictions.
         fisher: Fisher criterion of the analysed images' features.
-        fisher_validation: of all validation images', as seed 001 has it (Fig. 5).
+        fisher_validation: of all validation images', as Aghagolzadeh & Ezoji 2025 have it (Fig. 5).
         pairs: similarities of the analysed images' features.
         confusion: images of each class (row) predicted as each class (column), (Z, Z); None without a prediction.
         anchors: for each anchor the cosine similarity with its class and with the other.

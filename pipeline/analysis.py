@@ -26,7 +26,9 @@ class FeatureMoments:
         self.products += h.T @ h
 
     def fisher(self) -> float:
-        """Fisher's criterion trace(S_W⁻¹ S_B) of the features seen so far. Source: seed 001 eqs. 19-22.
+        """Fisher's criterion trace(S_W⁻¹ S_B) of the features seen so far.
+
+        Source: Fisher 1936; Aghagolzadeh & Ezoji 2025, eqs. 19-22.
 
         A within-class scatter that cannot be inverted (fewer samples than features, a dead feature) is
         pseudo-inverted, so directions without any spread count nothing.

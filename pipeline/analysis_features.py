@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ROWS = 1024  # of a matrix of similarities at a time
-_PERPLEXITY = 30.0  # scikit-learn's and the t-SNE paper's usual one
+_PERPLEXITY = 30.0  # scikit-learn's; van der Maaten & Hinton 2008 take 5 to 50
 
 
 def confusion(labels: Tensor, guesses: Tensor, num_classes: int) -> Tensor:
@@ -44,7 +44,7 @@ class PairSimilarity:
         same: mean over the pairs of one class; NaN where there is no such pair.
         other: mean over the pairs of two classes; NaN where there is no such pair.
         inside: share of the pairs of one class that are inside the margin, s + m ≥ 1, where the marginal loss pulls
-            them no closer (seed 001 eqs. 15 and 18); None without a margin.
+            them no closer (Aghagolzadeh & Ezoji 2025, eqs. 15 and 18); None without a margin.
     """
 
     same: float
@@ -83,7 +83,10 @@ def _num_pairs_above(z: Tensor, least: float) -> int:
 
 
 def scatter(features: Tensor, *, seed: int) -> NDArray[np.float64]:
-    """t-SNE of pooled features (N, C), N at least 4: places (N, 2) in a plane. The same for the same seed."""
+    """t-SNE of pooled features (N, C), N at least 4: places (N, 2) in a plane. The same for the same seed.
+
+    Source: van der Maaten & Hinton 2008.
+    """
     from sklearn.manifold import TSNE  # noqa: PLC0415 (takes a second to import)
 
     values = features.double().numpy()

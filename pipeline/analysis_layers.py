@@ -155,7 +155,7 @@ def attention(view: View, classes: Tensor) -> Tensor:
     """How similar each feature vector is to label embeddings, ⟨h_k, t_z⟩: maps (N, K, rows, columns).
 
     In the mean over its positions a map is the class's score by which the layer predicts (for dot products, and where
-    features are pooled to the mean). Source: seed 000, Figs. 2-5.
+    features are pooled to the mean). Source: Anonymous 2023, Figs. 2-5.
 
     Args:
         view: of a layer with label embeddings and a grid.

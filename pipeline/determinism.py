@@ -1,4 +1,4 @@
-"""What a process or thread that computes sets first, so that a run's numbers are its own (law 2)."""
+"""What a process or thread that computes sets first, so that a run's numbers are its own."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 Sequentially, training step t reads D_t at every layer and writes D_{t+1}. In a pipeline the last layer finishes step t
 long after the first one has begun step t+1, so layers read older versions. Which one is a function of the model and its
-settings, never of stages or timing: layer l of L reads, at step t, D_{max(0, t + l − (L−1) − lag)}. Source: methods.md,
-"Label embeddings in a pipeline".
+settings, never of stages or timing: layer l of L reads, at step t, D_{max(0, t + l − (L−1) − lag)}.
 
           tick      0     1     2     3     4
   layer 0  step     0     1     2     3     4        L = 3, lag 0: in one tick all layers read the same version.
@@ -87,7 +86,8 @@ def pool_embeddings(embeddings: Tensor, length: int) -> Tensor:
     """Embeddings (Z, C_D) pooled to (Z, length): the mean over length bins as even as can be, neighbours overlapping.
 
     Bin i is [⌊i·C_D/length⌋, ⌈(i+1)·C_D/length⌉): ``torch.nn.AdaptiveAvgPool1d``, as a product with a fixed matrix,
-    which has a deterministic gradient on every device. Source: seed 000 eq. 2, seed 003 (authors' answers).
+    which has a deterministic gradient on every device. Source: Anonymous 2023, eq. 2; Choi et al.
+    2024 (the authors' answers to its reviewers).
     """
     width = embeddings.shape[1]
     if width == length:

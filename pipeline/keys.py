@@ -2,7 +2,7 @@
 
 Every random number of a run is a function of (seed, purpose, integers): which layer, which epoch, which position in
 the epoch's order. So it does not depend on how many stages there are, who draws it, or what was drawn before.
-The generator is NumPy's Philox (Salmon et al., SC 2011), counter-based: position p's numbers can be had without
+The generator is NumPy's Philox (Salmon et al. 2011), counter-based: position p's numbers can be had without
 drawing those before it.
 """
 

@@ -23,7 +23,7 @@ from pipeline.spec import RunSpec
 
 
 class Spent(StrEnum):
-    """Where a stage's wall time goes (design.md): wall = busy + wait-in + wait-out + copy + sync + other."""
+    """Where a stage's wall time goes: wall = busy + wait-in + wait-out + copy + sync + other."""
 
     BUSY = "busy"
     WAIT_IN = "wait_in"

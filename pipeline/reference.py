@@ -1,6 +1,6 @@
 """The serial loop: the same training, one layer after another. The oracle that the pipeline is tested against.
 
-Every other executor gives the same bits as this file (law 2). They share the single layer (``pipeline.layer``), the
+Every other executor gives the same bits as this file. They share the single layer (``pipeline.layer``), the
 augmentation and the order of the images; all that a pipeline adds is left out.
 """
 

@@ -93,7 +93,7 @@ def fill(num_steps: int, num_stages: int) -> float:
 
 
 def ideal_speedup(stage_seconds: Sequence[float], fill_seconds: float = 0.0) -> float:
-    """Σ t / (max t + fill): the serial time over the time that the slowest stage alone dictates (design.md).
+    """Σ t / (max t + fill): the serial time over the time that the slowest stage alone dictates.
 
     Args:
         stage_seconds: t, each stage's computing time over the whole run.

@@ -1,7 +1,7 @@
 """What a run is told: every setting, its default and its one-line meaning.
 
 Each group is a frozen dataclass; the command line makes one flag of each field, and the resolved settings are saved
-beside the run as JSON. Settings above ``PipelineSettings`` decide the numbers; those in it do not (law 2), except
+beside the run as JSON. Settings above ``PipelineSettings`` decide the numbers; those in it do not, except
 those that say so.
 """
 
@@ -36,9 +36,9 @@ class DataSettings:
     validation: float = 0.1
     """Share of the training images kept back for validation."""
     train_fraction: float = 1.0
-    """Share of the remaining training images that is used (the paper's Table 4, limited data)."""
+    """Share of the remaining training images that is used (Aghagolzadeh & Ezoji 2025, Table 4, limited data)."""
     label_noise: float = 0.0
-    """Share of the training labels changed to another class (the paper's Table 4, noisy labels)."""
+    """Share of the training labels changed to another class (Aghagolzadeh & Ezoji 2025, Table 4, noisy labels)."""
     strict_data: bool = False
     """Refuse a damaged shard. Default: skip it and say how many images are missing."""
     memory_budget: float = 4.0
@@ -56,14 +56,14 @@ class AugmentSettings:
     flip: Literal["auto", "on", "off"] = "auto"
     """Random horizontal flip. auto: on where the data set's classes allow it."""
     randaugment_ops: int = 0
-    """RandAugment operations per image, 0 for none (the paper: 3)."""
+    """RandAugment operations per image, 0 for none (Aghagolzadeh & Ezoji 2025: 3)."""
     randaugment_magnitude: int = 14
     """RandAugment magnitude, 0 to 30."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """Local updates: one AdamW per layer."""
+    """Local updates: one AdamW (Loshchilov & Hutter 2019) per layer."""
 
     epochs: int = 600
     """Passes over the training images."""

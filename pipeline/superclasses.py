@@ -1,6 +1,6 @@
 """Super-classes, groups of classes that a network never learned as such, predicted from its label embeddings.
 
-Zero-shot inference of seed 000 (§4.4) and seed 003 (its table of naive, super and mean), at every layer:
+Zero-shot inference of Anonymous 2023 (section 4.4) and Choi et al. 2024 (naive, super and mean), at every layer:
 
 naive  the super-class of the predicted class. The prediction is the network's at this layer: the readout's where the
        layer has one, else the layer's own, the class of the most similar embedding. Embeddings are needed for nothing.

@@ -32,7 +32,7 @@ def fisher(features: Tensor, labels: Tensor, num_classes: int | None = None) -> 
 
 
 def explicit_fisher(features: Tensor, labels: Tensor) -> float:
-    """Sample by sample, as eqs. 19-22 of seed 001 are written."""
+    """Sample by sample, as eqs. 19-22 of Aghagolzadeh & Ezoji 2025 are written."""
     size = features.shape[1]
     within, between = torch.zeros(2, size, size, dtype=torch.float64)
     overall = features.mean(dim=0)

@@ -22,7 +22,7 @@ SHAPE = (1, 2, 2)
 
 
 def double_loop(z: Tensor, labels: Tensor, temperature: float, margin: float) -> float:
-    """methods.md §1, read aloud: every anchor, every positive, in Python floats."""
+    """Aghagolzadeh & Ezoji 2025, eqs. 3 and 15, read aloud: every anchor, every positive, in Python floats."""
     rows, classes = z.double().tolist(), labels.tolist()
     count, total = len(rows), 0.0
     for i in range(count):
@@ -263,7 +263,7 @@ def test_loss_equals_the_double_loop_for_any_batch(rows: int, margin: float, tem
 
 
 def formula(schedule: Schedule, x: float, first: float, last: float, k: float) -> float:
-    """methods.md §1, with m0 = first and 0.1 = last."""
+    """The schedules of the program of Aghagolzadeh & Ezoji 2025, with m0 = first and 0.1 = last."""
     return {
         "linear": first - (first - last) * x,
         "parabolic": last + (first - last) * abs(x - 1) ** (2 * k),

@@ -27,7 +27,7 @@ LABELS = torch.tensor([0, 2, 1, 0, 0, 2, 3])  # class 1 and class 3 have one sam
 NUM_CLASSES = 5  # and class 4 none
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The equations of seed 000, read aloud in Python floats
+# The equations of Anonymous 2023, read aloud in Python floats
 
 
 def dot(a: list[float], b: list[float]) -> float:

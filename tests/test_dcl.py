@@ -79,7 +79,7 @@ def vit_layer(dim: int = 4) -> Layer:
 @pytest.mark.parametrize("length", [4, 8, 11])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
 def test_loss_equals_a_double_loop_over_classes_and_tokens(length: int, scale: float) -> None:
-    """Seed 003 eq. 2: a class's similarity is the mean over a sample's feature vectors."""
+    """Choi et al. 2024, eq. 2: a class's similarity is the mean over a sample's feature vectors."""
     tokens, dictionary = random_of(7, 6, 4, seed=1, scale=scale), random_of(NUM_CLASSES, length, seed=2)
     expected = cross_entropy(over_classes_and_vectors(tokens, dictionary), LABELS.tolist())
     assert loss_of(rule_of(vit_layer()), vit_layer(), tokens, dictionary).item() == pytest.approx(expected, rel=1e-5)
@@ -188,7 +188,7 @@ def test_layer_with_embeddings_of_its_own_learns_them() -> None:
 
 
 def test_modes_are_the_papers_unless_set() -> None:
-    """The program of DCL sums all layers' gradients (methods.md §4); in CFL the last layer's alone count (eq. 3)."""
+    """The program of DCL sums all layers' gradients; in CFL the last layer's alone count (Anonymous 2023, eq. 3)."""
     assert DclSettings().embedding.embedding_mode == "shared-sum"
     assert CflSettings().embedding.embedding_mode == "last"
     assert (DclSettings().similarity, DclSettings().temperature) == ("dot", 0.07)

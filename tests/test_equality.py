@@ -1,4 +1,4 @@
-"""Law 2: a run's numbers belong to its settings and seed. Every executor gives the serial reference's bits."""
+"""A run's numbers belong to its settings and seed. Every executor gives the serial reference's bits."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def plain_loss(z: Tensor, labels: Tensor, temperature: float, margin: float) -> Tensor:
-    """Seed 001 eqs. 3 and 15 on the whole matrix, differentiated by PyTorch."""
+    """Aghagolzadeh & Ezoji 2025, eqs. 3 and 15, on the whole matrix, differentiated by PyTorch."""
     similarity = z @ z.T
     itself = torch.eye(len(z), dtype=torch.bool)
     positive = (labels[:, None] == labels) & ~itself

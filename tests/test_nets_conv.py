@@ -86,7 +86,7 @@ def test_conv512_has_the_grids_of_the_papers(shape: Shape, padding: int, grids: 
     ],
 )
 def test_conv_nets_have_the_parameters_of_cfl(net: ConvSettings, shape: Shape, classes: int, published: str) -> None:
-    """Table 1 of seed 000, BP rows: convolutions without bias and, to the digit, a head without one.
+    """Anonymous 2023, Table 1, BP rows: convolutions without bias and, to the digit, a head without one.
 
     conv512 on MNIST is 1334.5K, which the table has as 1.335M.
     """
@@ -96,7 +96,7 @@ def test_conv_nets_have_the_parameters_of_cfl(net: ConvSettings, shape: Shape, c
 
 
 def test_conv256_with_dictionary_and_biased_head_has_the_parameters_of_cfl() -> None:
-    """Table 1 of seed 000, rows of CFL conv256: 153.8K, 155K, 201.1K."""
+    """Anonymous 2023, Table 1, rows of CFL conv256: 153.8K, 155K, 201.1K."""
     for shape, classes, published in ((MNIST, 10, 153.8), (CIFAR, 10, 155.0), (CIFAR, 100, 201.1)):
         dictionary, head = 256 * classes, 256 * classes + classes
         total = num_parameters(ConvSettings(), shape) + dictionary + head

@@ -1,4 +1,4 @@
-"""MLP-Mixer against plain torch modules and the paper's parameter counts."""
+"""MLP-Mixer against plain torch modules and the parameter counts of Tolstikhin et al. 2021."""
 
 from __future__ import annotations
 

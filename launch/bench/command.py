@@ -60,7 +60,8 @@ the same devices, batch, model, precision and allocator settings. Rows take turn
 
 Rows: {", ".join(NAMES)}.
 
-launch bench paper: the paper's experiment, ViT[128 4 2], one-forward, two stages, against backprop.
+launch bench paper: the experiment of Aghagolzadeh & Ezoji 2025, ViT[128 4 2], one-forward, two stages,
+against backprop.
 
 launch bench --ablate: what each optimisation gives to one process.
 

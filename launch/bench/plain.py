@@ -106,7 +106,7 @@ def _kernel_attention(qkv: Tensor, heads: int) -> Tensor:
 
 
 def plain_loss(z: Tensor, labels: Tensor, *, temperature: float, margin: float) -> Tensor:
-    """The marginal contrastive loss () as one writes it down (seed 001, eqs. 3 and 15).
+    """The marginal contrastive loss as one writes it down (Aghagolzadeh & Ezoji 2025, eqs. 3 and 15).
 
     Args:
         z: unit-length features (R, C).

@@ -1,8 +1,8 @@
 """The rungs of the ablation's ladder: what is turned on at each, and the loop that trains there.
 
 All train the same net by the same mathematics on one process, from memory. The first is what a researcher would write:
-eager, float32, ``torch.optim.AdamW``, layers and loss as they stand in the paper. Each further rung keeps what those
-before it turned on.
+eager, float32, ``torch.optim.AdamW``, layers and loss as in Aghagolzadeh & Ezoji 2025. Each further rung keeps what
+those before it turned on.
 """
 
 from __future__ import annotations

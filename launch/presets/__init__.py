@@ -9,9 +9,10 @@ from launch.presets.base import Preset
 
 
 def _named(name: str, preset: Preset) -> Preset:
-    """The preset, its settings knowing its name."""
+    """The preset, its settings knowing its name, its text ending with the paper that it is from."""
     return replace(
         preset,
+        paper=f"{preset.paper}\n\n{preset.source.reference}",
         settings=replace(preset.settings, preset=name),
         variants={data: replace(settings, preset=name) for data, settings in preset.variants.items()},
     )

@@ -1,10 +1,11 @@
-"""What a preset is: a run's settings under a name, with what the paper reports for it."""
+"""What a preset is: a run's settings under a name, with what its paper reports for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from launch.presets.papers import Paper
 from pipeline.settings import Settings
 
 
@@ -14,13 +15,15 @@ class Preset:
 
     Attributes:
         title: one line for lists.
+        source: the paper that the method is from.
         reported: the paper's figures in a few words, for lists; "" where it has none.
         paper: what the paper reports, row by row, and how to get each row.
         settings: the run, on the data set that it is for unless another is named.
-        variants: the run on other data sets for which the paper has other hyperparameters, by the data set's name.
+        variants: the run on other data sets for which its paper has other hyperparameters, by the data set's name.
     """
 
     title: str
+    source: Paper
     reported: str = ""
     paper: str
     settings: Settings

@@ -1,10 +1,11 @@
-"""Contrastive Forward-Forward: what seed 001 reports in Tables 1 and 3. Values that are not named are the paper's."""
+"""Contrastive Forward-Forward (Aghagolzadeh & Ezoji 2025, Tables 1 and 3). Values not named here are the paper's."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from launch.presets.base import Preset
+from launch.presets.papers import CFF
 from pipeline.nets import MlpSettings, VitSettings
 from pipeline.settings import DataSettings, HeadSettings, Settings, TrainSettings
 
@@ -16,8 +17,10 @@ _VIT_CIFAR10 = Settings(
 PRESETS: dict[str, Preset] = {
     "cff-vit": Preset(
         title="Contrastive Forward-Forward, ViT[64 4 4], on scikit-learn's digits: the quick look",
-        paper="""No row of the paper: 8×8 digits, small enough for a laptop in a minute.
-Any other data set works too: --data mnist, --data FOLDER. The paper's own runs are the presets beside this one.""",
+        source=CFF,
+        paper=f"""The method of {CFF.short}, but no row of its tables: 8×8 digits, small enough for a laptop
+in a minute. Any other data set works too: --data mnist, --data FOLDER. The paper's own runs are the other presets
+whose names begin with cff.""",
         settings=Settings(
             data=DataSettings(data="digits"),
             net=VitSettings(dim=64, heads=4, depth=4),
@@ -27,8 +30,9 @@ Any other data set works too: --data mnist, --data FOLDER. The paper's own runs 
     ),
     "cff-vit-cifar10": Preset(
         title="Contrastive Forward-Forward, ViT[128 4 5], CIFAR-10",
+        source=CFF,
         reported="accuracy 80.42",
-        paper="""Test accuracy in the paper, CFF+M (Table 3):
+        paper=f"""Test accuracy in {CFF.short}, CFF+M (Table 3):
   ViT[128 4 5]  80.42   with --randaugment-ops 3  81.73
   ViT[192 6 6]  79.74   with --randaugment-ops 3  85.17   --dim 192 --heads 6 --depth 6
   ViT[240 6 7]  79.96   with --randaugment-ops 3  85.37   --dim 240 --heads 6 --depth 7
@@ -38,8 +42,9 @@ Class token (Table 5): 76.63, with --randaugment-ops 3 --pooling token. One-forw
     ),
     "cff-vit-cifar100": Preset(
         title="Contrastive Forward-Forward, ViT[192 6 6], CIFAR-100",
+        source=CFF,
         reported="top-5 80.39",
-        paper="""Top-5 test accuracy in the paper, CFF+M (Table 3):
+        paper=f"""Top-5 test accuracy in {CFF.short}, CFF+M (Table 3):
   ViT[192 6 6]  80.39   with --randaugment-ops 3  84.28
   ViT[240 6 7]  78.44   with --randaugment-ops 3  84.29   --dim 240 --heads 6 --depth 7
 Plain CFF, ViT[192 6 6] (Table 1): 79.23, with --margin-first 0 --margin-last 0.""",
@@ -47,8 +52,9 @@ Plain CFF, ViT[192 6 6] (Table 1): 79.23, with --margin-first 0 --margin-last 0.
     ),
     "cff-vit-tiny-imagenet": Preset(
         title="Contrastive Forward-Forward, ViT[240 6 7], Tiny ImageNet",
+        source=CFF,
         reported="top-10 73.23",
-        paper="""Top-10 test accuracy in the paper, CFF+M (Table 3):
+        paper=f"""Top-10 test accuracy in {CFF.short}, CFF+M (Table 3):
   ViT[240 6 7]  73.23   with --randaugment-ops 3  76.06
 Plain CFF (Table 1): 72.43, with --margin-first 0 --margin-last 0.""",
         settings=replace(
@@ -57,8 +63,9 @@ Plain CFF (Table 1): 72.43, with --margin-first 0 --margin-last 0.""",
     ),
     "cff-mlp-mnist": Preset(
         title="Contrastive Forward-Forward, MLP[500 3], MNIST",
+        source=CFF,
         reported="accuracy 97.69",
-        paper="""Test accuracy in the paper, CFF+M:
+        paper=f"""Test accuracy in {CFF.short}, CFF+M:
   MLP[500 3]  97.69 (Table 1), 97.30 (Table 3)
   MLP[800 4]  97.62 (Table 3)   --width 800 --depth 4
 Plain CFF, MLP[500 3] (Table 1): 96.33, with --margin-first 0 --margin-last 0.""",
@@ -66,8 +73,9 @@ Plain CFF, MLP[500 3] (Table 1): 96.33, with --margin-first 0 --margin-last 0.""
     ),
     "cff-mlp-cifar10": Preset(
         title="Contrastive Forward-Forward, MLP[800 4], CIFAR-10",
+        source=CFF,
         reported="accuracy 57.33",
-        paper="""Test accuracy in the paper, CFF+M, MLP[800 4]:
+        paper=f"""Test accuracy in {CFF.short}, CFF+M, MLP[800 4]:
   57.33 with random crop (Table 1); 54.55 with --crop-padding 0 (Table 3)
 Plain CFF (Table 1): 54.32, with --margin-first 0 --margin-last 0.""",
         settings=replace(_VIT_CIFAR10, net=MlpSettings(width=800, depth=4)),

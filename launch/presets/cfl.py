@@ -1,7 +1,8 @@
-"""Contrastive forward learning with label embeddings: every CFL row of seed 000's Table 1, and its ViT of Table 6.
+"""Contrastive forward learning with label embeddings (Anonymous 2023): each CFL row of Table 1, and the ViT of Table 6.
 
 Nets and hyperparameters are those of Tables 4 and 5. The paper says nothing about augmentation: on CIFAR images are
-cropped (padding 4) and flipped, as in the program of the follow-up paper (github.com/schoi828/DCL).
+cropped (padding 4) and flipped, as in the program of dictionary contrastive learning (Choi et al. 2024;
+github.com/schoi828/DCL).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from launch.presets.base import Preset
+from launch.presets.papers import CFL
 from pipeline.nets import ConvSettings, MlpSettings, Net, VitSettings
 from pipeline.rules import CflSettings
 from pipeline.settings import AugmentSettings, DataSettings, HeadSettings, Settings, TrainSettings
@@ -56,13 +58,13 @@ WITHOUT_FL = HeadSettings(mode="none")
 
 
 def on(data: str, **parts: object) -> Settings:
-    """A run on one of the papers' data sets."""
+    """A run on one of the data sets of CFL's and DCL's papers."""
     augment = AugmentSettings(crop_padding=0, flip="off") if data == "mnist" else AugmentSettings(crop_padding=4)
     return replace(Settings(data=DataSettings(data=data), augment=augment), **parts)  # type: ignore[arg-type]
 
 
 def reported(errors: tuple[float | None, ...], data: tuple[str, ...] = DATA) -> str:
-    """Test errors in the paper, for lists."""
+    """The paper's test errors, for lists."""
     known = [f"{NAMES[name]} {error}" for name, error in zip(data, errors, strict=True) if error is not None]
     return "error " + ", ".join(known)
 
@@ -87,8 +89,9 @@ def _preset(
     runs = {data: on(data, net=nets[data], train=train[data], method=loss, head=head) for data in DATA}
     return Preset(
         title=f"Contrastive forward learning ({kind}{without}), {name}",
+        source=CFL,
         reported=reported(errors),
-        paper=f"""Test error in the paper (Table 1): {reported(errors).removeprefix("error ")}.
+        paper=f"""Test error in {CFL.short} (Table 1): {reported(errors).removeprefix("error ")}.
 On the same net: {others}.
 --data chooses net and schedule of Tables 4 and 5: cifar10 (unless named), mnist, cifar100.
 {_ABLATIONS}""",
@@ -138,8 +141,9 @@ for _name, _nets, _train, _others, _rows in (
         )
 PRESETS["cfl-vit"] = Preset(
     title="Contrastive forward learning (total-B), ViT[256 4 6]",
+    source=CFL,
     reported="error CIFAR-10 37.73",
-    paper=f"""Test error in the paper (Table 6): CIFAR-10 37.73; backprop 23.27 on a ViT of 3.19 million parameters.
+    paper=f"""Test error in {CFL.short} (Table 6): CIFAR-10 37.73; backprop 23.27 on a ViT of 3.19 million parameters.
 The paper gives no other facts: ViT[256 4 6] has 3.19 million too, with the head. Schedule: conv256's, at lr 5e-4.
 {_ABLATIONS}""",
     settings=on(

@@ -1,7 +1,7 @@
-"""Dictionary contrastive learning: seed 003's nets with its hyperparameters (methods.md §4).
+"""Dictionary contrastive learning (Choi et al. 2024): its nets with its hyperparameters.
 
-Where neither names one, the value is that of contrastive forward learning (seed 000, Table 5) for FC and conv, and that
-of VGG8b for the block-wise nets.
+Where the paper and its authors' program name none, the value is that of contrastive forward learning (Anonymous 2023,
+Table 5) for FC and conv, and that of VGG8b for the block-wise nets.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from launch.presets.base import Preset
 from launch.presets.cfl import CONV_TRAIN, FC_TRAIN, NAMES, WITH_FL, on
+from launch.presets.papers import DCL
 from pipeline.embeddings import EmbeddingSettings
 from pipeline.nets import ConvSettings, MixerSettings, MlpSettings, Net, ResnetSettings, VggSettings, VitSettings
 from pipeline.rules import DclSettings
@@ -34,6 +35,7 @@ def _preset(
 ) -> Preset:
     return Preset(
         title=f"Dictionary contrastive learning, {title}",
+        source=DCL,
         reported=reported,
         paper=f"{paper}\n--data chooses the hyperparameters of {sets}.\n{_MODES}",
         settings=runs["cifar10"],
@@ -57,7 +59,8 @@ PRESETS: dict[str, Preset] = {
         "FC",
         _runs(_FC, FC_TRAIN),
         sets=_SETS,
-        paper="Three layers, the final one included; K = 48, 8, 12 for CIFAR-10, MNIST, CIFAR-100.",
+        paper=f"""A net of {DCL.short}: three layers, the final one included.
+K = 48, 8, 12 for CIFAR-10, MNIST, CIFAR-100.""",
     ),
 }
 for _name, _channels in (("conv256", (64, 256)), ("conv512", (64, 256, 512))):
@@ -65,7 +68,7 @@ for _name, _channels in (("conv256", (64, 256)), ("conv512", (64, 256, 512))):
         _name,
         _runs(dict.fromkeys(NAMES, ConvSettings(channels=_channels, first_padding=1)), CONV_TRAIN),
         sets=_SETS,
-        paper=f"{_name} with padding 1 in the first convolution.",
+        paper=f"A net of {DCL.short}: {_name} with padding 1 in the first convolution.",
     )
 
 
@@ -88,7 +91,7 @@ PRESETS["dcl-vgg8b"] = _preset(
     },
     sets="cifar10 (unless named), mnist, fashion-mnist, cifar100, svhn and stl10",
     reported="error CIFAR-10 8.64, MNIST 0.33, Fashion-MNIST 5.52, CIFAR-100 31.75",
-    paper="""Test error in the paper:
+    paper=f"""Test error in {DCL.short}:
               MNIST  Fashion-MNIST  CIFAR-10  CIFAR-100  SVHN  STL-10
   DC-FL       0.33   5.52           8.64      31.75      2.19  22.87
   DC-FL-O     0.32   5.39           8.68      34.58      2.18  23.56   --embedding-mode last
@@ -105,5 +108,6 @@ for _name, _title, _net, _error, _backprop in (
         _title,
         {"cifar10": on("cifar10", net=_net, train=_block_train(), method=_WIDE, head=WITH_FL)},
         reported=f"error CIFAR-10 {_error}",
-        paper=f"Test error in the paper (Table 8), CIFAR-10: {_error}; backprop {_backprop}. Embeddings are 512 long.",
+        paper=f"""Test error in {DCL.short} (Table 8), CIFAR-10: {_error}; backprop {_backprop}.
+Embeddings are 512 long.""",
     )

@@ -1,6 +1,7 @@
 """Augmentation of a batch of uint8 images on the first stage's device, every sample and view with draws of its own.
 
-RandAugment (optional), random crop with zero padding, horizontal flip, normalise: the order of seed 001's program.
+RandAugment (optional), random crop with zero padding, horizontal flip, normalise: the order in the program of
+Aghagolzadeh & Ezoji 2025. RandAugment: Cubuk et al. 2020.
 The draws for a sample depend on seed, epoch, view and the sample's place in the epoch's order and on nothing else; all
 arithmetic is on integers or rounds once for each element. So a sample's views are the same bits in any batch.
 """
@@ -32,7 +33,7 @@ class AugmentConfig:
     flip: bool = False
     """Mirror left to right with probability 1/2."""
     randaugment_ops: int = 0
-    """RandAugment's rounds; 0: off. The paper's option has 3."""
+    """RandAugment's rounds; 0: off. Aghagolzadeh & Ezoji 2025: 3, as an option."""
     randaugment_magnitude: int = 14
     """RandAugment's magnitude, 0 … 30."""
     mean: tuple[float, ...]

@@ -22,7 +22,10 @@ class Division:
 
 
 def divide(count: int, *, seed: int, validation: float, train_fraction: float) -> Division:
-    """Take ``validation`` of ``count`` samples to validate, and of the rest keep ``train_fraction`` (Table 4, M %)."""
+    """Take ``validation`` of ``count`` samples to validate, and of the rest keep ``train_fraction``.
+
+    Source: Aghagolzadeh & Ezoji 2025, Table 4, M %.
+    """
     mixed = keys.generator(seed, "validation-split").permutation(count)
     num_validate = round(validation * count)
     rest = np.sort(mixed[num_validate:])
@@ -31,7 +34,7 @@ def divide(count: int, *, seed: int, validation: float, train_fraction: float) -
 
 
 def label_shifts(train: Ids, count: int, *, seed: int, share: float, num_classes: int) -> NDArray[np.int64] | None:
-    """Label noise (Table 4, N %): what to add, modulo the number of classes, to each label; (count,), or None for none.
+    """Label noise: what to add, modulo the number of classes, to each label; (count,), or None for none.
 
     ``share`` of the train samples get another class, each of the others equally likely; all else gets 0.
     """

@@ -41,7 +41,7 @@ class DatasetFacts:
     flip: bool
     """Whether a mirrored image keeps its label."""
     top_k: int = 1
-    """Accuracy that the paper reports for this set."""
+    """Accuracy that Aghagolzadeh & Ezoji 2025 report for this set."""
     embedded: bool = False
     """Comes with an installed package; needs no download."""
     site: str | None = None

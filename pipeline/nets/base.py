@@ -62,7 +62,7 @@ class Layer(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout from a generator of its own, so that its zeros belong to seed, layer and step (law 2).
+    """Dropout from a generator of its own, so that its zeros belong to seed, layer and step.
 
     Attributes:
         generator: on the device of the activations; whoever trains the layer sets it, anew in every step.
@@ -105,7 +105,7 @@ class Net(ABC, Named):
 
     @abstractmethod
     def describe(self) -> str:
-        """The paper's notation, such as ViT[128 4 5]."""
+        """The notation of Aghagolzadeh & Ezoji 2025, such as ViT[128 4 5]."""
 
 
 NETS: Family[Net] = Family("net")

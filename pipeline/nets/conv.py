@@ -1,4 +1,4 @@
-"""Small convolutional nets: conv256 and conv512 of seeds 000 (Table 4) and 003."""
+"""Small convolutional nets: conv256 and conv512 (Anonymous 2023, Table 4; Choi et al. 2024)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLP-Mixer (Tolstikhin et al. 2021), one Mixer layer a layer, as in seed 003: patch embedding and one layer first."""
+"""MLP-Mixer (Tolstikhin et al. 2021), one Mixer layer a layer, as in Choi et al. 2024: patches and one layer first."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class MixerSettings(Net):
     patch: Patch = "auto"
     """Patch side in pixels; divides the image side. auto: an eighth of it (4 at 32 pixels), at least 2."""
     token_hidden: int | Literal["auto"] = "auto"  # noqa: S105 (a token is a patch here)
-    """Hidden units of the perceptron that mixes tokens. auto: half of dim, as in the paper."""
+    """Hidden units of the perceptron that mixes tokens. auto: half of dim, as in Tolstikhin et al. 2021."""
     channel_hidden: int | Literal["auto"] = "auto"
-    """Hidden units of the perceptron that mixes channels. auto: four times dim, as in the paper."""
+    """Hidden units of the perceptron that mixes channels. auto: four times dim, as in Tolstikhin et al. 2021."""
 
     @property
     def num_layers(self) -> int:

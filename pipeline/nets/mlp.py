@@ -1,4 +1,7 @@
-"""Fully connected nets: MLP[E L] of seed 001, and FC of seed 000 (Table 4) with groups and layer normalisation."""
+"""Fully connected nets.
+
+MLP[E L] (Aghagolzadeh & Ezoji 2025), and FC with groups and layer normalisation (Anonymous 2023, Table 4).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ResNet-(6n+2) for CIFAR of He et al. (2016), one basic block a layer: the block-wise ResNet-32 of seed 003."""
+"""ResNet-(6n+2) for CIFAR (He et al. 2016), one basic block a layer: the block-wise ResNet-32 of Choi et al. 2024."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _GROUPS = 3  # of basic blocks, each with twice the channels and half the image 
 @NETS.register
 @dataclass(frozen=True, kw_only=True)
 class ResnetSettings(Net):
-    """A residual network for small images; shortcuts have no parameters (option A of the paper)."""
+    """A residual network for small images; shortcuts have no parameters (He et al. 2016, option A)."""
 
     kind: ClassVar[str] = "resnet"
     depth: int = 32
-    """Weighted layers 6n + 2 as the paper counts them, head included: n basic blocks in each of three groups."""
+    """Weighted layers 6n + 2 as He et al. 2016 count them, head included: n basic blocks in each of three groups."""
     width: int = 16
     """Channels of the first group; the others have twice and four times as many."""
 
@@ -78,7 +78,7 @@ class BasicBlock(FeatureMapLayer):
         self.norm2 = nn.BatchNorm2d(features)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # the paper's own
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # as in He et al. 2016
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stem is not None:

@@ -1,4 +1,4 @@
-"""VGG8b of Nøkland and Eidnes (2019), as seed 003 trains it: six convolutions and one fully connected layer."""
+"""VGG8b (Nøkland & Eidnes 2019), as Choi et al. 2024 train it: six convolutions and one fully connected layer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LARGE = 64  # pixels a side above which the first convolution halves the image
 class VggSettings(Net):
     """VGG8b: six convolutions, four of them max-pooled, then 1024 fully connected units; batch norm in each layer.
 
-    The first convolution is 7×7 with stride 2 for images of more than 64 pixels a side, as in both papers' programs.
+    The first convolution is 7×7 with stride 2 for images of more than 64 pixels a side, as in the programs of both.
     """
 
     kind: ClassVar[str] = "vgg"
@@ -105,7 +105,7 @@ class VggLayer(ConvLayer):
 
 
 class MapDropout(Dropout):
-    """Dropout of whole feature maps (N, C, ·, ·), as the papers' programs have it."""
+    """Dropout of whole feature maps (N, C, ·, ·), as both programs have it."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.share == 0:

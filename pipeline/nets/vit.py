@@ -1,4 +1,7 @@
-"""ViT[E H L] of seed 001: patch embedding and one encoder layer first, then one encoder layer each (methods.md §1)."""
+"""Vision Transformers (Dosovitskiy et al. 2021), a layer each: ViT[E H L] of Aghagolzadeh & Ezoji 2025.
+
+The first layer is the patch embedding with one encoder layer, each of the others one encoder layer.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from pipeline.nets.patches import Patch, cut, listed, patch_grid, resolve_patch
 @NETS.register
 @dataclass(frozen=True, kw_only=True)
 class VitSettings(Net):
-    """A Vision Transformer, ViT[dim heads depth] in the paper's notation."""
+    """A Vision Transformer, ViT[dim heads depth] in the notation of Aghagolzadeh & Ezoji 2025."""
 
     kind: ClassVar[str] = "vit"
     dim: int = 128
@@ -31,7 +34,7 @@ class VitSettings(Net):
     patch: Patch = "auto"
     """Patch side in pixels; divides the image side. auto: an eighth of it (4 at 32 pixels), at least 2."""
     pooling: Literal["mean", "token"] = "mean"
-    """What the loss sees: the mean over tokens, or a class token (the paper's Table 5)."""
+    """What the loss sees: the mean over tokens, or a class token (Aghagolzadeh & Ezoji 2025, Table 5)."""
 
     @property
     def num_layers(self) -> int:

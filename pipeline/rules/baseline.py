@@ -1,9 +1,9 @@
-"""What local learning is compared with: backpropagation and its relatives on the same nets (methods.md §7).
+"""What local learning is compared with: backpropagation and its relatives on the same nets.
 
 All four train a linear classifier on the last layer by cross-entropy, and differ in the error δ_l that reaches layer
 l's output h_l. With e the error at the scores, softmax − one-hot, and B fixed and random:
 
-bp    δ_l = W^T δ_{l+1}, through the exact derivative of every operation between
+bp    δ_l = W^T δ_{l+1}, through the exact derivative of every operation between (Rumelhart et al. 1986)
 fa    the same, with B in place of W in every linear layer and convolution (feedback alignment, Lillicrap et al. 2016)
 dfa   δ_l = e B_l (direct feedback alignment, Nøkland 2016)
 drtp  δ_l = y* B_l with the one-hot target y* (direct random target projection, Frenkel et al. 2021)

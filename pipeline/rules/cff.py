@@ -1,4 +1,7 @@
-"""Contrastive Forward-Forward with a margin that shrinks from layer to layer (CFF, CFF+M; seed 001, methods.md §1)."""
+"""Contrastive Forward-Forward with a margin that shrinks from layer to layer (CFF, CFF+M).
+
+Source: Aghagolzadeh & Ezoji 2025, whose margin is that of Aghagolzadeh & Ezoji 2024.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class CffSettings(Method):
 
     kind: ClassVar[str] = "cff"
     views: Literal[1, 2] = 2
-    """Augmented views of each image: 2 is two-forward (the paper), 1 one-forward."""
+    """Augmented views of each image: 2 is two-forward (Aghagolzadeh & Ezoji 2025), 1 one-forward (its Table 6)."""
     temperature: float = 0.15
     """Temperature τ of the contrastive loss."""
     margin_first: float = 0.4
@@ -38,11 +41,14 @@ class CffSettings(Method):
 
     def check(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise UserError(f"--temperature {self.temperature}: must be a number above 0.")
+            raise UserError(
+                f"--temperature {self.temperature}: must be a number above 0 (Aghagolzadeh & Ezoji 2025: 0.15)."
+            )
         for name, value in (("--margin-first", self.margin_first), ("--margin-last", self.margin_last)):
             if not 0 <= value <= 2:
                 raise UserError(
-                    f"{name} {value}: a margin on cosine similarity lies between 0 and 2."
+                    f"{name} {value}: a margin on cosine similarity lies between 0 and 2 "
+                    "(Aghagolzadeh & Ezoji 2025: 0.4 to 0.1)."
                 )
         if self.margin_schedule == "exponential" and min(self.margin_first, self.margin_last) <= 0:
             raise UserError("--margin-schedule exponential needs both margins above 0. Use linear to reach 0.")
@@ -54,7 +60,7 @@ class CffSettings(Method):
 
 
 def margin(settings: CffSettings, index: int, num_layers: int) -> float:
-    """Margin m_l of layer ``index`` of ``num_layers``; a single layer has the first margin. Source: methods.md §1."""
+    """Margin m_l of layer ``index`` of ``num_layers``; a single layer has the first margin."""
     first, last, k = settings.margin_first, settings.margin_last, settings.margin_exponent
     x = index / (num_layers - 1) if num_layers > 1 else 0.0
     match settings.margin_schedule:

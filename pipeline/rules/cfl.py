@@ -1,4 +1,7 @@
-"""Contrastive forward learning with label embeddings (CFL; seed 000, methods.md §3)."""
+"""Contrastive forward learning with label embeddings (CFL).
+
+Source: Anonymous 2023. Its are the numbers of equations below.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class LabelEmbeddingMethod(Method):
 
     def check(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise UserError(f"--temperature {self.temperature}: must be a number above 0.")
+            raise UserError(f"--temperature {self.temperature}: must be a number above 0 (Anonymous 2023: 0.07).")
         self.embedding.check()
 
     def resolve(self, features: Sequence[int]) -> Self:
@@ -100,12 +103,12 @@ class LabelEmbeddingRule(PooledRule):
         return features @ targets.T
 
     def scores(self, layer: Layer, outputs: Streams, context: Context) -> Tensor | None:
-        """⟨h̄, t_z⟩ for every class z, without noise (seed 000 eq. 1)."""
+        """⟨h̄, t_z⟩ for every class z, without noise (eq. 1)."""
         return self.compare(self.features(layer, outputs).float(), self.targets(layer, context))
 
 
 class CflRule(LabelEmbeddingRule):
-    """One layer's loss. Source: seed 000 eqs. 4, 6, 9 and 10."""
+    """One layer's loss. Source: eqs. 4, 6, 9 and 10."""
 
     def __init__(self, settings: CflSettings, layer: Layer, outline: Outline) -> None:
         super().__init__(settings, layer, outline)
@@ -136,7 +139,7 @@ class CflRule(LabelEmbeddingRule):
 
 
 def batch_contrast(similarities: Tensor, labels: Tensor) -> Tensor:
-    """L_batch: each feature against the label embeddings of the batch. Source: seed 000 eq. 4.
+    """L_batch: each feature against the label embeddings of the batch. Source: eq. 4.
 
     Args:
         similarities: (N, N); row n is feature n, column i the embedding drawn for sample i.
@@ -154,7 +157,7 @@ def batch_contrast(similarities: Tensor, labels: Tensor) -> Tensor:
 
 
 def feature_contrast(z: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
-    """L_feat: features of one class towards each other and away from the others'. Source: seed 000 eq. 9.
+    """L_feat: features of one class towards each other and away from the others'. Source: eq. 9.
 
     Read literally, eq. 7 counts a feature among its own positives, where exp(1/τ) would swamp the sum; it is left out.
 

@@ -13,11 +13,13 @@ _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 25}
 
 
 def marginal_contrastive_loss(z: Tensor, labels: Tensor, *, temperature: float, margin: float) -> Tensor:
-    """Supervised contrastive loss with a margin on positive pairs. Source: seed 001 eqs. 3 and 15.
+    """Supervised contrastive loss with a margin on positive pairs.
 
     With s_ij = z_i·z_j, plus m and at most 1 where i and j are of one class, and P_i the others of i's class:
 
         L = 1/R Σ_i −1/|P_i| Σ_{p∈P_i} log [exp(s_ip/τ) / Σ_{a≠i} exp(s_ia/τ)]
+
+    Source: Khosla et al. 2020; Aghagolzadeh & Ezoji 2025, eqs. 3 and 15.
 
     Row i of s is all that anchor i needs, for its loss and its gradient alike. So a block of rows is made, used and
     thrown away, and the (R, R) matrix is never stored; the gradient at z is what is kept for the backward pass.

@@ -1,4 +1,4 @@
-"""Dictionary contrastive learning (DCL, DC-FL; seed 003, methods.md §4)."""
+"""Dictionary contrastive learning (DCL, DC-FL; Choi et al. 2024)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DclSettings(LabelEmbeddingMethod):
 
 
 class DclRule(LabelEmbeddingRule):
-    """One layer's loss: cross-entropy over the classes of ⟨h̄, pool(t_z)⟩, without noise. Source: seed 003 eq. 2."""
+    """One layer's loss: cross-entropy over the classes of ⟨h̄, pool(t_z)⟩, without noise (Choi et al. 2024, eq. 2)."""
 
     def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
         # (1/T) Σ_k ⟨h_k, t⟩ = ⟨h̄, t⟩: the mean of the products is the product of the mean.

@@ -1,4 +1,7 @@
-"""The net cut into stages: GPipe and 1F1B of torch.distributed.pipelining."""
+"""The net cut into stages: GPipe (Huang et al. 2019) and 1F1B of torch.distributed.pipelining.
+
+1F1B is PipeDream's order (Harlap et al. 2018) with the pipeline drained before each update (Narayanan et al. 2021).
+"""
 
 from __future__ import annotations
 

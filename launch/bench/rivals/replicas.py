@@ -1,4 +1,4 @@
-"""The whole net on every device: torch.nn.DataParallel and DistributedDataParallel."""
+"""The whole net on every device: torch.nn.DataParallel and DistributedDataParallel (Li et al. 2020)."""
 
 from __future__ import annotations
 

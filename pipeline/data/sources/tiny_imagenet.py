@@ -1,7 +1,8 @@
 """Tiny ImageNet: the official zip, or its unpacked folder.
 
-The labels of its test images were never published; like the paper, whose test set is 10,000 labelled images, this takes
-the official validation images as the test split. Labels are the places of the WordNet ids in alphabetic order.
+The labels of its test images were never published; like Aghagolzadeh & Ezoji 2025, who test on 10,000 labelled images,
+this takes the official validation images as the test split. Labels are the places of the WordNet ids in alphabetic
+order.
 """
 
 from __future__ import annotations

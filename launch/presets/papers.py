@@ -1,0 +1,75 @@
+"""The papers that presets are from. `docs/references.bib` has them under the same keys, and all others cited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """A published method.
+
+    Attributes:
+        key: its entry in docs/references.bib.
+        authors: their full names; none where the paper does not name them.
+        title: as published.
+        published: journal or conference; "" for a preprint.
+        year: of the publication.
+        arxiv: the number of the preprint; "" without one.
+        url: where to read a paper that has no preprint; "" if nowhere.
+    """
+
+    key: str
+    authors: tuple[str, ...] = ()
+    title: str
+    published: str = ""
+    year: int
+    arxiv: str = ""
+    url: str = ""
+
+    @property
+    def short(self) -> str:
+        """Authors and year, as texts and docstrings cite it: Choi et al. 2024."""
+        names = [author.split()[-1] for author in self.authors] or ["Anonymous"]
+        authors = " & ".join(names) if len(names) < 3 else f"{names[0]} et al."
+        return f"{authors} {self.year}"
+
+    @property
+    def reference(self) -> str:
+        """All of it in one line."""
+        authors = ", ".join(self.authors) or "Anonymous"
+        published = f"{self.published} ({self.year})" if self.published else str(self.year)
+        where = f"arXiv:{self.arxiv}" if self.arxiv else self.url
+        return ", ".join(part for part in (f"{authors}: {self.title}", published, where) if part)
+
+
+CFF = Paper(
+    key="aghagolzadeh2025",
+    authors=("Hossein Aghagolzadeh", "Mehdi Ezoji"),
+    title="Contrastive Forward-Forward: A training algorithm of vision transformer",
+    published="Neural Networks 192",
+    year=2025,
+    arxiv="2502.00571",
+)
+CFL = Paper(
+    key="anonymous2023",
+    title="Backpropagation-free Contrastive Forward Learning Using Label Embeddings",
+    published="manuscript without its authors' names",
+    year=2023,
+)
+DCL = Paper(
+    key="choi2024",
+    authors=(
+        "Suhwan Choi",
+        "Myeongho Jeon",
+        "Yeonjung Hwang",
+        "Jeonglyul Oh",
+        "Sungjun Lim",
+        "Joonseok Lee",
+        "Myungjoo Kang",
+    ),
+    title="Dictionary Contrastive Learning for Efficient Local Supervision without Auxiliary Networks",
+    published="ICLR",
+    year=2024,
+    url="https://openreview.net/forum?id=Gg7cXo3S8l",
+)
