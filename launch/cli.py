@@ -32,7 +32,8 @@ class PrepareArguments:
     data_dir: Path | None = None
     """Where to put it. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
     image_size: int | None = None
-    """For a folder of images: side in pixels that all are brought to. Default: the most common size."""
+    """For a folder of images: side in pixels that all are brought to. Default: their own where all have one size of
+    at most 64 that patches divide, else a square near their median shorter side, at most 64."""
     strict_data: bool = False
     """Refuse images that cannot be read. Default: leave them out and say how many."""
 

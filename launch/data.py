@@ -12,6 +12,8 @@ from rich.table import Table
 from pipeline.data import prepare
 from pipeline.data.index import DataIndex
 from pipeline.data.registry import DATASETS
+from pipeline.nets import Net
+from pipeline.nets.patches import describe_patches, patch_of
 
 
 def prepare_data(
@@ -30,6 +32,8 @@ def prepare_data(
         )
     index = DataIndex.load(folder)
     console.print(f"{describe(index)}, in {folder}", highlight=False, soft_wrap=True)
+    if index.resized_from:
+        console.print(resized(index), highlight=False, soft_wrap=True)
     if index.skipped:
         console.print(unreadable(index), highlight=False, soft_wrap=True)
     data = name if name in DATASETS else folder
@@ -39,6 +43,23 @@ def prepare_data(
 def unreadable(index: DataIndex) -> str:
     """A sentence about the images that a prepared set lacks."""
     return f"{index.skipped} image{'s' if index.skipped > 1 else ''} of {index.name} could not be read: left out."
+
+
+def resized(index: DataIndex) -> str:
+    """What was done to the sizes of a prepared set's images."""
+    return f"images resized from {index.resized_from} to {index.shape[1]}×{index.shape[2]}"
+
+
+def image_line(net: Net, index: DataIndex) -> str | None:
+    """What a run's images are to its net: their size, from where it came, and the tokens; None where that is nothing.
+
+    ``net`` is resolved, with its patch settled.
+    """
+    patch = patch_of(net)
+    size = resized(index) if index.resized_from else f"{index.shape[1]}×{index.shape[2]} images"
+    if isinstance(patch, int):
+        return f"{size}, {describe_patches(patch, index.shape)}"
+    return size if index.resized_from else None
 
 
 def describe(index: DataIndex) -> str:

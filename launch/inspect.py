@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def open_run(run: Path) -> OpenRun:
     here = replace(settings.pipeline, executor="serial", stages=1, transport="auto", device="auto")
     settings = replace(settings, pipeline=here)
     weights, card = read(run / "model.safetensors")
-    dataset = resolve.open_data(settings)
+    dataset = _open_data(settings, values, card)
     if tuple(dataset.index.classes) != card.classes:
         raise UserError(
             f"{settings.data.data} has other classes than the run learned ({len(card.classes)}, such as "
@@ -76,6 +77,25 @@ def open_run(run: Path) -> OpenRun:
     device = spec.stage_device(0)
     settle(spec, device)
     return OpenRun(spec=spec, dataset=dataset, weights=weights, card=card, device=device)
+
+
+def _open_data(settings: Settings, values: dict[str, Any], card: Card) -> Dataset:
+    """The run's data. A folder of images that is now brought to another size is taken as the run prepared it."""
+    dataset = resolve.open_data(settings)
+    if dataset.index.shape == card.shape:
+        return dataset
+    learned = Path(values["data"]["folder"])
+    try:
+        kept = resolve.open_folder(settings, learned)
+    except UserError as error:
+        height, width = card.shape[1:]
+        raise UserError(
+            f"{settings.data.data} gives images of {dataset.index.shape[1]}×{dataset.index.shape[2]}, the run learned "
+            f"from {height}×{width}, and what it learned from is gone ({error})"
+        ) from error
+    if kept.index.shape != card.shape:
+        raise UserError(f"{learned} has images of another size than the run learned from. Train again.")
+    return kept
 
 
 def evaluate_run(

@@ -11,7 +11,7 @@ from typing import Self
 
 from rich.console import Console
 
-from launch.data import ProgressLine, unreadable
+from launch.data import ProgressLine, image_line, unreadable
 from launch.display import Display, print_summary, warn
 from launch.plan_profile import settle_partition
 from launch.runfolder import RunFolder, command_line, new_path
@@ -21,6 +21,7 @@ from pipeline.data.loader import Dataset
 from pipeline.errors import RunError
 from pipeline.history import RunResult
 from pipeline.metrics import PassReport, Status
+from pipeline.nets.patches import patch_of, patch_warning
 from pipeline.settings import Settings
 from pipeline.spec import RunSpec
 from workers import crew
@@ -47,7 +48,9 @@ def train(settings: Settings, console: Console) -> int:
         warn(unreadable(dataset.index))
     for sentence in dataset.skipped:
         warn(sentence)
-    settings = resolve.resolve(settings, dataset)
+    asked, settings = patch_of(settings.net), resolve.resolve(settings, dataset)
+    if asked is not None and (problem := patch_warning(asked, settings.net, dataset.index.shape)):
+        warn(problem)
 
     with ExitStack() as stack:
         interrupts = stack.enter_context(_Interrupts())
@@ -153,6 +156,8 @@ def _announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if (images := image_line(settings.net, dataset.index)) is not None:
+        console.print(images, highlight=False, soft_wrap=True)
     console.print(
         f"{spec.num_stages} stage{'s' if spec.num_stages > 1 else ''} on {spec.device} "
         f"({settings.pipeline.executor}), layers {stages}",

@@ -33,6 +33,9 @@ class DataSettings:
     """Name of a data set (see `launch list`), or a folder of images by class or of WebDataset shards."""
     data_dir: str | None = None
     """Where prepared data sets lie. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
+    image_size: int | None = None
+    """For a folder of images or foreign shards: side in pixels that all are brought to. Default: their own where all
+    have one size of at most 64 that patches divide, else a square near their median shorter side, at most 64."""
     validation: float = 0.1
     """Share of the training images kept back for validation."""
     train_fraction: float = 1.0

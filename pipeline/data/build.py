@@ -7,6 +7,7 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,10 @@ def exclusive(target: Path) -> Iterator[None]:
         raise
 
 
-def build(source: Source, *, name: str, target: Path, progress: Progress) -> DataIndex:
+def build(source: Source, *, name: str, target: Path, progress: Progress, resized_from: str = "") -> DataIndex:
     """Write ``source`` to the folder ``target``, replacing what is there. Call it inside ``exclusive(target)``.
+
+    ``resized_from`` is for the index: the sizes that the images had before ``source`` brought them to its own.
 
     The folder appears by one rename when everything in it is on disk; until then it has another, hidden name.
     """
@@ -64,7 +67,7 @@ def build(source: Source, *, name: str, target: Path, progress: Progress) -> Dat
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
     try:
-        index = _write(source, name, partial, progress)
+        index = replace(_write(source, name, partial, progress), resized_from=resized_from)
         index.save(partial)
         if target.exists():
             target.rename(replaced)

@@ -265,7 +265,7 @@ def test_stl10_of_other_bytes_is_refused_packed_and_unpacked(tmp_path: Path) -> 
     ("name", "arguments", "says"),
     [
         ("digits", {"source": "x"}, "leave --from out"),
-        ("mnist", {"image_size": 3}, "has its own size"),
+        ("mnist", {"image_size": 3}, "--image-size 3 .*mnist has its own size"),
         ("mnist", {"source": "/does/not/exist"}, "no such file or folder"),
     ],
 )
@@ -405,6 +405,18 @@ def test_a_folder_of_images_is_prepared_once_and_again_when_it_changes(tmp_path:
     second = prepare.resolve(str(pictures), data_dir=data)
     assert second != first
     assert DataIndex.load(second).splits["train"].count == DataIndex.load(first).splits["train"].count - 1
+
+
+def test_a_known_set_has_its_size_also_where_a_run_opens_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--image-size 16 .*cifar10 has its own size"):
+        prepare.resolve("cifar10", data_dir=tmp_path, image_size=16)
+
+
+def test_a_prepared_folder_keeps_its_size(tmp_path: Path) -> None:
+    folder = prepare.prepare("digits", data_dir=tmp_path)
+    assert prepare.resolve(str(folder), image_size=8) == folder
+    with pytest.raises(UserError, match=r"--image-size 16: .*prepared already, with images of 8×8"):
+        prepare.resolve(str(folder), image_size=16)
 
 
 def test_the_same_folder_in_other_sizes_is_another_set(tmp_path: Path, pictures: Path) -> None:

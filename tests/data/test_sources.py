@@ -358,13 +358,22 @@ def test_train_and_test_folders_are_used_as_they_are(tmp_path: Path, test_name: 
     assert source.shape == (3, 6, 6)
 
 
-def test_images_of_other_sizes_are_brought_to_the_most_common_one(tmp_path: Path) -> None:
+def test_images_of_several_sizes_are_brought_to_a_square(tmp_path: Path) -> None:
     for number in range(4):
-        write_image(tmp_path / "cat" / f"{number}.png", size=(8, 6))
-        write_image(tmp_path / "dog" / f"{number}.png", size=(8, 6) if number else (30, 40))
+        write_image(tmp_path / "cat" / f"{number}.png", size=(18, 13))
+        write_image(tmp_path / "dog" / f"{number}.png", size=(18, 13) if number else (30, 40))
     source = FolderSource(tmp_path)
-    assert source.shape == (1, 6, 8)
-    assert {image.shape for split in ("train", "test") for image, _ in source.read(split)} == {(6, 8, 1)}
+    assert source.shape == (1, 12, 12)
+    assert source.resized_from == "18×13 (7 images), 30×40 (1 image)"
+    assert {image.shape for split in ("train", "test") for image, _ in source.read(split)} == {(12, 12, 1)}
+
+
+def test_images_of_foreign_shards_are_brought_to_a_square(tmp_path: Path) -> None:
+    samples = {f"{n}": {"png": picture(n, size=100 if n % 3 else 80), "cls": str(n % 2).encode()} for n in range(10)}
+    write_shard(tmp_path / "shard-0.tar", samples)
+    source = WebDatasetSource(tmp_path)
+    assert source.shape == (3, 64, 64)
+    assert source.resized_from == "100×100 (6 images), 80×80 (4 images)"
 
 
 def test_image_size_makes_centred_squares(tmp_path: Path) -> None:

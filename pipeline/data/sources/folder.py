@@ -28,7 +28,7 @@ class FolderSource:
 
     Args:
         folder: the root.
-        image_size: side in pixels that all images are brought to. Default: their most common size.
+        image_size: side in pixels that all images are brought to. Default: what ``sizes.choose`` makes of theirs.
         strict: refuse an unreadable image instead of leaving it out.
         progress: called with (what, done, total).
 
@@ -45,8 +45,6 @@ class FolderSource:
         strict: bool = False,
         progress: Progress = silent,
     ) -> None:
-        if image_size is not None and image_size < 1:
-            raise UserError(f"image size {image_size}: give the side in pixels, 1 or more")
         self._strict = strict
         self.skipped = 0
         split_roots = _is_split(folder)
@@ -71,7 +69,7 @@ class FolderSource:
         train, test = (self._look(files, looks, progress) for files in (train, test))
         if not looks:
             raise UserError(f"None of the {self.skipped} images of {folder} can be read.")
-        self.shape = images.common_shape(looks, image_size)
+        self.shape, self.resized_from = images.common_shape(looks, image_size)
         # By class on disk, mixed in the shards: a window of the epoch's shuffle then holds all classes.
         mixed = keys.generator(_ORDER_SEED, "folder-order").permutation(len(train))
         self._files = {"train": [train[place] for place in mixed], "test": test}

@@ -27,7 +27,7 @@ class WebDatasetSource:
 
     Args:
         folder: holds the tars, at any depth.
-        image_size: side in pixels that all images are brought to. Default: their most common size.
+        image_size: side in pixels that all images are brought to. Default: what ``sizes.choose`` makes of theirs.
         strict: refuse an unreadable shard or sample instead of leaving it out.
         progress: called with (what, done, total).
 
@@ -43,8 +43,6 @@ class WebDatasetSource:
         strict: bool = False,
         progress: Progress = silent,
     ) -> None:
-        if image_size is not None and image_size < 1:
-            raise UserError(f"image size {image_size}: give the side in pixels, 1 or more")
         self._strict = strict
         self.skipped = 0
         paths = tars(folder)
@@ -68,7 +66,7 @@ class WebDatasetSource:
                 f"{folder} holds no sample with an image ({', '.join(IMAGE_EXTENSIONS)}) and a label (.cls or .json) "
                 f"that can be read.{reason}"
             )
-        self.shape = images.common_shape(looks, image_size)
+        self.shape, self.resized_from = images.common_shape(looks, image_size)
         self.classes = self._class_names(folder)
         self._split()
         self.note = f"WebDataset shards of {folder}"
