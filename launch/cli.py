@@ -35,7 +35,7 @@ class PrepareArguments:
     """For a folder of images: side in pixels that all are brought to. Default: their own where all have one size of
     at most 64 that patches divide, else a square near their median shorter side, at most 64."""
     strict_data: bool = False
-    """Refuse images that cannot be read. Default: leave them out and say how many."""
+    """Refuse images that cannot be read. Default: leave them out and list them with their reasons."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pipeline.data import prepare
+from pipeline.data import prepare, skipped
 from pipeline.data.index import DataIndex
+from pipeline.data.loader import Dataset
 from pipeline.data.registry import DATASETS
+from pipeline.data.skipped import Skipped
 from pipeline.nets import Net
 from pipeline.nets.patches import describe_patches, patch_of
 
@@ -35,14 +37,33 @@ def prepare_data(
     if index.resized_from:
         console.print(resized(index), highlight=False, soft_wrap=True)
     if index.skipped:
-        console.print(unreadable(index), highlight=False, soft_wrap=True)
+        console.print(without(index, folder), highlight=False, soft_wrap=True)
     data = name if name in DATASETS else folder
     console.print(f"Train on it: launch cff-vit --data {data}", highlight=False, soft_wrap=True)
 
 
-def unreadable(index: DataIndex) -> str:
-    """A sentence about the images that a prepared set lacks."""
-    return f"{index.skipped} image{'s' if index.skipped > 1 else ''} of {index.name} could not be read: left out."
+def without(index: DataIndex, folder: Path) -> str:
+    """What a prepared set lacks, why, and where the whole list is."""
+    said = f"{index.skipped:,} file{'s' if index.skipped > 1 else ''} of {index.name} left out"
+    listed = skipped.load(folder)
+    if listed is None:
+        return f"{said}. Prepared by an older version: names unknown."
+    return f"{said}. {_capital(skipped.by_reason(listed))}. All are listed in {folder / skipped.SKIPPED_FILE}."
+
+
+def left_out(dataset: Dataset) -> list[Skipped]:
+    """All that a run's data lack, as far as their names are known: when they were prepared, and now."""
+    return [*(skipped.load(dataset.folder) or ()), *dataset.skipped]
+
+
+def warnings(dataset: Dataset) -> list[str]:
+    """Sentences about all that a run's data lack."""
+    prepared = [without(dataset.index, dataset.folder)] if dataset.index.skipped else []
+    return prepared + [f"left out {shard.file}, a {shard.reason}." for shard in dataset.skipped]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def resized(index: DataIndex) -> str:

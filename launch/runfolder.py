@@ -7,6 +7,7 @@ events.out.tfevents* for TensorBoard
 model.safetensors    the kept weights with readouts: what `launch export` copies and `pipeline.load` reads
 last.safetensors     weights and optimizer states at the end of the layers' training
 predictions.csv      the last layer's prediction for every test image
+skipped.csv          files that the data are without, each with its reason; only where there are any
 summary.json         every figure that the run printed (launch/summary.md)
 """
 
@@ -29,6 +30,8 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline import settings as settings_module
+from pipeline.data import skipped
+from pipeline.data.skipped import Skipped
 from pipeline.errors import RunError, UserError
 from pipeline.export import card_of, save
 from pipeline.history import RunResult
@@ -64,6 +67,11 @@ class RunFolder:
         self._metrics.close()
         self._events.close()
         shutil.rmtree(self.path)
+
+    def list_skipped(self, left_out: list[Skipped]) -> None:
+        """Writes what the run's data are without, where that is anything."""
+        if left_out:
+            self._log(lambda: skipped.save(self.path / skipped.SKIPPED_FILE, left_out))
 
     def observe(self, report: PassReport) -> None:
         """Writes a pass's figures."""

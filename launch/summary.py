@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
+from launch.data import left_out
 from pipeline.data.loader import Dataset
 from pipeline.history import RunResult
 from pipeline.messages import Kind
@@ -16,6 +18,8 @@ from pipeline.resolve import num_cores
 from pipeline.rules import METHODS
 from pipeline.schedule import fill, ideal_speedup
 from pipeline.spec import RunSpec
+
+_SKIPPED = 1000  # files that the summary names; skipped.csv beside it has all
 
 
 def summarise(
@@ -42,7 +46,8 @@ def summarise(
             "train": dataset.count("train"),
             "validate": dataset.count("validate"),
             "test": dataset.count("test"),
-            "skipped": list(dataset.skipped),
+            "skipped": [asdict(one) for one in left_out(dataset)[:_SKIPPED]],
+            "skipped_count": dataset.index.skipped + len(dataset.skipped),
         },
         "seed": settings.train.seed,
         "precision": settings.pipeline.precision,

@@ -11,7 +11,7 @@ from typing import Self
 
 from rich.console import Console
 
-from launch.data import ProgressLine, image_line, unreadable
+from launch.data import ProgressLine, image_line, left_out, warnings
 from launch.display import Display, print_summary, warn
 from launch.plan_profile import settle_partition
 from launch.runfolder import RunFolder, command_line, new_path
@@ -44,9 +44,7 @@ def train(settings: Settings, console: Console) -> int:
     path = new_path(settings.run_dir, settings.preset)
     with ProgressLine(console) as line:
         dataset = resolve.open_data(settings, progress=line.report)
-    if dataset.index.skipped:
-        warn(unreadable(dataset.index))
-    for sentence in dataset.skipped:
+    for sentence in warnings(dataset):
         warn(sentence)
     asked, settings = patch_of(settings.net), resolve.resolve(settings, dataset)
     if asked is not None and (problem := patch_warning(asked, settings.net, dataset.index.shape)):
@@ -64,6 +62,7 @@ def train(settings: Settings, console: Console) -> int:
         if pipe.executor == "threads" and devices.kind == "cpu" and spec.num_stages > devices.count:
             warn(f"{spec.num_stages} stages share {devices.count} devices: they will take turns.")
         folder = RunFolder(spec, path, warn=warn)
+        folder.list_skipped(left_out(dataset))
         _announce(console, spec, dataset)
         display = stack.enter_context(Display(spec, dataset.num_batches("train", settings.train.batch_size), console))
 

@@ -43,7 +43,7 @@ class DataSettings:
     label_noise: float = 0.0
     """Share of the training labels changed to another class (the paper's Table 4, noisy labels)."""
     strict_data: bool = False
-    """Refuse a damaged shard. Default: skip it and say how many images are missing."""
+    """Refuse a damaged shard or image. Default: skip it, and list it with its reason in the run folder."""
     memory_budget: float = 4.0
     """GiB of decoded images that a feeder keeps in memory after the first epoch."""
     shuffle_window: int = 65536

@@ -159,8 +159,10 @@ def test_images_that_cannot_be_read_are_counted_or_refused(tmp_path: Path, capsy
     small = ["--dim", "16", "--heads", "2", "--depth", "2", "--batch-size", "16", "--epochs", "2", "--head-epochs", "2"]
     arguments = [*_RUN, *small, "--data", str(tmp_path / "photos")]
     assert main([*arguments, "--strict-data", "--run-dir", str(tmp_path / "strict")]) == 2
-    assert "broken.png" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "broken.png" in said
+    assert "leave out --strict-data to skip it" in said
     assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 0
-    assert "1 image of photos could not be read" in capsys.readouterr().err
+    assert "1 file of photos left out. Unreadable image: 1 (dark/broken.png). All are listed" in capsys.readouterr().err
     classes = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["classes"]
     assert classes == ["dark", "light"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +116,74 @@ def test_a_run_on_what_an_older_version_prepared_is_still_evaluated(
     assert DataIndex.load(prepare(str(photos), data_dir=data_dir)).shape == (3, 64, 64)
     assert main(["eval", str(folder)]) == 0
     assert f"{summary_of(folder)['test_accuracy']:.2%}" in capsys.readouterr().out
+
+
+# What is left out
+
+
+@pytest.fixture
+def messy(photos: Path) -> Path:
+    """The photographs with what such folders hold besides."""
+    cut = photos / "day" / "cut.jpg"
+    cut.write_bytes((photos / "day" / "0.jpg").read_bytes()[:3000])
+    (photos / "night" / "list.png").write_text("milk, eggs")
+    (photos / "dusk").mkdir()
+    return photos
+
+
+def test_every_file_that_is_left_out_is_in_the_run_folder_with_its_reason(
+    messy: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = run(tmp_path, *_VIT, "--data", str(messy))
+    with (folder / "skipped.csv").open() as file:
+        rows = {row["file"]: row["reason"] for row in csv.DictReader(file)}
+    assert rows.keys() == {str(messy / "day" / "cut.jpg"), str(messy / "night" / "list.png"), str(messy / "dusk")}
+    assert rows[str(messy / "day" / "cut.jpg")].startswith("unreadable image: image file is truncated")
+    assert rows[str(messy / "dusk")] == "empty class"
+    data = summary_of(folder)["data"]
+    assert {one["file"]: one["reason"] for one in data["skipped"]} == rows
+    assert data["skipped_count"] == 3
+    said = capsys.readouterr().err
+    assert "3 files of photos left out. " in said
+    assert "nreadable image: 2 (night/list.png, day/cut.jpg)" in said
+    assert "mpty class: 1 (photos/dusk)" in said
+    assert "skipped.csv" in said
+
+
+def test_prepare_says_what_it_leaves_out_and_where_the_list_is(messy: Path, capsys: Any, data_dir: Path) -> None:
+    assert main(["prepare", str(messy)]) == 0
+    said = capsys.readouterr().out
+    assert "3 files of photos left out. " in said
+    listed = said.split("listed in ")[1].split("\n")[0].removesuffix(".")
+    assert "list.png" in Path(listed).read_text()
+
+
+def test_a_shard_that_is_broken_by_now_is_listed_with_the_rest(messy: Path, tmp_path: Path, capsys: Any) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(prepare(str(messy)), copy)
+    shard = max(copy.glob("test-*.tar"))
+    shutil.copy(shard, copy / "test-000001.tar")
+    index = DataIndex.load(copy)
+    info = index.splits["test"]
+    more = replace(info.shards[0], file="test-000001.tar")
+    counts = tuple(2 * count for count in info.class_counts)
+    test = replace(info, count=2 * info.count, class_counts=counts, shards=(info.shards[0], more))
+    replace(index, splits={**index.splits, "test": test}).save(copy)
+    (copy / "test-000001.tar").write_bytes(shard.read_bytes()[:2000])
+    folder = run(tmp_path, *_VIT, "--data", str(copy))
+    assert f"left out {copy / 'test-000001.tar'}, a broken shard: it is truncated" in capsys.readouterr().err
+    data = summary_of(folder)["data"]
+    assert data["skipped_count"] == 4
+    assert data["skipped"][-1]["file"] == str(copy / "test-000001.tar")
+    assert "test-000001.tar" in (folder / "skipped.csv").read_text()
+
+
+def test_what_an_older_version_left_out_has_no_names(messy: Path, tmp_path: Path, capsys: Any) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(prepare(str(messy)), older)
+    (older / "skipped.csv").unlink()
+    folder = run(tmp_path, *_VIT, "--data", str(older))
+    assert "3 files of photos left out. Prepared by an older version: names unknown." in capsys.readouterr().err
+    data = summary_of(folder)["data"]
+    assert (data["skipped"], data["skipped_count"]) == ([], 3)
+    assert not (folder / "skipped.csv").exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data import skipped
 from pipeline.data.index import DataIndex, SplitIndex
 from pipeline.data.shards import Pixels, SplitWriter
 from pipeline.data.sources.base import Progress, Source
@@ -86,9 +87,11 @@ def _write(source: Source, name: str, folder: Path, progress: Progress) -> DataI
         splits[split] = _write_split(source, split, folder, moments if split == "train" else None, progress)
         if splits[split].count == 0:
             raise UserError(
-                f"{name} has no readable {split} images ({source.skipped} could not be read). {source.note}. "
+                f"{name} has no readable {split} images ({_left_out(source)}). {source.note}. "
                 "Give at least one image for each of train and test, better hundreds for each class."
             )
+    if source.skipped:
+        skipped.save(folder / skipped.SKIPPED_FILE, source.skipped)
     mean, std = moments.result()
     return DataIndex(
         name=name,
@@ -97,9 +100,13 @@ def _write(source: Source, name: str, folder: Path, progress: Progress) -> DataI
         mean=mean,
         std=std,
         splits=splits,
-        skipped=source.skipped,
+        skipped=len(source.skipped),
         source=source.note,
     )
+
+
+def _left_out(source: Source) -> str:
+    return f"left out: {skipped.by_reason(source.skipped)}" if source.skipped else "nothing was left out"
 
 
 def _write_split(source: Source, split: str, folder: Path, moments: _Moments | None, progress: Progress) -> SplitIndex:

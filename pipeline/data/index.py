@@ -52,7 +52,7 @@ class DataIndex:
     splits: Mapping[str, SplitIndex]
     """``train`` and ``test``."""
     skipped: int = 0
-    """Images that could not be read when the set was prepared."""
+    """Files that were left out when the set was prepared; ``skipped.csv`` beside the index lists them."""
     source: str = ""
     """Where the samples came from, in words."""
     resized_from: str = ""

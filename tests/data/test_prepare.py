@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import acquire, build, packages, prepare, registry, shards
+from pipeline.data import acquire, build, packages, prepare, registry, shards, skipped
 from pipeline.data.fetch import UnreachableError
 from pipeline.data.index import DataIndex
 from pipeline.data.loader import Dataset
@@ -379,7 +379,7 @@ def test_labels_outside_the_classes_are_refused(tmp_path: Path) -> None:
     class Wrong:
         classes = ("a", "b")
         shape = (1, 2, 2)
-        skipped = 0
+        skipped: tuple[()] = ()
         note = "Made up"
 
         def __init__(self) -> None:
@@ -424,11 +424,26 @@ def test_the_same_folder_in_other_sizes_is_another_set(tmp_path: Path, pictures:
     assert {DataIndex.load(folder).shape for folder in folders} == {(3, 4, 4), (3, 6, 6), (3, 8, 8)}
 
 
-def test_unreadable_images_are_counted_in_the_index(tmp_path: Path, pictures: Path) -> None:
+def test_what_is_left_out_is_counted_in_the_index_and_listed_beside_it(tmp_path: Path, pictures: Path) -> None:
     (pictures / "cat" / "0.png").write_bytes(b"no image")
-    assert DataIndex.load(prepare.resolve(str(pictures), data_dir=tmp_path / "data")).skipped == 1
+    folder = prepare.resolve(str(pictures), data_dir=tmp_path / "data")
+    assert DataIndex.load(folder).skipped == 1
+    assert (folder / "skipped.csv").read_text().splitlines() == [
+        "file,reason",
+        f"{pictures / 'cat' / '0.png'},unreadable image: in no format of images that Pillow knows",
+    ]
     with pytest.raises(UserError, match="not a readable image"):
         prepare.resolve(str(pictures), data_dir=tmp_path / "data", strict=True)
+
+
+def test_file_names_that_are_no_unicode_are_listed_all_the_same(tmp_path: Path, pictures: Path) -> None:
+    Path(os.fsdecode(os.fsencode(pictures / "cat") + b"/caf\xe9.png")).write_bytes(b"no image")
+    (one,) = skipped.load(prepare.resolve(str(pictures), data_dir=tmp_path / "data")) or ()
+    assert one.short == r"cat/caf\xe9.png"
+
+
+def test_a_set_without_anything_left_out_has_no_list(tmp_path: Path) -> None:
+    assert not (prepare.prepare("digits", data_dir=tmp_path) / "skipped.csv").exists()
 
 
 def test_a_folder_of_shards_is_prepared(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.data import sizes
 
@@ -55,6 +55,13 @@ def common_shape(looks: Counter[Look], image_size: int | None) -> tuple[tuple[in
     height, width = sizes.choose(found, image_size)
     resized_from = "" if set(found) == {(width, height)} else sizes.words(found)
     return (1 if all(seen.grey for seen in looks) else 3, height, width), resized_from
+
+
+def why(cause: BaseException) -> str:
+    """What one of ``UNREADABLE`` says about a file, without the file's name and Pillow's inner life."""
+    if isinstance(cause, UnidentifiedImageError):
+        return "in no format of images that Pillow knows"
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
 def read(file: Path | bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
