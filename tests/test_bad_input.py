@@ -81,6 +81,16 @@ def test_an_unknown_flag_or_value_is_named(arguments: list[str], capsys: Any) ->
     assert arguments[0] in captured.out + captured.err
 
 
+def test_a_data_folder_that_cannot_be_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("LOCALPIPE_DATA", "/proc/nope")
+    for arguments in (["prepare", "digits"], _RUN):
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert len(said.strip().splitlines()) == 1
+        assert "/proc/nope cannot be created" in said
+        assert "LOCALPIPE_DATA" in said
+
+
 def test_a_folder_without_shards(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "notes.txt").write_text("no images here")
     assert main([*_RUN, "--data", str(tmp_path)]) == 2

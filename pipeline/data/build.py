@@ -19,19 +19,25 @@ from pipeline.data.sources.base import Progress, Source
 from pipeline.errors import UserError
 
 _REPORT_EVERY = 250  # samples
+_ELSEWHERE = "Give a folder of your own with LOCALPIPE_DATA or --data-dir."
 
 
 @contextmanager
 def exclusive(target: Path) -> Iterator[None]:
-    """Hold ``target``'s lock file and turn a full disk into one clear message.
+    """Hold ``target``'s lock file, and turn a full disk or one that refuses into one clear message.
 
     The kernel gives the lock back when its holder dies, so a killed process leaves no lock behind.
 
     Raises:
-        UserError: somebody else holds the lock, the disk is full, or the folder cannot be written.
+        UserError: somebody else holds the lock, the disk is full, or the folder cannot be created or written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise UserError(
+            f"The data folder {target.parent} cannot be created ({cause.strerror}). {_ELSEWHERE}"
+        ) from cause
+    try:
         with (target.parent / f".{target.name}.lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,12 +53,10 @@ def exclusive(target: Path) -> Iterator[None]:
                 f"The disk of {target.parent} is full: {target.name} was not prepared and nothing of it is left there. "
                 "Free some space, or give another folder with LOCALPIPE_DATA or --data-dir."
             ) from cause
-        if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(
-                f"{cause.filename or target.parent} cannot be written or read ({cause.strerror}). Give a folder of "
-                "your own with LOCALPIPE_DATA or --data-dir."
-            ) from cause
-        raise
+        raise UserError(
+            f"{target.name} was not prepared: {cause.filename or target.parent} cannot be written or read "
+            f"({cause.strerror or cause}). {_ELSEWHERE}"
+        ) from cause
 
 
 def build(source: Source, *, name: str, target: Path, progress: Progress, resized_from: str = "") -> DataIndex:

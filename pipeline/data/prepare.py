@@ -130,13 +130,17 @@ def _prepare_known(name: str, source: str | None, data_dir: Path, report: Progre
 
 def _prepare_folder(folder: Path, data_dir: Path, image_size: int | None, strict: bool, report: Progress) -> Path:
     report("looking through the folder", 0, 0)
-    found_tars, found_images = bool(tars(folder)), holds_images(folder)
+    try:
+        found_tars, found_images = bool(tars(folder)), holds_images(folder)
+        fingerprint = _fingerprint(folder, image_size, strict)
+    except OSError as cause:
+        raise UserError(f"{cause.filename or folder} cannot be read ({cause.strerror}). Can you open it?") from cause
     if not found_tars and not found_images:
         raise UserError(
             f"{folder} holds neither WebDataset shards (*.tar) nor images by class (CLASS/*.png, or train/CLASS/*.png "
             "and test/CLASS/*.png). Give the folder that holds the shards or the class folders."
         )
-    target = data_dir / f"{_slug(folder.name)}-{_fingerprint(folder, image_size, strict)}"
+    target = data_dir / f"{_slug(folder.name)}-{fingerprint}"
     if _intact(target):
         return target
     with exclusive(target):

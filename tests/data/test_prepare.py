@@ -393,6 +393,33 @@ def test_labels_outside_the_classes_are_refused(tmp_path: Path) -> None:
     assert visible(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("/proc/nope", "No such file or directory"),
+        ("file/below", "Not a directory"),
+        ("file", "File exists"),
+        ("x" * 300, "File name too long"),
+        ("loop/below", "Too many levels of symbolic links"),
+    ],
+)
+def test_a_data_folder_that_cannot_be_is_one_clear_message(tmp_path: Path, place: str, reason: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=rf"{place} cannot be created \({reason}\).*LOCALPIPE_DATA or --data-dir"):
+        prepare.prepare("digits", data_dir=tmp_path / place)
+
+
+def test_a_disk_that_fails_is_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: shards.SplitWriter, image: shards.Pixels, label: int) -> None:
+        raise OSError(errno.EIO, "Input/output error", "train-000000.tar")
+
+    monkeypatch.setattr(shards.SplitWriter, "write", fail)
+    with pytest.raises(UserError, match=r"digits was not prepared: train-000000\.tar .*Input/output error"):
+        prepare.prepare("digits", data_dir=tmp_path)
+    assert visible(tmp_path) == []
+
+
 # Folders
 
 
