@@ -59,7 +59,7 @@ class PredictArguments:
     run: tyro.conf.Positional[Path]
     """Run folder, or a file written by `launch export`."""
     images: tyro.conf.Positional[list[Path]]
-    """Image files."""
+    """Image files. Those that cannot be read are named at the end, with exit status 2."""
     top: int = 3
     """Classes to name for each image."""
 

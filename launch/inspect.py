@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +19,7 @@ from pipeline import load, resolve
 from pipeline import settings as settings_module
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Dataset
+from pipeline.data.sources import images
 from pipeline.determinism import settle
 from pipeline.embeddings import VALUES, FixedEmbeddings
 from pipeline.errors import UserError
@@ -144,12 +144,41 @@ def evaluate_run(
 
 
 def predict(run: Path, files: list[Path], console: Console, *, top: int = 3) -> None:
-    """The most likely classes of images, from a run folder or an exported file."""
+    """The most likely classes of images, from a run folder or an exported file.
+
+    Raises:
+        UserError: no image is given, there is no network, or images cannot be read: those of all others are printed
+            before, and a line on standard error for each that cannot.
+    """
+    if not files:
+        raise UserError(f"predict needs image files behind {run}. For example: launch predict {run} photo.jpg")
+    if top < 1:
+        raise UserError(f"--top {top}: give the number of classes to name, at least 1.")
     network = load(run / "model.safetensors" if run.is_dir() else run)
-    images = torch.stack([_open_image(file, network.shape) for file in files])
+    if network.shape[0] not in (1, 3):
+        raise UserError(
+            f"This network takes images of {network.shape[0]} channels; only grey and colour files can be read."
+        )
+    opened: dict[Path, torch.Tensor] = {}
+    unreadable: dict[Path, str] = {}
+    for file in files:
+        try:
+            opened[file] = torch.from_numpy(images.read(file, network.shape).transpose(2, 0, 1).copy())
+        except images.UNREADABLE as cause:
+            unreadable[file] = images.why(cause)
+    if opened:
+        _print_predictions(console, network, opened, top)
+    if unreadable:
+        for file, why in unreadable.items():
+            print(f"{file}: {why}", file=sys.stderr)
+        raise UserError(f"{len(unreadable)} of {len(opened) + len(unreadable)} files could not be read.")
+
+
+def _print_predictions(console: Console, network: Network, opened: dict[Path, torch.Tensor], top: int) -> None:
+    """A line for each image (C, H, W) with its most likely classes."""
     with torch.no_grad():
-        probabilities = network(images).softmax(dim=1)
-    for file, row in zip(files, probabilities, strict=True):
+        probabilities = network(torch.stack(list(opened.values()))).softmax(dim=1)
+    for file, row in zip(opened, probabilities, strict=True):
         best = row.topk(min(top, len(row)))
         said = ", ".join(
             f"{network.classes[index]} {share:.1%}"
@@ -180,29 +209,6 @@ def export(run: Path, file: Path, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _open_image(file: Path, shape: tuple[int, int, int]) -> torch.Tensor:
-    """An image file as (C, H, W) uint8: colours or grey as the network's, cut to a centred square, resized."""
-    channels, height, width = shape
-    if channels not in (1, 3):
-        raise UserError(f"This network takes images of {channels} channels; only grey and colour files can be read.")
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file.") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{file}: not an image that Pillow can read ({error}).") from error
-    if image.size != (width, height):
-        scale = min(image.width / width, image.height / height)
-        crop_width, crop_height = width * scale, height * scale
-        left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
-        image = image.resize(
-            (width, height), Image.Resampling.BILINEAR, box=(left, top, left + crop_width, top + crop_height)
-        )
-    pixels = np.asarray(image).reshape(height, width, channels)
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def _percent(share: float | None) -> str:

@@ -56,6 +56,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no such configuration": ([*_RUN, "--config", "nowhere.json"], ["nowhere.json", "config.json"]),
     "eval of no run": (["eval", "nowhere"], ["nowhere", "run folder"]),
     "predict with no run": (["predict", "nowhere", "x.png"], ["nowhere"]),
+    "predict without images": (["predict", "runs/it"], ["image files", "launch predict runs/it photo.jpg"]),
+    "predict no class": (["predict", "nowhere", "x.png", "--top", "0"], ["--top 0", "at least 1"]),
     "export to another format": (["export", "nowhere", "x.pt"], ["x.pt", ".safetensors"]),
 }
 

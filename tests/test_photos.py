@@ -187,3 +187,43 @@ def test_what_an_older_version_left_out_has_no_names(messy: Path, tmp_path: Path
     data = summary_of(folder)["data"]
     assert (data["skipped"], data["skipped_count"]) == ([], 3)
     assert not (folder / "skipped.csv").exists()
+
+
+# Predictions
+
+
+def test_predict_answers_for_the_good_files_and_names_the_bad_ones(
+    messy: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run(tmp_path, *_VIT, "--data", str(messy))
+    capsys.readouterr()
+    monkeypatch.chdir(messy)
+    files = ["day/0.jpg", "night/list.png", "day/cut.jpg", "nowhere.jpg", "dusk", "night/1.jpg"]
+    assert main(["predict", str(folder), *files]) == 2
+    captured = capsys.readouterr()
+    assert [line.partition(": ")[0] for line in captured.out.splitlines()] == ["day/0.jpg", "night/1.jpg"]
+    assert captured.err.splitlines()[0] == "night/list.png: in no format of images that Pillow knows"
+    assert captured.err.splitlines()[1].startswith("day/cut.jpg: image file is truncated")
+    assert captured.err.splitlines()[2:] == [
+        "nowhere.jpg: No such file or directory",
+        "dusk: Is a directory",
+        "error: 4 of 6 files could not be read.",
+    ]
+
+
+def test_predict_turns_a_photograph_as_training_does(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    """The camera notes how it was held; prediction once overlooked it."""
+    folder = run(tmp_path, *_VIT, "--data", str(photos))
+    ramp = np.linspace(0, 255, 320, dtype=np.uint8)
+    upright = Image.fromarray(np.broadcast_to(ramp[:, None, None], (320, 240, 3)).copy())
+    held = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by a quarter, clockwise
+    files = [tmp_path / name for name in ("upright.png", "held.png", "unmarked.png")]
+    upright.save(files[0])
+    held.save(files[1], exif=exif)
+    held.save(files[2])
+    capsys.readouterr()
+    assert main(["predict", str(folder), *map(str, files)]) == 0
+    said = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert said[0] == said[1] != said[2]
