@@ -64,7 +64,9 @@ def open_run(run: Path) -> OpenRun:
     settings: Settings = settings_module.from_dict(values["settings"], source=str(run / "config.json"))
     here = replace(settings.pipeline, executor="serial", stages=1, transport="auto", device="auto")
     settings = replace(settings, pipeline=here)
-    weights, card = read(run / "model.safetensors")
+    file = run / "model.safetensors"
+    weights, card = read(file)
+    network_of(weights, card, source=str(file))  # says what is wrong with it, before data are opened
     dataset = _open_data(settings, values, card)
     if tuple(dataset.index.classes) != card.classes:
         raise UserError(
@@ -74,6 +76,16 @@ def open_run(run: Path) -> OpenRun:
     if dataset.index.content_hash != values["data"]["content_hash"]:
         warn(f"{settings.data.data} is no longer what the run learned from; the figures will differ.")
     spec = resolve.place(resolve.resolve(settings, dataset), dataset, resolve.local_devices("auto", 1))
+    for name, configured, trained in (
+        ("net", spec.settings.net, card.net),
+        ("method", spec.settings.method, card.method),
+        ("head_norm", spec.settings.head.head_norm, card.head_norm),
+    ):
+        if configured != trained:
+            raise UserError(
+                f"{run}: config.json and model.safetensors are not of one run: {name} is {configured} in one and "
+                f"{trained} in the other. Take both from the same run folder."
+            )
     device = spec.stage_device(0)
     settle(spec, device)
     return OpenRun(spec=spec, dataset=dataset, weights=weights, card=card, device=device)

@@ -179,10 +179,17 @@ def load_config(run: Path) -> dict[str, Any]:
     """``config.json`` of a run folder. Raises UserError where ``run`` is not one."""
     try:
         values = json.loads((run / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{run}: not a run folder (config.json: {error}). Give a folder that `launch` left.") from error
     if not isinstance(values, dict) or "settings" not in values:
         raise UserError(f"{run}: config.json holds no settings. Give a folder that `launch` left.")
+    data = values.get("data")
+    for name in ("folder", "content_hash"):
+        if not isinstance(data, dict) or not isinstance(data.get(name), str):
+            raise UserError(
+                f"{run / 'config.json'}: data.{name}, a text, is missing. Give a folder as `launch` left it, or train "
+                "again with --config and this file."
+            )
     return values
 
 
