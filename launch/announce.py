@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from launch.console import counted, say
+from launch.data import image_line
 from launch.runfolder import check_room
 from pipeline import resolve
 from pipeline.data.loader import Dataset
@@ -26,6 +27,8 @@ def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
         f"{counted(len(spec.classes), 'class', 'classes')}; {counted(settings.train.epochs, 'epoch')}, batches of "
         f"{settings.train.batch_size:,}",
     )
+    if (images := image_line(settings.net, dataset.index)) is not None:
+        say(console, images)
     if settings.train.max_steps is not None:
         say(
             console,

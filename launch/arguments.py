@@ -25,9 +25,10 @@ class PrepareArguments:
     data_dir: DataDir = None
     """Where to put it. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
     image_size: int | None = None
-    """For a folder of images: side in pixels that all are brought to. Default: the most common size."""
+    """For a folder of images: side in pixels that all are brought to. Default: their own where all have one size of
+    at most 64 that patches divide, else a square near their median shorter side, at most 64."""
     strict_data: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Refuse images that cannot be read. Default: leave them out and say how many."""
+    """Refuse images that cannot be read. Default: leave them out and list them with their reasons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,8 @@ class PredictArguments:
 
     run: RunFolderArgument
     """Run folder, or a file written by `launch export`."""
-    images: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """Image files."""
+    images: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…")]
+    """Image files. Those that cannot be read are named at the end, with exit status 2."""
     top: int = 3
     """Classes to name for each image."""
 

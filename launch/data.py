@@ -10,9 +10,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from launch.console import say
-from pipeline.data import prepare
+from pipeline.data import prepare, skipped
 from pipeline.data.index import DataIndex
+from pipeline.data.loader import Dataset
 from pipeline.data.registry import DATASETS
+from pipeline.data.skipped import Skipped
+from pipeline.nets import Net
+from pipeline.nets.patches import describe_patches, patch_of
 
 
 def prepare_data(
@@ -31,15 +35,53 @@ def prepare_data(
         )
     index = DataIndex.load(folder)
     say(console, f"{describe(index)}, in {folder}")
+    if index.resized_from:
+        say(console, resized(index))
     if index.skipped:
-        say(console, unreadable(index))
+        say(console, without(index, folder))
     data = name if name in DATASETS else folder
     say(console, f"Train on it: launch cff-vit --data {data}")
 
 
-def unreadable(index: DataIndex) -> str:
-    """A sentence about the images that a prepared set lacks."""
-    return f"{index.skipped} image{'s' if index.skipped > 1 else ''} of {index.name} could not be read: left out."
+def without(index: DataIndex, folder: Path) -> str:
+    """What a prepared set lacks, why, and where the whole list is."""
+    said = f"{index.skipped:,} file{'s' if index.skipped > 1 else ''} of {index.name} left out"
+    listed = skipped.load(folder)
+    if listed is None:
+        return f"{said}. Prepared by an older version: names unknown."
+    return f"{said}. {_capital(skipped.by_reason(listed))}. All are listed in {folder / skipped.SKIPPED_FILE}."
+
+
+def left_out(dataset: Dataset) -> list[Skipped]:
+    """All that a run's data lack, as far as their names are known: when they were prepared, and now."""
+    return [*(skipped.load(dataset.folder) or ()), *dataset.skipped]
+
+
+def warnings(dataset: Dataset) -> list[str]:
+    """Sentences about all that a run's data lack."""
+    prepared = [without(dataset.index, dataset.folder)] if dataset.index.skipped else []
+    return prepared + [f"left out {shard.file}, a {shard.reason}." for shard in dataset.skipped]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def resized(index: DataIndex) -> str:
+    """What was done to the sizes of a prepared set's images."""
+    return f"images resized from {index.resized_from} to {index.shape[1]}×{index.shape[2]}"
+
+
+def image_line(net: Net, index: DataIndex) -> str | None:
+    """What a run's images are to its net: their size, from where it came, and the tokens; None where that is nothing.
+
+    ``net`` is resolved, with its patch settled.
+    """
+    patch = patch_of(net)
+    size = resized(index) if index.resized_from else f"{index.shape[1]}×{index.shape[2]} images"
+    if isinstance(patch, int):
+        return f"{size}, {describe_patches(patch, index.shape)}"
+    return size if index.resized_from else None
 
 
 def describe(index: DataIndex) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
-from launch.console import counted, say, warn
+from launch.console import counted, make_console, say, warn
 from launch.layer_table import LayerRow, print_layers
 from launch.runfolder import load_config
 from launch.superclasses import print_superclasses, read_superclasses
@@ -19,6 +19,7 @@ from pipeline import load, resolve
 from pipeline import settings as settings_module
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Dataset
+from pipeline.data.sources import images
 from pipeline.determinism import settle
 from pipeline.embeddings import VALUES, FixedEmbeddings
 from pipeline.errors import UserError
@@ -64,8 +65,10 @@ def open_run(run: Path) -> OpenRun:
     here = replace(settings.pipeline, executor="serial", stages=1, transport="auto", device="auto")
     # A run that was cut short for a quick look is looked at whole.
     settings = replace(settings, pipeline=here, train=replace(settings.train, max_steps=None))
-    weights, card = read(run / "model.safetensors")
-    dataset = resolve.open_data(settings)
+    file = run / "model.safetensors"
+    weights, card = read(file)
+    network_of(weights, card, source=str(file))  # says what is wrong with it, before data are opened
+    dataset = _open_data(settings, values, card)
     if tuple(dataset.index.classes) != card.classes:
         raise UserError(
             f"{settings.data.data} has other classes than the run learned ({len(card.classes)}, such as "
@@ -74,9 +77,38 @@ def open_run(run: Path) -> OpenRun:
     if dataset.index.content_hash != values["data"]["content_hash"]:
         warn(f"{settings.data.data} is no longer what the run learned from; the figures will differ.")
     spec = resolve.place(resolve.resolve(settings, dataset), dataset, resolve.local_devices("auto", 1))
+    for name, configured, trained in (
+        ("net", spec.settings.net, card.net),
+        ("method", spec.settings.method, card.method),
+        ("head_norm", spec.settings.head.head_norm, card.head_norm),
+    ):
+        if configured != trained:
+            raise UserError(
+                f"{run}: config.json and model.safetensors are not of one run: {name} is {configured} in one and "
+                f"{trained} in the other. Take both from the same run folder."
+            )
     device = spec.stage_device(0)
     settle(spec, device)
     return OpenRun(spec=spec, dataset=dataset, weights=weights, card=card, device=device)
+
+
+def _open_data(settings: Settings, values: dict[str, Any], card: Card) -> Dataset:
+    """The run's data. A folder of images that is now brought to another size is taken as the run prepared it."""
+    dataset = resolve.open_data(settings)
+    if dataset.index.shape == card.shape:
+        return dataset
+    learned = Path(values["data"]["folder"])
+    try:
+        kept = resolve.open_folder(settings, learned)
+    except UserError as error:
+        height, width = card.shape[1:]
+        raise UserError(
+            f"{settings.data.data} gives images of {dataset.index.shape[1]}×{dataset.index.shape[2]}, the run learned "
+            f"from {height}×{width}, and what it learned from is gone ({error})"
+        ) from error
+    if kept.index.shape != card.shape:
+        raise UserError(f"{learned} has images of another size than the run learned from. Train again.")
+    return kept
 
 
 def evaluate_run(
@@ -124,12 +156,41 @@ def evaluate_run(
 
 
 def predict(run: Path, files: list[Path], console: Console, *, top: int = 3) -> None:
-    """The most likely classes of images, from a run folder or an exported file."""
+    """The most likely classes of images, from a run folder or an exported file.
+
+    Raises:
+        UserError: no image is given, there is no network, or images cannot be read: those of all others are printed
+            before, and a line on standard error for each that cannot.
+    """
+    if not files:
+        raise UserError(f"predict needs image files behind {run}. For example: launch predict {run} photo.jpg")
+    if top < 1:
+        raise UserError(f"--top {top}: give the number of classes to name, at least 1.")
     network = load(run / "model.safetensors" if run.is_dir() else run)
-    images = torch.stack([_open_image(file, network.shape) for file in files])
+    if network.shape[0] not in (1, 3):
+        raise UserError(
+            f"This network takes images of {network.shape[0]} channels; only grey and colour files can be read."
+        )
+    opened: dict[Path, torch.Tensor] = {}
+    unreadable: dict[Path, str] = {}
+    for file in files:
+        try:
+            opened[file] = torch.from_numpy(images.read(file, network.shape).transpose(2, 0, 1).copy())
+        except images.UNREADABLE as cause:
+            unreadable[file] = images.why(cause)
+    if opened:
+        _print_predictions(console, network, opened, top)
+    if unreadable:
+        for file, why in unreadable.items():
+            say(make_console(sys.stderr), f"{file}: {why}")
+        raise UserError(f"{len(unreadable)} of {len(opened) + len(unreadable)} files could not be read.")
+
+
+def _print_predictions(console: Console, network: Network, opened: dict[Path, torch.Tensor], top: int) -> None:
+    """A line for each image (C, H, W) with its most likely classes."""
     with torch.no_grad():
-        probabilities = network(images).softmax(dim=1)
-    for file, row in zip(files, probabilities, strict=True):
+        probabilities = network(torch.stack(list(opened.values()))).softmax(dim=1)
+    for file, row in zip(opened, probabilities, strict=True):
         best = row.topk(min(top, len(row)))
         said = ", ".join(
             f"{network.classes[index]} {share:.1%}"
@@ -159,26 +220,3 @@ def export(run: Path, file: Path, console: Console) -> None:
         f"{file}: {card.net.describe()} for {len(card.classes)} classes, {parameters:,} parameters, "
         f"{file.stat().st_size / 2**20:.1f} MiB. Load it with: from pipeline import load; load({str(file)!r})",
     )
-
-
-def _open_image(file: Path, shape: tuple[int, int, int]) -> torch.Tensor:
-    """An image file as (C, H, W) uint8: colours or grey as the network's, cut to a centred square, resized."""
-    channels, height, width = shape
-    if channels not in (1, 3):
-        raise UserError(f"This network takes images of {channels} channels; only grey and colour files can be read.")
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file.") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{file}: not an image that Pillow can read ({error}).") from error
-    if image.size != (width, height):
-        scale = min(image.width / width, image.height / height)
-        crop_width, crop_height = width * scale, height * scale
-        left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
-        image = image.resize(
-            (width, height), Image.Resampling.BILINEAR, box=(left, top, left + crop_width, top + crop_height)
-        )
-    pixels = np.asarray(image).reshape(height, width, channels)
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

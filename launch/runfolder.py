@@ -7,6 +7,7 @@ events.out.tfevents* for TensorBoard
 model.safetensors    the kept weights with readouts: what `launch export` copies and `pipeline.load` reads
 last.safetensors     weights and optimizer states at the end of the layers' training
 predictions.csv      the last layer's prediction for every test image
+skipped.csv          files that the data are without, each with its reason; only where there are any
 summary.json         every figure that the run printed (launch/summary.md)
 """
 
@@ -27,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline import settings as settings_module
+from pipeline.data import skipped
+from pipeline.data.skipped import Skipped
 from pipeline.errors import RunError, UserError
 from pipeline.export import card_of, save
 from pipeline.history import RunResult
@@ -76,6 +79,11 @@ class RunFolder:
 
             self._writer = SummaryWriter(str(self.path))
         return self._writer
+
+    def list_skipped(self, left_out: list[Skipped]) -> None:
+        """Writes what the run's data are without, where that is anything."""
+        if left_out:
+            self._log(lambda: skipped.save(self.path / skipped.SKIPPED_FILE, left_out))
 
     def observe(self, report: PassReport) -> None:
         """Writes a pass's figures."""
@@ -185,10 +193,17 @@ def load_config(run: Path) -> dict[str, Any]:
     """``config.json`` of a run folder. Raises UserError where ``run`` is not one."""
     try:
         values = json.loads((run / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{run}: not a run folder (config.json: {error}). Give a folder that `launch` left.") from error
     if not isinstance(values, dict) or "settings" not in values:
         raise UserError(f"{run}: config.json holds no settings. Give a folder that `launch` left.")
+    data = values.get("data")
+    for name in ("folder", "content_hash"):
+        if not isinstance(data, dict) or not isinstance(data.get(name), str):
+            raise UserError(
+                f"{run / 'config.json'}: data.{name}, a text, is missing. Give a folder as `launch` left it, or train "
+                "again with --config and this file."
+            )
     return values
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from launch.data import left_out
 from launch.versions import versions
 from pipeline.data.loader import Dataset
 from pipeline.history import RunResult
@@ -25,6 +27,7 @@ _BEST = {
     "last": "the last one",
 }
 """In words, which epoch's weights are kept for each ``--keep``."""
+_SKIPPED = 1000  # files that the summary names; skipped.csv beside it has all
 
 
 def summarise(spec: RunSpec, dataset: Dataset, result: RunResult, *, command: str, began: float) -> dict[str, Any]:
@@ -53,7 +56,8 @@ def summarise(spec: RunSpec, dataset: Dataset, result: RunResult, *, command: st
             "train": dataset.count("train"),
             "validate": dataset.count("validate"),
             "test": dataset.count("test"),
-            "skipped": list(dataset.skipped),
+            "skipped": [asdict(one) for one in left_out(dataset)[:_SKIPPED]],
+            "skipped_count": dataset.index.skipped + len(dataset.skipped),
         },
         "seed": settings.train.seed,
         "precision": settings.pipeline.precision,

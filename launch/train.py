@@ -12,7 +12,7 @@ from rich.console import Console
 from launch.announce import announce, dry_run
 from launch.commandline import RunArguments
 from launch.console import counted, make_console, say, warn
-from launch.data import ProgressLine, unreadable
+from launch.data import ProgressLine, left_out, warnings
 from launch.display import Display, print_summary
 from launch.runfolder import RunFolder, command_line, new_path
 from launch.signals import heard_by
@@ -22,6 +22,7 @@ from pipeline.data.loader import Dataset
 from pipeline.errors import RunError
 from pipeline.history import RunResult
 from pipeline.metrics import PassReport, Status
+from pipeline.nets.patches import patch_of, patch_warning
 from pipeline.settings import Settings
 from pipeline.spec import RunSpec
 from workers.cluster import StartingCluster, joins_cluster
@@ -67,6 +68,7 @@ def train(arguments: RunArguments, console: Console, *, began: float) -> int:
         if settings.pipeline.executor == "threads" and devices.kind == "cpu" and spec.num_stages > devices.count:
             warn(f"{spec.num_stages} stages share {counted(devices.count, 'device')}: they will take turns.")
         folder = RunFolder(spec, path, warn=warn)
+        folder.list_skipped(left_out(dataset))
         announce(aside, spec, dataset)
         num_batches = dataset.num_batches("train", settings.train.batch_size)
         display = stack.enter_context(Display(spec, num_batches, aside, began=began, verbose=arguments.verbose))
@@ -98,11 +100,12 @@ def _open(settings: Settings, console: Console) -> tuple[Settings, Dataset]:
     """The data, and the settings that fit it."""
     with ProgressLine(console) as line:
         dataset = resolve.open_data(settings, progress=line.report)
-    if dataset.index.skipped:
-        warn(unreadable(dataset.index))
-    for sentence in dataset.skipped:
+    for sentence in warnings(dataset):
         warn(sentence)
-    return resolve.resolve(settings, dataset), dataset
+    asked, settings = patch_of(settings.net), resolve.resolve(settings, dataset)
+    if asked is not None and (problem := patch_warning(asked, settings.net, dataset.index.shape)):
+        warn(problem)
+    return settings, dataset
 
 
 def _run(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -14,14 +16,18 @@ from torch import Tensor, nn
 
 from pipeline.embeddings import VALUES
 from pipeline.errors import UserError
+from pipeline.kinds import problems, unknown_keys
 from pipeline.layer import Readout, State
-from pipeline.nets import Layer, NetField, Shape
-from pipeline.rules import Context, MethodField, Outline, Place, Rule, Streams
+from pipeline.nets import NETS, Layer, NetField, Shape
+from pipeline.rules import METHODS, Context, MethodField, Outline, Place, Rule, Streams
 from pipeline.spec import RunSpec
 from pipeline.tensor_file import save_tensors
 
+_AGAIN = "The file was changed: take it from the run folder again, or export the run again."
 _FORMAT = 1
 _KEY = "localpipe"
+_PARTS = {"net": "layers", "rule": "rules", "readout": "readouts"}
+_WEIGHT = re.compile(r"layers?\.(?P<layer>\d+)\.(?P<part>net|rule|readout)\.(?P<rest>.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +172,41 @@ def read(file: Path) -> tuple[State, Card]:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-        card = _CARD.validate_python(json.loads(metadata[_KEY]))
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, ValidationError) as error:
-        raise UserError(f"{file}: not a localpipe network ({type(error).__name__}: {error}). {advice}") from error
-    if card.format != _FORMAT:
-        raise UserError(f"{file}: format {card.format}, this version reads {_FORMAT}. Use the version that wrote it.")
-    return weights, card
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: cut short, damaged, or no safetensors file at all ({error}). {advice}") from error
+    if _KEY not in metadata:
+        raise UserError(f"{file}: holds weights, and no card that says what net they belong to. {advice}")
+    return weights, _read_card(metadata[_KEY], file)
+
+
+def _read_card(text: str, file: Path) -> Card:
+    """The card of a file. Raises UserError naming each field that does not fit."""
+    other = "Use the version that wrote it, or export the run again."
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: its card cannot be read as JSON ({error}). {other}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: its card is a table, not {values!r}. {other}")
+    if values.get("format", _FORMAT) != _FORMAT:
+        raise UserError(f"{file}: format {values['format']}, this version reads {_FORMAT}. {other}")
+    unknown = unknown_keys(values, _template(values))
+    if unknown:
+        raise UserError(f"{file}: its card has fields that this version does not know: {', '.join(unknown)}. {other}")
+    try:
+        return _CARD.validate_python(values)
+    except ValidationError as error:
+        raise UserError(f"{file}: in its card, {'; '.join(problems(error))}. {other}") from error
+
+
+def _template(values: dict[str, Any]) -> dict[str, Any]:
+    """Every field that a card may have, given the net and the method that it names."""
+    template: dict[str, Any] = {field.name: None for field in fields(Card)}
+    for name, family in (("net", NETS), ("method", METHODS)):
+        chosen = values.get(name)
+        if isinstance(chosen, dict) and chosen.get("kind") in family:
+            template[name] = family.template(chosen["kind"])
+    return template
 
 
 def load(file: str | Path) -> Network:
@@ -188,25 +223,73 @@ def load(file: str | Path) -> Network:
         UserError: no such file, or not a network of ours.
     """
     weights, card = read(Path(file))
-    return network_of(weights, card)
+    return network_of(weights, card, source=str(file))
 
 
-def network_of(weights: State, card: Card) -> Network:
-    """The network of a run's weights, as ``load`` gives it."""
-    readouts = sorted({int(name.split(".")[1]) for name in weights if ".readout." in name})
+def network_of(weights: State, card: Card, *, source: str = "model.safetensors") -> Network:
+    """The network of a run's weights, as ``load`` gives it.
+
+    Args:
+        source: the file's name, for errors.
+
+    Raises:
+        UserError: the card contradicts itself, or the weights are not those of the net that it describes.
+    """
+    _check_card(card, source)
     dictionary = weights.get(VALUES)
-    shape = (dictionary.shape[0], dictionary.shape[1]) if dictionary is not None else None
-    if shape is not None and shape[0] != len(card.classes):
-        raise UserError(f"The file has label embeddings of {shape[0]} classes and names {len(card.classes)}.")
-    network = Network(card, readouts=readouts, embeddings=shape)
-    parts = {"net": "layers", "rule": "rules", "readout": "readouts"}
+    shape = (dictionary.shape[0], dictionary.shape[1]) if dictionary is not None and dictionary.ndim == 2 else None
+    num_layers = card.method.adapt(card.net).num_layers
+    readouts = set()
     renamed = {"embeddings": dictionary} if dictionary is not None else {}
     for name, value in weights.items():
-        if name != VALUES:
-            _, index, part, rest = name.split(".", 3)
-            renamed[f"{parts[part]}.{index}.{rest}"] = value
+        if name == VALUES:
+            continue
+        named = _WEIGHT.fullmatch(name)
+        if named is None or int(named["layer"]) >= num_layers:
+            raise _misfit(source, card, f"{name} belongs to none of its {num_layers} layers")
+        if named["part"] == "readout":
+            readouts.add(int(named["layer"]))
+        renamed[f"{_PARTS[named['part']]}.{named['layer']}.{named['rest']}"] = value
+    network = Network(card, readouts=sorted(readouts), embeddings=shape)
+    expected = network.state_dict()
+    for name in sorted(expected.keys() | renamed.keys()):
+        if name not in renamed:
+            raise _misfit(source, card, f"{name} is missing")
+        if name not in expected:
+            raise _misfit(source, card, f"{name} is not part of it")
+        if expected[name].shape != renamed[name].shape:
+            raise _misfit(source, card, f"{name} is {_size(renamed[name])} and should be {_size(expected[name])}")
     network.load_state_dict(renamed)
     return network.eval()
+
+
+def _check_card(card: Card, source: str) -> None:
+    """Refuses a card of which no network can be built. Raises UserError."""
+    channels = card.shape[0]
+    if len(card.mean) != channels or len(card.std) != channels:
+        raise UserError(
+            f"{source}: its card has {len(card.mean)} numbers for mean, {len(card.std)} for std and images "
+            f"of {channels} channels. {_AGAIN}"
+        )
+    try:
+        settled = card.net.resolve(card.shape)
+        card.method.check()
+    except UserError as error:
+        raise UserError(f"{source}: its card does not describe a network. {error} {_AGAIN}") from error
+    if settled != card.net:
+        raise UserError(f"{source}: its card leaves settings of the net open ('auto'). {_AGAIN}")
+
+
+def _misfit(source: str, card: Card, problem: str) -> UserError:
+    _, height, width = card.shape
+    return UserError(
+        f"{source}: its weights are not those of the {card.net.describe()} for {len(card.classes)} classes of images "
+        f"of {height}×{width} that its card describes: {problem}. {_AGAIN}"
+    )
+
+
+def _size(tensor: Tensor) -> str:
+    return "×".join(str(length) for length in tensor.shape) or "one number"
 
 
 def _dump(card: Card) -> str:

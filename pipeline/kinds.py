@@ -5,10 +5,13 @@ A member is a class; registering it is all that the command line and saved setti
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
+
+_PLAIN_TYPES = ("int", "float", "str", "bool")
 
 T = TypeVar("T", bound="Named")
 M = TypeVar("M", bound="Named")
@@ -19,6 +22,13 @@ class Named:
 
     kind: ClassVar[str]
     """The name it is saved under."""
+
+
+class MisfitError(ValueError):
+    """Settings that do not fit a member; each argument is a problem that begins with the setting's name."""
+
+    def __str__(self) -> str:
+        return "; ".join(str(problem) for problem in self.args)
 
 
 class Family(Generic[T]):
@@ -55,7 +65,7 @@ class Family(Generic[T]):
         return self.dump(self._members[kind]())
 
     def load(self, values: Any) -> T:
-        """A member from what ``dump`` gave, or itself. Raises ValueError, which pydantic makes its own."""
+        """A member from what ``dump`` gave, or itself. Raises ValueError, which ``problems`` tells of."""
         if isinstance(values, tuple(self._members.values())):
             return cast("T", values)
         if not isinstance(values, dict):
@@ -67,11 +77,54 @@ class Family(Generic[T]):
         try:
             loaded: T = TypeAdapter(self._members[kind]).validate_python(rest)
         except ValidationError as error:
-            raise ValueError(
-                "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
-            ) from error
+            raise MisfitError(*problems(error)) from error
         return loaded
 
     def dump(self, member: T) -> dict[str, Any]:
         """Plain JSON values."""
         return {"kind": member.kind, **TypeAdapter(type(member)).dump_python(member, mode="json")}
+
+
+def unknown_keys(values: dict[str, Any], template: dict[str, Any], prefix: str = "") -> list[str]:
+    """Names in ``values`` that ``template``, the settings that there can be, does not have: "train.momentum"."""
+    unknown = []
+    for name, value in values.items():
+        if name not in template:
+            unknown.append(prefix + name)
+        elif isinstance(value, dict) and isinstance(template[name], dict):
+            unknown += unknown_keys(value, template[name], f"{prefix}{name}.")
+    return unknown
+
+
+def problems(error: ValidationError) -> list[str]:
+    """What pydantic found, a clause for each setting: "train.epochs should be a valid integer, not 'many'"."""
+    wanted: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
+    for one in error.errors():
+        name = ".".join(str(part) for part in one["loc"] if not _is_choice(part))
+        cause = one.get("ctx", {}).get("error")
+        if isinstance(cause, MisfitError):
+            wanted |= {f"{name}.{problem}": [] for problem in cause.args}
+        elif cause is not None:
+            wanted[f"{name}: {cause}"] = []
+        elif one["type"] == "missing":
+            wanted[f"{name} is missing"] = []
+        else:
+            wanted.setdefault(name, []).append(_wanted(one["msg"]))
+            found[name] = reprlib.repr(one["input"])
+    return [
+        f"{name} should be {' or '.join(each)}, not {found[name]}" if each else name for name, each in wanted.items()
+    ]
+
+
+def _is_choice(part: int | str) -> bool:
+    """Whether a part of pydantic's place is a member of a union, such as int or literal['auto'], and no name."""
+    return isinstance(part, str) and (part in _PLAIN_TYPES or not part.isidentifier())
+
+
+def _wanted(message: str) -> str:
+    """Pydantic's message without how it tried, and with a file's words for what Python calls otherwise."""
+    plain = message.partition(", unable to parse")[0].removeprefix("Input should be ")
+    if plain.startswith("a dictionary or an instance of"):
+        return "a table of settings"
+    return "a list" if plain == "a valid tuple" else plain

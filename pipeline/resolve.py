@@ -71,6 +71,7 @@ def open_data(settings: Settings, *, progress: Progress | None = None) -> Datase
     folder = prepare.resolve(
         data.data,
         data_dir=Path(data.data_dir) if data.data_dir else None,
+        image_size=data.image_size,
         strict=data.strict_data,
         progress=progress,
     )

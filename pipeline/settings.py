@@ -16,6 +16,7 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import UserError
+from pipeline.kinds import problems, unknown_keys
 from pipeline.nets import NETS, NetField, VitSettings
 from pipeline.rules import METHODS, CffSettings, MethodField
 from pipeline.rules.baseline import Feedback
@@ -33,6 +34,9 @@ class DataSettings:
     """Name of a data set (see `launch list`), or a folder of images by class or of WebDataset shards."""
     data_dir: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Where prepared data sets lie. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
+    image_size: int | None = None
+    """For a folder of images or foreign shards: side in pixels that all are brought to. Default: their own where all
+    have one size of at most 64 that patches divide, else a square near their median shorter side, at most 64."""
     validation: float = 0.1
     """Share of the training images kept back for validation."""
     train_fraction: float = 1.0
@@ -40,7 +44,7 @@ class DataSettings:
     label_noise: float = 0.0
     """Share of the training labels changed to another class (Aghagolzadeh & Ezoji 2025, Table 4, noisy labels)."""
     strict_data: bool = False
-    """Refuse a damaged shard. Default: skip it and say how many images are missing."""
+    """Refuse a damaged shard or image. Default: skip it, and list it with its reason in the run folder."""
     memory_budget: float = 4.0
     """GiB of decoded images that a feeder keeps in memory after the first epoch."""
     shuffle_window: int = 65536
@@ -180,9 +184,11 @@ def to_dict(settings: Settings) -> dict[str, Any]:
     return result
 
 
-def from_dict(values: dict[str, Any], *, source: str) -> Settings:
+def from_dict(values: Any, *, source: str) -> Settings:
     """Settings from JSON values. Raises UserError naming ``source`` and each value that does not fit."""
-    unknown = _unknown_keys(values, _template(values))
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: settings are a table, not {values!r}. Give the config.json of a run folder.")
+    unknown = unknown_keys(values, _template(values))
     if unknown:
         raise UserError(
             f"{source}: unknown settings {', '.join(unknown)}. Remove them or use the version that wrote them."
@@ -190,8 +196,8 @@ def from_dict(values: dict[str, Any], *, source: str) -> Settings:
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
-        raise UserError(f"{source}: {problems}") from error
+        said = "; ".join(problems(error))
+        raise UserError(f"{source}: {said}. Correct it, or use the version that wrote it.") from error
 
 
 def load(path: Path) -> Settings:
@@ -216,13 +222,3 @@ def _template(values: dict[str, Any]) -> dict[str, Any]:
             kind = chosen["kind"]
             template[name] = family.template(kind) if kind in family else chosen  # loading that says which there are
     return template
-
-
-def _unknown_keys(values: dict[str, Any], template: dict[str, Any], prefix: str = "") -> list[str]:
-    unknown = []
-    for name, value in values.items():
-        if name not in template:
-            unknown.append(prefix + name)
-        elif isinstance(value, dict) and isinstance(template[name], dict):
-            unknown += _unknown_keys(value, template[name], f"{prefix}{name}.")
-    return unknown

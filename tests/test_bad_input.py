@@ -56,6 +56,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no such configuration": ([*_RUN, "--config", "nowhere.json"], ["nowhere.json", "config.json"]),
     "eval of no run": (["eval", "nowhere"], ["nowhere", "run folder"]),
     "predict with no run": (["predict", "nowhere", "x.png"], ["nowhere"]),
+    "predict without images": (["predict", "runs/it"], ["image files", "launch predict runs/it photo.jpg"]),
+    "predict no class": (["predict", "nowhere", "x.png", "--top", "0"], ["--top 0", "at least 1"]),
     "export to another format": (["export", "nowhere", "x.pt"], ["x.pt", ".safetensors"]),
 }
 
@@ -79,6 +81,16 @@ def test_an_unknown_flag_or_value_is_named(arguments: list[str], capsys: Any) ->
     assert stop.value.code == 2
     captured = capsys.readouterr()
     assert arguments[0] in captured.out + captured.err
+
+
+def test_a_data_folder_that_cannot_be_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("LOCALPIPE_DATA", "/proc/nope")
+    for arguments in (["prepare", "digits"], _RUN):
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert len(said.strip().splitlines()) == 1
+        assert "/proc/nope cannot be created" in said
+        assert "LOCALPIPE_DATA" in said
 
 
 def test_a_folder_without_shards(tmp_path: Path, capsys: Any) -> None:
@@ -159,8 +171,10 @@ def test_images_that_cannot_be_read_are_counted_or_refused(tmp_path: Path, capsy
     small = ["--dim", "16", "--heads", "2", "--depth", "2", "--batch-size", "16", "--epochs", "2", "--head-epochs", "2"]
     arguments = [*_RUN, *small, "--data", str(tmp_path / "photos")]
     assert main([*arguments, "--strict-data", "--run-dir", str(tmp_path / "strict")]) == 2
-    assert "broken.png" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "broken.png" in said
+    assert "leave out --strict-data to skip it" in said
     assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 0
-    assert "1 image of photos could not be read" in capsys.readouterr().err
+    assert "1 file of photos left out. Unreadable image: 1 (dark/broken.png). All are listed" in capsys.readouterr().err
     classes = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["classes"]
     assert classes == ["dark", "light"]

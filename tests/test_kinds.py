@@ -99,8 +99,10 @@ def test_what_is_no_table_is_refused(shapes: Family[Shape], values: object) -> N
 def test_value_that_does_not_fit_is_refused_by_its_full_name(shapes: Family[Shape]) -> None:
     with pytest.raises(ValueError, match="sides") as refusal:
         shapes.load({"kind": "polygon", "sides": [3, "many"], "colour": "green", "border": {"radius": "wide"}})
-    for name in ("sides.1: ", "colour: ", "border.radius: "):
-        assert name in str(refusal.value)
+    assert str(refusal.value) == (
+        "sides.1 should be a valid integer, not 'many'; colour should be 'red' or 'blue', not 'green'; "
+        "border.radius should be a valid number, not 'wide'"
+    )
 
 
 def test_member_is_saved_under_its_kind_as_plain_json_values(shapes: Family[Shape]) -> None:
@@ -223,8 +225,8 @@ def test_unknown_method_is_refused_for_its_kind_and_not_for_its_settings() -> No
 
 def test_value_that_does_not_fit_is_refused_by_its_name() -> None:
     said = refused({"method": {"kind": "cfl", "embedding": {"embedding_mode": "first"}}, "train": {"epochs": "many"}})
-    assert "embedding.embedding_mode: " in said
-    assert "train.epochs: " in said
+    assert "method.embedding.embedding_mode should be 'static', " in said
+    assert "train.epochs should be a valid integer, not 'many'" in said
 
 
 def test_settings_that_a_file_leaves_out_have_their_defaults() -> None:

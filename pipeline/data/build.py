@@ -7,29 +7,37 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.data import skipped
 from pipeline.data.index import DataIndex, SplitIndex
 from pipeline.data.shards import Pixels, SplitWriter
 from pipeline.data.sources.base import Progress, Source
 from pipeline.errors import UserError
 
 _REPORT_EVERY = 250  # samples
+_ELSEWHERE = "Give a folder of your own with LOCALPIPE_DATA or --data-dir."
 
 
 @contextmanager
 def exclusive(target: Path) -> Iterator[None]:
-    """Hold ``target``'s lock file and turn a full disk into one clear message.
+    """Hold ``target``'s lock file, and turn a full disk or one that refuses into one clear message.
 
     The kernel gives the lock back when its holder dies, so a killed process leaves no lock behind.
 
     Raises:
-        UserError: somebody else holds the lock, the disk is full, or the folder cannot be written.
+        UserError: somebody else holds the lock, the disk is full, or the folder cannot be created or written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise UserError(
+            f"The data folder {target.parent} cannot be created ({cause.strerror}). {_ELSEWHERE}"
+        ) from cause
+    try:
         with (target.parent / f".{target.name}.lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,16 +53,16 @@ def exclusive(target: Path) -> Iterator[None]:
                 f"The disk of {target.parent} is full: {target.name} was not prepared and nothing of it is left there. "
                 "Free some space, or give another folder with LOCALPIPE_DATA or --data-dir."
             ) from cause
-        if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(
-                f"{cause.filename or target.parent} cannot be written or read ({cause.strerror}). Give a folder of "
-                "your own with LOCALPIPE_DATA or --data-dir."
-            ) from cause
-        raise
+        raise UserError(
+            f"{target.name} was not prepared: {cause.filename or target.parent} cannot be written or read "
+            f"({cause.strerror or cause}). {_ELSEWHERE}"
+        ) from cause
 
 
-def build(source: Source, *, name: str, target: Path, progress: Progress) -> DataIndex:
+def build(source: Source, *, name: str, target: Path, progress: Progress, resized_from: str = "") -> DataIndex:
     """Write ``source`` to the folder ``target``, replacing what is there. Call it inside ``exclusive(target)``.
+
+    ``resized_from`` is for the index: the sizes that the images had before ``source`` brought them to its own.
 
     The folder appears by one rename when everything in it is on disk; until then it has another, hidden name.
     """
@@ -64,7 +72,7 @@ def build(source: Source, *, name: str, target: Path, progress: Progress) -> Dat
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
     try:
-        index = _write(source, name, partial, progress)
+        index = replace(_write(source, name, partial, progress), resized_from=resized_from)
         index.save(partial)
         if target.exists():
             target.rename(replaced)
@@ -83,9 +91,11 @@ def _write(source: Source, name: str, folder: Path, progress: Progress) -> DataI
         splits[split] = _write_split(source, split, folder, moments if split == "train" else None, progress)
         if splits[split].count == 0:
             raise UserError(
-                f"{name} has no readable {split} images ({source.skipped} could not be read). {source.note}. "
+                f"{name} has no readable {split} images ({_left_out(source)}). {source.note}. "
                 "Give at least one image for each of train and test, better hundreds for each class."
             )
+    if source.skipped:
+        skipped.save(folder / skipped.SKIPPED_FILE, source.skipped)
     mean, std = moments.result()
     return DataIndex(
         name=name,
@@ -94,9 +104,13 @@ def _write(source: Source, name: str, folder: Path, progress: Progress) -> DataI
         mean=mean,
         std=std,
         splits=splits,
-        skipped=source.skipped,
+        skipped=len(source.skipped),
         source=source.note,
     )
+
+
+def _left_out(source: Source) -> str:
+    return f"left out: {skipped.by_reason(source.skipped)}" if source.skipped else "nothing was left out"
 
 
 def _write_split(source: Source, split: str, folder: Path, moments: _Moments | None, progress: Progress) -> SplitIndex:

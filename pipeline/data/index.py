@@ -52,9 +52,12 @@ class DataIndex:
     splits: Mapping[str, SplitIndex]
     """``train`` and ``test``."""
     skipped: int = 0
-    """Images that could not be read when the set was prepared."""
+    """Files that were left out when the set was prepared; ``skipped.csv`` beside the index lists them."""
     source: str = ""
     """Where the samples came from, in words."""
+    resized_from: str = ""
+    """Sizes that the images had, in words, width first; empty where all had ``shape``'s, or an older version
+    prepared them."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -72,6 +75,8 @@ class DataIndex:
     def save(self, folder: Path) -> None:
         """Write ``folder/index.json``, whole or not at all."""
         record = asdict(self) | {"splits": {name: asdict(split) for name, split in self.splits.items()}}
+        if not self.resized_from:
+            del record["resized_from"]  # what was never resized has the index that it always had, byte for byte
         record = {"format_version": record.pop("format_version"), "content_hash": self.content_hash, **record}
         partial = folder / (INDEX_FILE + ".partial")
         with partial.open("w") as file:
@@ -123,6 +128,7 @@ def _parse(record: dict[str, Any]) -> DataIndex:
         splits={str(name): _parse_split(split) for name, split in record["splits"].items()},
         skipped=int(record.get("skipped", 0)),
         source=str(record.get("source", "")),
+        resized_from=str(record.get("resized_from", "")),
     )
 
 

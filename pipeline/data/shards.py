@@ -32,6 +32,7 @@ IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "gif", "t
 LABEL_EXTENSIONS = ("cls", "json")
 
 _BLOCK = 512  # a tar is made of blocks of this many bytes
+_SHOWN = 40  # bytes of a bad label
 _LABEL_KEYS = ("label", "cls", "class", "target")
 
 
@@ -153,7 +154,10 @@ def parse_label(data: bytes, extension: str) -> int:
         ValueError: there is none.
     """
     if extension == "cls":
-        return int(data)
+        try:
+            return int(data)
+        except ValueError:
+            raise ValueError(f"{data[:_SHOWN].decode('utf-8', 'backslashreplace')!r} is no whole number") from None
     value = json.loads(data)
     if isinstance(value, dict):
         value = next((value[key] for key in _LABEL_KEYS if key in value), None)

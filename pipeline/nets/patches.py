@@ -9,11 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.nets.base import Shape
+from pipeline.nets.base import Net, Shape
 
 Patch = int | Literal["auto"]
 
+MAX_TOKENS = 1024
+"""Tokens of an image beyond which a run is told how slow it will be: attention costs their square."""
+
 _PATCHES_PER_SIDE = 8  # CFF's 64 patches: 4x4 pixels at 32x32, 8x8 at 64x64
+_MIN_TOKENS = 4
+
+
+def wanted_patch(shape: Shape) -> float:
+    """Patch side in pixels that "auto" looks for: an eighth of the image side, at least 2."""
+    return max(2, math.sqrt(shape[1] * shape[2]) / _PATCHES_PER_SIDE)
 
 
 def resolve_patch(patch: Patch, shape: Shape) -> int:
@@ -21,7 +30,7 @@ def resolve_patch(patch: Patch, shape: Shape) -> int:
     _, height, width = shape
     common = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
     if patch == "auto":
-        return next((p for p in common if p >= max(2, math.sqrt(height * width) / _PATCHES_PER_SIDE)), common[-1])
+        return next((p for p in common if p >= wanted_patch(shape)), common[-1])
     if patch not in common:
         raise UserError(
             f"--patch {patch} does not divide images of {height}×{width} pixels. Patches that do: {listed(common)}."
@@ -32,6 +41,37 @@ def resolve_patch(patch: Patch, shape: Shape) -> int:
 def patch_grid(patch: int, shape: Shape) -> tuple[int, int]:
     """Rows and columns of patches in an image."""
     return shape[1] // patch, shape[2] // patch
+
+
+def patch_of(net: Net) -> Patch | None:
+    """A net's patch side; None where it does not cut images into patches."""
+    patch: Patch | None = getattr(net, "patch", None)
+    return patch
+
+
+def describe_patches(patch: int, shape: Shape) -> str:
+    """ "patch 8, 64 tokens"."""
+    tokens = math.prod(patch_grid(patch, shape))
+    return f"patch {patch}, {tokens:,} token{'s' if tokens > 1 else ''}"
+
+
+def patch_warning(asked: Patch, net: Net, shape: Shape) -> str | None:
+    """What is wrong with the number of tokens, in a sentence. ``asked`` is the patch before ``net`` was resolved."""
+    patch = patch_of(net)
+    assert isinstance(patch, int), "resolve() settles the patch size"
+    tokens = math.prod(patch_grid(patch, shape))
+    size = f"images of {shape[1]}×{shape[2]} pixels in patches of {patch}"
+    if tokens > MAX_TOKENS or (asked == "auto" and patch == 1):
+        return (
+            f"{size} are {tokens:,} tokens each, and attention costs their square. --image-size brings a folder's "
+            "images to another size: 64 makes 64 tokens."
+        )
+    if asked == "auto" and tokens < _MIN_TOKENS:
+        return (
+            f"{size} are {tokens} token{'s' if tokens > 1 else ''} each, too few to attend to: no smaller patch "
+            "divides them. Give an --image-size that is a multiple of 8."
+        )
+    return None
 
 
 def cut(images: Tensor, patch: int) -> Tensor:

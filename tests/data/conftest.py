@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.data import shards
 from pipeline.data.build import build
+from pipeline.data.skipped import Skipped
 from pipeline.data.sources.base import Sample, silent
 
 SHARD = 10  # samples in a shard of these tests
@@ -22,7 +23,7 @@ class MadeUpSource:
         self.classes = tuple(f"class-{number}" for number in range(num_classes))
         self.shape = shape
         self.counts = {"train": num_train, "test": num_test}
-        self.skipped = 0
+        self.skipped: list[Skipped] = []
         self.note = "made up"
 
     def read(self, split: str) -> Iterator[Sample]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def test_the_same_data_gives_the_same_bytes_and_content_hash(prepared: Prepared)
 def test_other_data_gives_another_content_hash(prepared: Prepared) -> None:
     hashes = {DataIndex.load(prepared("a")).content_hash, DataIndex.load(prepared("b", num_train=46)).content_hash}
     assert len(hashes) == 2
+
+
+def test_the_sizes_that_images_had_are_kept(prepared: Prepared, tmp_path: Path) -> None:
+    replace(DataIndex.load(prepared()), resized_from="1200×900 (57 images)").save(tmp_path)
+    assert DataIndex.load(tmp_path).resized_from == "1200×900 (57 images)"
+
+
+def test_an_index_of_what_was_never_resized_is_as_older_versions_wrote_it(prepared: Prepared) -> None:
+    folder = prepared()
+    assert list(json.loads((folder / "index.json").read_text())) == [
+        *("format_version", "content_hash", "name", "classes", "shape", "mean", "std", "splits", "skipped", "source")
+    ]
+    assert DataIndex.load(folder).resized_from == ""
 
 
 def test_a_missing_index_is_refused(tmp_path: Path) -> None:

@@ -156,16 +156,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_shard_is_skipped_with_a_sentence(prepared: Prepared, kind: str) -> None:
+def test_a_damaged_shard_is_skipped_with_its_reason(prepared: Prepared, kind: str) -> None:
     folder = prepared()
     before = set(joined(Dataset(folder, seed=0).batches("validate", epoch=0, batch_size=1))[2].tolist())
     change, says = DAMAGES[kind]
     change(folder / "train-000001.tar")
     dataset = Dataset(folder, seed=0)
-    (sentence,) = dataset.skipped
-    assert "train-000001.tar" in sentence
-    assert says in sentence
-    assert "10 train samples are left out" in sentence
+    (shard,) = dataset.skipped
+    assert shard.file == str(folder / "train-000001.tar")
+    assert shard.reason.startswith(f"broken shard: it {says}")
+    assert "10 train samples are left out" in shard.reason
     after = set(joined(dataset.batches("validate", epoch=0, batch_size=1))[2].tolist())
     assert after == before - set(range(10, 20)), "the other samples stay in their sets"
     assert dataset.count("train") + dataset.count("validate") == 37
@@ -176,7 +176,7 @@ def test_a_damaged_shard_is_refused_when_strict(prepared: Prepared, kind: str) -
     folder = prepared()
     change, says = DAMAGES[kind]
     change(folder / "train-000001.tar")
-    with pytest.raises(UserError, match=rf"train-000001\.tar {says}"):
+    with pytest.raises(UserError, match=rf"train-000001\.tar {says}.*leave out --strict-data to skip it"):
         Dataset(folder, seed=0, strict=True)
 
 
@@ -198,7 +198,7 @@ def test_no_usable_shard_is_refused(prepared: Prepared) -> None:
     folder = prepared()
     for path in folder.glob("train-*.tar"):
         damage(path)
-    with pytest.raises(UserError, match=r"no usable train samples.*train-000000\.tar is corrupt"):
+    with pytest.raises(UserError, match=r"no usable train samples.*train-000000\.tar: broken shard: it is corrupt"):
         Dataset(folder, seed=0)
 
 
@@ -225,7 +225,7 @@ def test_a_shard_with_fewer_samples_than_the_index_says_is_skipped(prepared: Pre
     record["splits"]["train"]["shards"][0]["count"] = 11
     record["splits"]["train"]["count"] += 1
     path.write_text(json.dumps(record))
-    assert "holds 10 samples where the index says 11" in Dataset(folder, seed=0).skipped[0]
+    assert "holds 10 samples where the index says 11" in Dataset(folder, seed=0).skipped[0].reason
 
 
 def test_fewer_training_samples_than_a_batch_is_refused(prepared: Prepared) -> None:

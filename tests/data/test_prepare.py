@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import acquire, build, packages, prepare, registry, shards
+from pipeline.data import acquire, build, packages, prepare, registry, shards, skipped
 from pipeline.data.fetch import UnreachableError
 from pipeline.data.index import DataIndex
 from pipeline.data.loader import Dataset
@@ -265,7 +265,7 @@ def test_stl10_of_other_bytes_is_refused_packed_and_unpacked(tmp_path: Path) -> 
     ("name", "arguments", "says"),
     [
         ("digits", {"source": "x"}, "leave --from out"),
-        ("mnist", {"image_size": 3}, "has its own size"),
+        ("mnist", {"image_size": 3}, "--image-size 3 .*mnist has its own size"),
         ("mnist", {"source": "/does/not/exist"}, "no such file or folder"),
     ],
 )
@@ -379,7 +379,7 @@ def test_labels_outside_the_classes_are_refused(tmp_path: Path) -> None:
     class Wrong:
         classes = ("a", "b")
         shape = (1, 2, 2)
-        skipped = 0
+        skipped: tuple[()] = ()
         note = "Made up"
 
         def __init__(self) -> None:
@@ -390,6 +390,33 @@ def test_labels_outside_the_classes_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="Sample 0 of train has label 2, outside 0 … 1"):
         build.build(Wrong(), name="wrong", target=tmp_path / "wrong", progress=silent)  # type: ignore[arg-type]
+    assert visible(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("/proc/nope", "No such file or directory"),
+        ("file/below", "Not a directory"),
+        ("file", "File exists"),
+        ("x" * 300, "File name too long"),
+        ("loop/below", "Too many levels of symbolic links"),
+    ],
+)
+def test_a_data_folder_that_cannot_be_is_one_clear_message(tmp_path: Path, place: str, reason: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=rf"{place} cannot be created \({reason}\).*LOCALPIPE_DATA or --data-dir"):
+        prepare.prepare("digits", data_dir=tmp_path / place)
+
+
+def test_a_disk_that_fails_is_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: shards.SplitWriter, image: shards.Pixels, label: int) -> None:
+        raise OSError(errno.EIO, "Input/output error", "train-000000.tar")
+
+    monkeypatch.setattr(shards.SplitWriter, "write", fail)
+    with pytest.raises(UserError, match=r"digits was not prepared: train-000000\.tar .*Input/output error"):
+        prepare.prepare("digits", data_dir=tmp_path)
     assert visible(tmp_path) == []
 
 
@@ -407,16 +434,43 @@ def test_a_folder_of_images_is_prepared_once_and_again_when_it_changes(tmp_path:
     assert DataIndex.load(second).splits["train"].count == DataIndex.load(first).splits["train"].count - 1
 
 
+def test_a_known_set_has_its_size_also_where_a_run_opens_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--image-size 16 .*cifar10 has its own size"):
+        prepare.resolve("cifar10", data_dir=tmp_path, image_size=16)
+
+
+def test_a_prepared_folder_keeps_its_size(tmp_path: Path) -> None:
+    folder = prepare.prepare("digits", data_dir=tmp_path)
+    assert prepare.resolve(str(folder), image_size=8) == folder
+    with pytest.raises(UserError, match=r"--image-size 16: .*prepared already, with images of 8×8"):
+        prepare.resolve(str(folder), image_size=16)
+
+
 def test_the_same_folder_in_other_sizes_is_another_set(tmp_path: Path, pictures: Path) -> None:
     folders = {prepare.resolve(str(pictures), data_dir=tmp_path / "data", image_size=size) for size in (None, 4, 8)}
     assert {DataIndex.load(folder).shape for folder in folders} == {(3, 4, 4), (3, 6, 6), (3, 8, 8)}
 
 
-def test_unreadable_images_are_counted_in_the_index(tmp_path: Path, pictures: Path) -> None:
+def test_what_is_left_out_is_counted_in_the_index_and_listed_beside_it(tmp_path: Path, pictures: Path) -> None:
     (pictures / "cat" / "0.png").write_bytes(b"no image")
-    assert DataIndex.load(prepare.resolve(str(pictures), data_dir=tmp_path / "data")).skipped == 1
+    folder = prepare.resolve(str(pictures), data_dir=tmp_path / "data")
+    assert DataIndex.load(folder).skipped == 1
+    assert (folder / "skipped.csv").read_text().splitlines() == [
+        "file,reason",
+        f"{pictures / 'cat' / '0.png'},unreadable image: in no format of images that Pillow knows",
+    ]
     with pytest.raises(UserError, match="not a readable image"):
         prepare.resolve(str(pictures), data_dir=tmp_path / "data", strict=True)
+
+
+def test_file_names_that_are_no_unicode_are_listed_all_the_same(tmp_path: Path, pictures: Path) -> None:
+    Path(os.fsdecode(os.fsencode(pictures / "cat") + b"/caf\xe9.png")).write_bytes(b"no image")
+    (one,) = skipped.load(prepare.resolve(str(pictures), data_dir=tmp_path / "data")) or ()
+    assert one.short == r"cat/caf\xe9.png"
+
+
+def test_a_set_without_anything_left_out_has_no_list(tmp_path: Path) -> None:
+    assert not (prepare.prepare("digits", data_dir=tmp_path) / "skipped.csv").exists()
 
 
 def test_a_folder_of_shards_is_prepared(tmp_path: Path) -> None:

@@ -358,13 +358,22 @@ def test_train_and_test_folders_are_used_as_they_are(tmp_path: Path, test_name: 
     assert source.shape == (3, 6, 6)
 
 
-def test_images_of_other_sizes_are_brought_to_the_most_common_one(tmp_path: Path) -> None:
+def test_images_of_several_sizes_are_brought_to_a_square(tmp_path: Path) -> None:
     for number in range(4):
-        write_image(tmp_path / "cat" / f"{number}.png", size=(8, 6))
-        write_image(tmp_path / "dog" / f"{number}.png", size=(8, 6) if number else (30, 40))
+        write_image(tmp_path / "cat" / f"{number}.png", size=(18, 13))
+        write_image(tmp_path / "dog" / f"{number}.png", size=(18, 13) if number else (30, 40))
     source = FolderSource(tmp_path)
-    assert source.shape == (1, 6, 8)
-    assert {image.shape for split in ("train", "test") for image, _ in source.read(split)} == {(6, 8, 1)}
+    assert source.shape == (1, 12, 12)
+    assert source.resized_from == "18×13 (7 images), 30×40 (1 image)"
+    assert {image.shape for split in ("train", "test") for image, _ in source.read(split)} == {(12, 12, 1)}
+
+
+def test_images_of_foreign_shards_are_brought_to_a_square(tmp_path: Path) -> None:
+    samples = {f"{n}": {"png": picture(n, size=100 if n % 3 else 80), "cls": str(n % 2).encode()} for n in range(10)}
+    write_shard(tmp_path / "shard-0.tar", samples)
+    source = WebDatasetSource(tmp_path)
+    assert source.shape == (3, 64, 64)
+    assert source.resized_from == "100×100 (6 images), 80×80 (4 images)"
 
 
 def test_image_size_makes_centred_squares(tmp_path: Path) -> None:
@@ -398,8 +407,11 @@ def test_unreadable_images_are_counted_or_refused(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:1000])
     source = FolderSource(tmp_path)
     assert len(labels_of(source, "train")) + len(labels_of(source, "test")) == 10
-    assert source.skipped == 2
-    with pytest.raises(UserError, match=r"cat/9\.png is not a readable image"):
+    assert [(one.short, one.reason) for one in source.skipped] == [
+        ("cat/9.png", "unreadable image: in no format of images that Pillow knows"),
+        ("dog/9.png", "unreadable image: image file is truncated"),
+    ]
+    with pytest.raises(UserError, match=r"cat/9\.png is not a readable image: .*leave out --strict-data to skip it"):
         FolderSource(tmp_path, strict=True)
 
 
@@ -473,16 +485,56 @@ def test_a_truncated_foreign_shard_is_left_out_or_refused(tmp_path: Path, keep: 
     broken.write_bytes(broken.read_bytes()[: keep if keep > 0 else 20 * 4 * 512 - 512])
     source = WebDatasetSource(tmp_path)
     assert sum(source.counts.values()) == 20
-    assert "shard-1.tar is truncated" in source.note
-    with pytest.raises(UserError, match=r"shard-1\.tar is truncated"):
+    (shard,) = source.skipped
+    assert shard.file == str(broken)
+    assert shard.reason.startswith("broken shard: it is truncated")
+    with pytest.raises(UserError, match=r"shard-1\.tar is truncated.*leave out --strict-data to skip it"):
         WebDatasetSource(tmp_path, strict=True)
 
 
-def test_a_sample_without_a_label_is_counted_or_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"png": picture()}, "no label"),
+        ({"cls": b"1"}, "no image"),
+        ({"png": picture(), "cls": b"cat"}, "bad label: 'cat' is no whole number (.cls)"),
+        (
+            {"png": picture(), "json": b"{}"},
+            "bad label: no whole number under any of label, cls, class, target (.json)",
+        ),
+        ({"png": b"no image", "cls": b"1"}, "unreadable image: in no format of images that Pillow knows"),
+        ({"png": picture(size=40)[:-30], "cls": b"1"}, "unreadable image: image file is truncated"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_left_out_for_what_is_the_matter_with_it(
+    tmp_path: Path, parts: dict[str, bytes], reason: str
+) -> None:
+    write_shard(tmp_path / "shard-0.tar", {**numbered(20), "odd": parts})
+    source = WebDatasetSource(tmp_path)
+    assert sum(len(labels_of(source, split)) for split in ("train", "test")) == 20
+    assert [(one.file, one.reason) for one in source.skipped] == [(f"{tmp_path}/shard-0.tar: odd", reason)]
+
+
+def test_a_sample_that_cannot_be_used_is_refused_when_strict(tmp_path: Path) -> None:
     write_shard(tmp_path / "shard-0.tar", {**numbered(20), "odd": {"png": picture()}})
-    assert WebDatasetSource(tmp_path).skipped == 1
-    with pytest.raises(UserError, match=r"sample 'odd' cannot be used \(no label\)"):
+    with pytest.raises(UserError, match=r"sample 'odd' cannot be used, no label.*leave out --strict-data to skip it"):
         WebDatasetSource(tmp_path, strict=True)
+
+
+def test_classes_without_images_are_no_classes_and_are_named(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for number in range(5):
+            write_image(tmp_path / name / f"{number}.png", number)
+    (tmp_path / "cow").mkdir()
+    (tmp_path / "bee").mkdir()
+    (tmp_path / "bee" / "1.png").write_bytes(b"no image")
+    source = FolderSource(tmp_path)
+    assert source.classes == ("cat", "dog")
+    assert [(one.short.rpartition("/")[2], one.matter) for one in source.skipped] == [
+        ("1.png", "unreadable image"),
+        ("bee", "class without readable images"),
+        ("cow", "empty class"),
+    ]
 
 
 def test_the_written_shards_read_back_as_foreign_ones(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import keys
+from pipeline.data.skipped import Skipped
 from pipeline.errors import UserError
 
 Sample = tuple[NDArray[np.uint8], int]  # image (H, W, C), label
@@ -28,8 +29,8 @@ class Source(Protocol):
     """(C, H, W) of every image that ``read`` gives."""
     counts: dict[str, int]
     """Samples of ``train`` and ``test``, unreadable ones included."""
-    skipped: int
-    """Samples that could not be read so far."""
+    skipped: list[Skipped]
+    """What was left out so far; reading adds to it."""
     note: str
     """Where the samples came from, for the index."""
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.skipped import Skipped
 from pipeline.data.sources import tar
 from pipeline.data.sources.base import Sample
 from pipeline.errors import UserError
@@ -71,7 +72,7 @@ class CifarSource:
         self.classes = classes
         self.shape = (3, 32, 32)
         self.counts = {split: sum(len(labels) for _, labels in parts) for split, parts in self._splits.items()}
-        self.skipped = 0
+        self.skipped: list[Skipped] = []
         self.note = note
 
     def read(self, split: str) -> Iterator[Sample]:

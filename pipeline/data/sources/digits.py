@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pipeline.data.skipped import Skipped
 from pipeline.data.sources.base import Sample, holdout_mask
 
 
@@ -27,7 +28,7 @@ class DigitsSource:
         self.classes = tuple("0123456789")
         self.shape = (1, 8, 8)
         self.counts = {split: len(labels) for split, (_, labels) in self._splits.items()}
-        self.skipped = 0
+        self.skipped: list[Skipped] = []
         self.note = "scikit-learn load_digits; test: a fixed 20 % of each class"
 
     def read(self, split: str) -> Iterator[Sample]:

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import keys
+from pipeline.data import skipped
 from pipeline.data.shards import IMAGE_EXTENSIONS
+from pipeline.data.skipped import Skipped
 from pipeline.data.sources import images
 from pipeline.data.sources.base import Progress, Sample, holdout_mask, silent
 from pipeline.errors import UserError
@@ -28,8 +30,8 @@ class FolderSource:
 
     Args:
         folder: the root.
-        image_size: side in pixels that all images are brought to. Default: their most common size.
-        strict: refuse an unreadable image instead of leaving it out.
+        image_size: side in pixels that all images are brought to. Default: what ``sizes.choose`` makes of theirs.
+        strict: refuse an unreadable image instead of leaving it out. Classes without images are left out anyway.
         progress: called with (what, done, total).
 
     Raises:
@@ -45,33 +47,31 @@ class FolderSource:
         strict: bool = False,
         progress: Progress = silent,
     ) -> None:
-        if image_size is not None and image_size < 1:
-            raise UserError(f"image size {image_size}: give the side in pixels, 1 or more")
         self._strict = strict
-        self.skipped = 0
+        self.skipped: list[Skipped] = []
         split_roots = _is_split(folder)
-        by_class = _by_class(folder / "train" if split_roots else folder)
+        root = folder / "train" if split_roots else folder
+        looks: Counter[images.Look] = Counter()
+        by_class = self._readable(root, looks, progress)
         self.classes = tuple(by_class)
         test_root = next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), None)
         if len(self.classes) < 2:
+            named = f" ({self.classes[0]})" if self.classes else ""
+            left_out = f" Left out: {skipped.by_reason(self.skipped)}." if self.skipped else ""
             raise UserError(
-                f"{folder} holds images of {len(self.classes)} class(es) {list(self.classes)}; classification needs at "
-                "least 2. Give a folder with one sub-folder of images for each class."
+                f"{folder} holds readable images of {len(self.classes)} classes{named}; classification needs at least "
+                f"2.{left_out} Give a folder with one sub-folder of images for each class."
             )
         train = [(path, label) for label, paths in enumerate(by_class.values()) for path in paths]
         if split_roots and test_root is not None:
-            test = _test_files(test_root, self.classes)
+            test = self._test_files(test_root, looks, progress)
             self.note = f"folder of images {folder}, test from {test_root.name}/"
         else:
             held_out = holdout_mask([label for _, label in train])
             test = [sample for sample, out in zip(train, held_out, strict=True) if out]
             train = [sample for sample, out in zip(train, held_out, strict=True) if not out]
             self.note = f"folder of images {folder}, test: a fixed 20 % of each class"
-        looks: Counter[images.Look] = Counter()
-        train, test = (self._look(files, looks, progress) for files in (train, test))
-        if not looks:
-            raise UserError(f"None of the {self.skipped} images of {folder} can be read.")
-        self.shape = images.common_shape(looks, image_size)
+        self.shape, self.resized_from = images.common_shape(looks, image_size)
         # By class on disk, mixed in the shards: a window of the epoch's shuffle then holds all classes.
         mixed = keys.generator(_ORDER_SEED, "folder-order").permutation(len(train))
         self._files = {"train": [train[place] for place in mixed], "test": test}
@@ -87,23 +87,48 @@ class FolderSource:
                 continue
             yield image, label
 
-    def _look(self, files: Labelled, looks: Counter[images.Look], progress: Progress) -> Labelled:
-        readable = []
-        for done, (path, label) in enumerate(files):
-            try:
-                looks[images.look(path)] += 1
-            except images.UNREADABLE as cause:
-                self._skip(path, cause)
-                continue
-            readable.append((path, label))
-            if done % 1000 == 0:
-                progress("looking at images", done, len(files))
+    def _readable(self, root: Path, looks: Counter[images.Look], progress: Progress) -> dict[str, list[Path]]:
+        """The files of each class whose headers can be read; what they tell is added to ``looks``."""
+        found = {child: _image_files(child) for child in _class_folders(root)}
+        total = sum(len(paths) for paths in found.values())
+        done = 0
+        readable: dict[str, list[Path]] = {}
+        for child, paths in found.items():
+            kept = []
+            for path in paths:
+                if done % 1000 == 0:
+                    progress("looking at images", done, total)
+                done += 1
+                try:
+                    looks[images.look(path)] += 1
+                except images.UNREADABLE as cause:
+                    self._skip(path, cause)
+                    continue
+                kept.append(path)
+            if kept:
+                readable[child.name] = kept
+            else:
+                self.skipped.append(skipped.skip(child, "class without readable images" if paths else "empty class"))
         return readable
+
+    def _test_files(self, root: Path, looks: Counter[images.Look], progress: Progress) -> Labelled:
+        by_class = self._readable(root, looks, progress)
+        unknown = sorted(set(by_class) - set(self.classes))
+        if unknown:
+            raise UserError(
+                f"{root} holds classes that the training folder does not: {', '.join(unknown)}. Classes of training: "
+                f"{', '.join(self.classes)}. Name the folders alike."
+            )
+        labels = {name: label for label, name in enumerate(self.classes)}
+        return [(path, labels[name]) for name, paths in by_class.items() for path in paths]
 
     def _skip(self, path: Path, cause: BaseException) -> None:
         if self._strict:
-            raise UserError(f"{path} is not a readable image ({cause}). Remove it, or allow skipping it.") from None
-        self.skipped += 1
+            raise UserError(
+                f"{path} is not a readable image: {images.why(cause)}. Remove it, or leave out --strict-data to skip "
+                "it."
+            ) from None
+        self.skipped.append(skipped.skip(path, "unreadable image", images.why(cause)))
 
 
 def holds_images(folder: Path) -> bool:
@@ -118,11 +143,6 @@ def _is_split(folder: Path) -> bool:
     return train.is_dir() and bool(_class_folders(train))
 
 
-def _by_class(root: Path) -> dict[str, list[Path]]:
-    found = {child.name: _image_files(child) for child in _class_folders(root)}
-    return {name: paths for name, paths in found.items() if paths}
-
-
 def _class_folders(root: Path) -> list[Path]:
     return sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
 
@@ -135,15 +155,3 @@ def _image_files(folder: Path) -> list[Path]:
         for name in names
         if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and not name.startswith(".")
     )
-
-
-def _test_files(root: Path, classes: tuple[str, ...]) -> Labelled:
-    by_class = _by_class(root)
-    unknown = sorted(set(by_class) - set(classes))
-    if unknown:
-        raise UserError(
-            f"{root} holds classes that the training folder does not: {', '.join(unknown)}. Classes of training: "
-            f"{', '.join(classes)}. Name the folders alike."
-        )
-    labels = {name: label for label, name in enumerate(classes)}
-    return [(path, labels[name]) for name, paths in by_class.items() for path in paths]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.skipped import Skipped
 from pipeline.data.sources.base import Sample, require_pairs
 from pipeline.errors import UserError
 
@@ -43,7 +44,7 @@ class IdxSource:
         height, width = self._splits["train"][0].shape[1:]
         self.shape = (1, height, width)
         self.counts = {split: len(labels) for split, (_, labels) in self._splits.items()}
-        self.skipped = 0
+        self.skipped: list[Skipped] = []
         self.note = note
 
     def read(self, split: str) -> Iterator[Sample]:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.data import sizes
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for a file that is no image, a broken or an unreasonably large one."""
@@ -42,18 +44,24 @@ def look(file: Path | bytes) -> Look:
         return Look((width, height), picture.mode in _GREY_MODES)
 
 
-def common_shape(looks: Counter[Look], image_size: int | None) -> tuple[int, int, int]:
-    """(C, H, W) that a set is brought to: its most common size or a square of ``image_size``; grey if all images are.
+def common_shape(looks: Counter[Look], image_size: int | None) -> tuple[tuple[int, int, int], str]:
+    """(C, H, W) that a set is brought to, and the sizes that it is brought from in words, "" where none changes.
 
-    Of equally common sizes the smaller one is taken.
+    The size is that of ``sizes.choose``; grey if all images are.
     """
-    sizes: Counter[tuple[int, int]] = Counter()
+    found: Counter[sizes.Size] = Counter()
     for seen, count in looks.items():
-        sizes[seen.size] += count
-    width, height = min(sizes, key=lambda size: (-sizes[size], size))
-    if image_size is not None:
-        width = height = image_size
-    return (1 if all(seen.grey for seen in looks) else 3, height, width)
+        found[seen.size] += count
+    height, width = sizes.choose(found, image_size)
+    resized_from = "" if set(found) == {(width, height)} else sizes.words(found)
+    return (1 if all(seen.grey for seen in looks) else 3, height, width), resized_from
+
+
+def why(cause: BaseException) -> str:
+    """What one of ``UNREADABLE`` says about a file, without the file's name and Pillow's inner life."""
+    if isinstance(cause, UnidentifiedImageError):
+        return "in no format of images that Pillow knows"
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
 def read(file: Path | bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.skipped import Skipped
 from pipeline.data.sources import tar
 from pipeline.data.sources.base import Sample, require_pairs
 from pipeline.errors import UserError
@@ -49,7 +50,7 @@ class Stl10Source:
         self.classes = classes
         self.shape = (3, 96, 96)
         self.counts = {split: len(labels) for split, (_, labels) in self._splits.items()}
-        self.skipped = 0
+        self.skipped: list[Skipped] = []
         self.note = note
 
     def read(self, split: str) -> Iterator[Sample]:

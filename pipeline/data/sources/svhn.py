@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.skipped import Skipped
 from pipeline.data.sources.base import Sample
 from pipeline.errors import UserError
 
@@ -46,7 +47,7 @@ class SvhnSource:
         self.classes = classes
         self.shape = (3, 32, 32)
         self.counts = {split: len(labels) for split, (_, labels) in self._splits.items()}
-        self.skipped = 0
+        self.skipped: list[Skipped] = []
         self.note = note
 
     def read(self, split: str) -> Iterator[Sample]:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline import keys
+from pipeline.data.skipped import Skipped
 from pipeline.data.sources import images
 from pipeline.data.sources.base import Sample
 from pipeline.errors import UserError
@@ -60,7 +61,7 @@ class TinyImageNetSource:
         self.classes = self._class_names(ids)
         self.shape = (3, 64, 64)
         self.counts = {split: len(samples) for split, samples in self._samples.items()}
-        self.skipped = 0
+        self.skipped: list[Skipped] = []
         self.note = f"{note}; test: the official validation images"
 
     def __enter__(self) -> Self:

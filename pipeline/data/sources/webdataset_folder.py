@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.data import skipped
 from pipeline.data.shards import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label, stream
+from pipeline.data.skipped import Skipped
 from pipeline.data.sources import images
 from pipeline.data.sources.base import Progress, Sample, holdout_mask, silent
 from pipeline.errors import UserError
@@ -27,7 +29,7 @@ class WebDatasetSource:
 
     Args:
         folder: holds the tars, at any depth.
-        image_size: side in pixels that all images are brought to. Default: their most common size.
+        image_size: side in pixels that all images are brought to. Default: what ``sizes.choose`` makes of theirs.
         strict: refuse an unreadable shard or sample instead of leaving it out.
         progress: called with (what, done, total).
 
@@ -43,37 +45,34 @@ class WebDatasetSource:
         strict: bool = False,
         progress: Progress = silent,
     ) -> None:
-        if image_size is not None and image_size < 1:
-            raise UserError(f"image size {image_size}: give the side in pixels, 1 or more")
         self._strict = strict
-        self.skipped = 0
+        self.skipped: list[Skipped] = []
         paths = tars(folder)
         self._is_test = {
             path: any(word in str(path.relative_to(folder)).lower() for word in _TEST_NAMES) for path in paths
         }
         self._labels: dict[Path, list[tuple[str, int]]] = {}  # (key, label) of the readable samples
         looks: Counter[images.Look] = Counter()
-        left_out = []
         for done, path in enumerate(paths):
             progress("reading labels", done, len(paths))
             try:
                 self._labels[path] = self._scan(path, looks)
             except _BrokenShardError as cause:
                 if strict:
-                    raise UserError(f"Shard {path} {cause}. Replace it, or allow skipping it.") from None
-                left_out.append(f"{path.name} {cause}")
+                    raise UserError(
+                        f"Shard {path} {cause}. Replace it, or leave out --strict-data to skip it."
+                    ) from None
+                self.skipped.append(skipped.skip(path, "broken shard", f"it {cause}"))
         if not looks:
-            reason = f" Left out: {'; '.join(left_out)}." if left_out else ""
+            reason = f" Left out: {skipped.by_reason(self.skipped)}." if self.skipped else ""
             raise UserError(
                 f"{folder} holds no sample with an image ({', '.join(IMAGE_EXTENSIONS)}) and a label (.cls or .json) "
                 f"that can be read.{reason}"
             )
-        self.shape = images.common_shape(looks, image_size)
+        self.shape, self.resized_from = images.common_shape(looks, image_size)
         self.classes = self._class_names(folder)
         self._split()
         self.note = f"WebDataset shards of {folder}"
-        if left_out:
-            self.note += f"; {len(left_out)} shard(s) left out: {'; '.join(left_out)}"
 
     def read(self, split: str) -> Iterator[Sample]:
         """The samples of ``train`` or ``test`` in the tars' order."""
@@ -85,7 +84,7 @@ class WebDatasetSource:
                 try:
                     image = images.read(_image(sample), self.shape)
                 except images.UNREADABLE as cause:
-                    self._skip(path, sample["__key__"], cause)
+                    self._skip(path, sample["__key__"], "unreadable image", images.why(cause))
                     continue
                 yield image, label
 
@@ -98,10 +97,11 @@ class WebDatasetSource:
             for sample in stream([path]):
                 try:
                     label = _label(sample)
-                    seen[images.look(_image(sample))] += 1
-                except images.UNREADABLE as cause:
-                    self._skip(path, sample["__key__"], cause)
+                    look = _look(sample)
+                except _UnusableError as cause:
+                    self._skip(path, sample["__key__"], *cause.args)
                     continue
+                seen[look] += 1
                 labels.append((sample["__key__"], label))
         except (tarfile.TarError, EOFError, OSError, ValueError) as cause:
             raise _BrokenShardError(f"cannot be read ({cause})") from None
@@ -139,16 +139,22 @@ class WebDatasetSource:
                 self._chosen["test" if out else "train"].setdefault(path, {})[key] = label
         self.counts = {split: sum(len(labels) for labels in tars.values()) for split, tars in self._chosen.items()}
 
-    def _skip(self, path: Path, key: str, cause: BaseException) -> None:
+    def _skip(self, path: Path, key: str, matter: str, detail: str = "") -> None:
+        record = skipped.skip(path, matter, detail, sample=key)
         if self._strict:
             raise UserError(
-                f"Shard {path}: sample {key!r} cannot be used ({cause}). Remove it, or allow skipping it."
+                f"Shard {path}: sample {key!r} cannot be used, {record.reason}. Remove it, or leave out --strict-data "
+                "to skip it."
             ) from None
-        self.skipped += 1
+        self.skipped.append(record)
 
 
 class _BrokenShardError(Exception):
     """A tar that cannot be read; the message is a clause."""
+
+
+class _UnusableError(Exception):
+    """A sample that cannot be used; the arguments are what is the matter and, where there is more to say, that."""
 
 
 def tars(folder: Path) -> list[Path]:
@@ -168,11 +174,22 @@ def _image(sample: dict[str, Any]) -> bytes:
         for name, data in sample.items():
             if name.rpartition(".")[2] == wanted and isinstance(data, bytes):
                 return data
-    raise ValueError("no image")
+    raise _UnusableError("no image")
+
+
+def _look(sample: dict[str, Any]) -> images.Look:
+    image = _image(sample)
+    try:
+        return images.look(image)
+    except images.UNREADABLE as cause:
+        raise _UnusableError("unreadable image", images.why(cause)) from None
 
 
 def _label(sample: dict[str, Any]) -> int:
     for wanted in LABEL_EXTENSIONS:
         if wanted in sample:
-            return parse_label(sample[wanted], wanted)
-    raise ValueError("no label")
+            try:
+                return parse_label(sample[wanted], wanted)
+            except ValueError as cause:
+                raise _UnusableError("bad label", f"{cause} (.{wanted})") from None
+    raise _UnusableError("no label")
