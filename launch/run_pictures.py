@@ -87,7 +87,7 @@ class RunPictures:
             self._panel("validation loss", Kind.VALIDATE, lambda layer: layer.loss),
             self._panel("validation accuracy", Kind.VALIDATE, lambda layer: layer.accuracy),
         ]
-        judged = "validation accuracy" if keep == "accuracy" else "validation loss"
+        judged = {"loss": "validation loss", "accuracy": "validation accuracy", "last": None}[keep]
         panels = [
             Panel(
                 title=title,

@@ -1,7 +1,7 @@
 """The schedule of a run as it was measured: when each stage worked on which batch, and what it waited for between.
 
 The clocks say when a step ended, and for how long it computed and waited; they do not say when within the step. So a
-step is laid out like this: first its waiting, by kind, then its work (computing and copying) without a gap up to its end.
+step is laid out like this: first its waiting, by kind, then its work (computing and copying) in one piece, to its end.
 """
 
 from __future__ import annotations
@@ -36,6 +36,15 @@ class Step:
     begin: float
     end: float
     waits: Mapping[str, float]
+
+    def waited(self, kind: str) -> list[tuple[float, float]]:
+        """Between which moments it waited in this way: one stretch at most."""
+        begin = self.since
+        for name, seconds in self.waits.items():
+            if name == kind and seconds > 0:
+                return [(begin, begin + seconds)]
+            begin += seconds
+        return []
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,17 @@ def steady(epoch: int, stages: Sequence[Sequence[Step]]) -> Window | None:
     reach = min(_STEADY * pace, end - begin) / 2
     middle = (begin + end) / 2
     return Window(epoch, False, middle - reach, middle + reach, _inside(stages, middle - reach, middle + reach))
+
+
+def passings(upper: Sequence[Step], lower: Sequence[Step]) -> list[tuple[float, float]]:
+    """When batches left a stage and when the next stage began on them, for those that both have steps of.
+
+    The moment of sending, amid a step, is not measured: a batch counts as leaving when the next stage begins
+    on it, or at the end of its step if that is earlier.
+    """
+    taken = {step.batch: step.begin for step in lower}
+    both = [(step, taken[step.batch]) for step in upper if step.batch in taken]
+    return [(min(max(arrival, step.begin), step.end), arrival) for step, arrival in both]
 
 
 def _inside(stages: Sequence[Sequence[Step]], begin: float, end: float) -> list[list[Step]]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from launch.pictures.style import ORANGE, WIDTH, percent_axis, styled
 
@@ -104,6 +104,10 @@ def _draw(axes: Axes, panel: Panel, shades: Mapping[int, str]) -> None:
         percent_axis(axes, "", known)
     elif min(known) > 0 and max(known) > _WIDE * min(known):
         axes.set_yscale("log")
+        axes.set_ylabel("logarithmic")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     if panel.best is not None:
         axes.axvline(panel.best, color=ORANGE, linestyle=":", linewidth=1, zorder=1, gid="best")
         if panel.chose and last in panel.layers:

@@ -174,7 +174,7 @@ def _matrix(
                 if limits[0] == 0:
                     continue  # an empty cell says it as well
             grey = without_diagonal and row == column
-            dark = value > middle + 0.2 * reach if limits[0] == 0 else abs(value - middle) > 0.65 * reach and not grey
+            dark = value > middle + 0.2 * reach if limits[0] == 0 else abs(value - middle) > 0.62 * reach and not grey
             text = text.replace("-", "−")
             axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color="white" if dark else "0.15")
     return image

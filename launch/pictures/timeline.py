@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from launch.pictures.style import GREEN, WAITING, WIDTH, styled
-from launch.timeline import Step, Window
+from launch.timeline import Step, Window, passings
 
-_TALLEST = 9.0  # inches of a panel's rows
+_TALLEST = 5.0  # inches of a panel's rows
 _ROW = 0.62  # inches of a row, where there is room
 _BOX = 0.27  # half the height of a box, in rows
 _WAIT = 0.1  # half the height of a stretch of waiting, in rows
 _LETTER = 0.058  # inches of a letter in a box
 _SIDE = 1.0  # inches left of the boxes, for the stages' names
 _FILL, _EDGE = "#BFE3D6", GREEN
+_WITH_ARROWS = _WITH_NUMBERS = 0.2  # inches that a row needs for them
+_ONE_LINE, _TWO_LINES = 0.13, 0.35  # inches that a row needs for a name of so many
 _SHORTEST = 0.004  # of a window: shorter waiting is not drawn
 
 
@@ -45,25 +50,51 @@ def timeline(windows: Sequence[Window], titles: Sequence[str], stages: Sequence[
     return figure
 
 
-def _panel(axes: Axes, window: Window, stages: Sequence[str], row: float) -> set[str]:
-    """Draws a window. Returns the kinds of waiting in it."""
+def _panel(axes: Axes, window: Window, stages: Sequence[str], height: float) -> set[str]:
+    """Draws a window, rows being so many inches high. Returns the kinds of waiting in it."""
     length = window.end - window.begin
     scale, unit = (1000.0, "ms") if length < 2 else (1.0, "s")
 
     def at(moment: float) -> float:
         return (moment - window.begin) * scale
 
-    seen: set[str] = set()
-    for number, steps in enumerate(window.stages):
-        for step in steps:
-            seen |= _waiting(axes, step, number, at, least=_SHORTEST * length)
-            _box(axes, step, number, at, window, row)
-    if row > 0.3:
-        for number, (upper, lower) in enumerate(zip(window.stages[:-1], window.stages[1:], strict=True)):
-            _arrows(axes, upper, lower, number, at, window)
+    rows = list(enumerate(window.stages))
+    boxes = [_strip(at(step.begin), at(step.end), row, _BOX) for row, steps in rows for step in steps]
+    looks: Any = {"facecolor": _FILL, "edgecolor": _EDGE, "linewidth": 0.7}
+    axes.add_collection(PolyCollection(boxes, gid="boxes", **looks))
+    seen = set()
+    for kind, (_, colour) in WAITING.items():
+        waits = [
+            _strip(at(begin), at(end), row, _WAIT)
+            for row, steps in rows
+            for step in steps
+            for begin, end in step.waited(kind)
+            if min(end, window.end) - max(begin, window.begin) >= _SHORTEST * length
+        ]
+        if waits:
+            axes.add_collection(PolyCollection(waits, gid=kind, facecolor=colour, linewidth=0))
+            seen.add(kind)
+    arrows = [
+        [(at(departure), row + _BOX), (at(arrival), row + 1 - _BOX - 0.03)]
+        for row, (upper, lower) in enumerate(pairwise(window.stages))
+        for departure, arrival in passings(upper, lower)
+        if window.begin <= departure and arrival <= window.end
+    ]
+    if height > _WITH_ARROWS:
+        axes.add_collection(LineCollection(arrows, gid="arrows", color="0.25", linewidth=0.8))
+        heads = [end for _, end in arrows]
+        axes.plot([x for x, _ in heads], [y for _, y in heads], "v", color="0.25", markersize=3.2)
+    if height > _WITH_NUMBERS:
+        for row, steps in rows:
+            for step in steps:
+                _number(axes, step, row, max(0.0, at(step.begin)), min(at(step.end), at(window.end)), at(window.end))
     axes.set_xlim(0, length * scale)
     axes.set_ylim(len(stages) - 0.5, -0.5)
-    axes.set_yticks(range(len(stages)), stages, fontsize=7.5 if row > 0.3 else 5)
+    if height > _TWO_LINES:
+        axes.set_yticks(range(len(stages)), stages)
+    else:
+        named = range(0, len(stages), math.ceil(_ONE_LINE / height))
+        axes.set_yticks(named, [stages[row].replace("\n", ", ") for row in named], fontsize=6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
@@ -71,58 +102,16 @@ def _panel(axes: Axes, window: Window, stages: Sequence[str], row: float) -> set
     return seen
 
 
-def _waiting(axes: Axes, step: Step, row: int, at: Callable[[float], float], *, least: float) -> set[str]:
-    """The stretches of waiting before a step, thinner than a box."""
-    seen, moment = set(), step.since
-    for kind, seconds in step.waits.items():
-        if seconds >= least:
-            begin, end = at(moment), at(moment + seconds)
-            looks: Any = {"facecolor": WAITING[kind][1], "linewidth": 0, "gid": f"{kind} {row + 1}"}
-            axes.add_patch(Rectangle((begin, row - _WAIT), end - begin, 2 * _WAIT, **looks))
-            seen.add(kind)
-        moment += seconds
-    return seen
+def _strip(begin: float, end: float, row: int, half: float) -> list[tuple[float, float]]:
+    """The corners of a rectangle in a row."""
+    return [(begin, row - half), (end, row - half), (end, row + half), (begin, row + half)]
 
 
-def _box(axes: Axes, step: Step, row: int, at: Callable[[float], float], window: Window, height: float) -> None:
-    """A batch's box, with its number where there is room in the part that is seen."""
-    begin, end = at(step.begin), at(step.end)
-    looks: Any = {"facecolor": _FILL, "edgecolor": _EDGE, "linewidth": 0.7, "gid": f"batch {step.batch + 1} {row + 1}"}
-    axes.add_patch(Rectangle((begin, row - _BOX), end - begin, 2 * _BOX, **looks))
-    left, right = max(begin, 0.0), min(end, at(window.end))
-    inches = (right - left) / at(window.end) * (WIDTH - _SIDE)
+def _number(axes: Axes, step: Step, row: int, left: float, right: float, length: float) -> None:
+    """The batch's number in the part of its box that is seen, as long as there is room."""
+    inches = (right - left) / length * (WIDTH - _SIDE)
     for text in (f"batch {step.batch + 1}", str(step.batch + 1)):
-        if inches > _LETTER * (len(text) + 1) and height > 0.15:
-            axes.text((left + right) / 2, row, text, ha="center", va="center_baseline", fontsize=7, clip_on=True)
+        if inches > _LETTER * (len(text) + 1):
+            place = ((left + right) / 2, row)
+            axes.text(*place, text, ha="center", va="center_baseline", fontsize=7, in_layout=False)
             return
-
-
-def _arrows(
-    axes: Axes, upper: Sequence[Step], lower: Sequence[Step], row: int, at: Callable[[float], float], window: Window
-) -> None:
-    """From each batch's box to its box in the next row.
-
-    An arrow ends where the next stage begins on the batch. It leaves its box then, or where the box ends if that is
-    earlier: the moment of sending, in the middle of the step, is not measured.
-    """
-    taken = {step.batch: step for step in lower}
-    for step in upper:
-        if step.batch not in taken:
-            continue
-        arrival = taken[step.batch].begin
-        departure = min(max(arrival, step.begin), step.end)
-        if not (window.begin <= departure and arrival <= window.end):
-            continue
-        axes.add_patch(
-            FancyArrowPatch(
-                (at(departure), row + _BOX),
-                (at(arrival), row + 1 - _BOX),
-                arrowstyle="-|>",
-                mutation_scale=6,
-                shrinkA=0,
-                shrinkB=0,
-                linewidth=0.8,
-                color="0.25",
-                gid=f"arrow {step.batch + 1} {row + 1}",
-            )
-        )
