@@ -96,7 +96,8 @@ def test_no_two_classes_look_the_same_in_a_plane(num_classes: int) -> None:
         assert isinstance(points, PathCollection)
         (label,) = set(np.asarray(points.get_offsets())[:, 0])
         assert points.get_label() == f"class {label:.0f}"
-        looks.add((tuple(points.get_facecolor()[0]), points.get_paths()[0].vertices.tobytes()))
+        marker = np.asarray(points.get_paths()[0].vertices).tobytes()
+        looks.add((tuple(np.asarray(points.get_facecolor())[0]), marker))
     assert len(looks) == num_classes
 
 
@@ -122,6 +123,14 @@ def panels_of(figure: Figure) -> list[Axes]:
     return [axes for axes in figure.axes if axes.images]
 
 
+def cells_of(axes: Axes) -> NDArray[np.float64]:
+    """The colours of a matrix (rows, columns, 4)."""
+    (image,) = axes.images
+    values = image.get_array()
+    assert values is not None
+    return np.asarray(image.to_rgba(values, norm=True))
+
+
 def test_all_similarity_matrices_of_a_figure_have_one_scale() -> None:
     matrices = [some_matrix(limit, seed) for seed, limit in enumerate((0.1, 0.8, 0.4))]
     figure = draw.similarities(matrices, ["layer 1", "layer 2", "layer 3"], _TEN, label="cosine")
@@ -137,8 +146,7 @@ def test_a_class_with_itself_is_grey(many: bool) -> None:
     else:
         figure = draw.similarity(values, _TEN, title="a net", label="cosine")
     for axes in panels_of(figure):
-        (image,) = axes.images
-        cells = image.to_rgba(image.get_array(), norm=True)
+        cells = cells_of(axes)
         grey = np.all(np.isclose(cells[..., :3], to_rgb(DIAGONAL), atol=0.01), axis=2)
         assert (grey == np.eye(10, dtype=bool)).all()
         for text in axes.texts:
@@ -154,8 +162,7 @@ def test_numbers_in_cells_can_be_read() -> None:
         draw.similarity(values, _TEN, title="a net", label="cosine"),
     ):
         (axes,) = panels_of(figure)
-        (image,) = axes.images
-        cells = image.to_rgba(image.get_array(), norm=True)
+        cells = cells_of(axes)
         for text in axes.texts:
             column, row = (int(place) for place in text.get_position())
             paper, ink = cielab([cells[row, column, :3], text.get_color()])[:, 0]
@@ -238,7 +245,7 @@ def a_panel(num_epochs: int, num_layers: int, **changed: Any) -> Panel:
 
 
 def lines_of(axes: Axes) -> dict[str, Any]:
-    return {line.get_gid(): line for line in axes.lines if line.get_gid() is not None}
+    return {gid: line for line in axes.lines if (gid := line.get_gid()) is not None}
 
 
 def test_curves_are_the_layers_values() -> None:
@@ -364,6 +371,7 @@ def test_a_row_per_stage_on_a_page(num_stages: int, tmp_path: Path) -> None:
     figure = draw.timeline([window] * 2, ["a", "b"], names, title="a net")
     draw.write(figure, tmp_path / "pipeline.png")
     assert max(figure.get_size_inches()) < 14
+    figure.draw_without_rendering()  # letters were measured in the file's pixels
     for axes in figure.axes:
         assert len(collections(axes)["boxes"]) == 9 * num_stages
         assert axes.get_xlabel() == "s"

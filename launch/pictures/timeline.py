@@ -24,7 +24,7 @@ _LETTER = 0.058  # inches of a letter in a box
 _SIDE = 1.0  # inches left of the boxes, for the stages' names
 _FILL, _EDGE = "#BFE3D6", GREEN
 _WITH_ARROWS = _WITH_NUMBERS = 0.2  # inches that a row needs for them
-_ONE_LINE, _TWO_LINES = 0.13, 0.35  # inches that a row needs for a name of so many
+_ONE_LINE, _TWO_LINES = 0.1, 0.28  # inches that a row needs for a name of so many
 _SHORTEST = 0.004  # of a window: shorter waiting is not drawn
 
 
