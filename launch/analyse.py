@@ -55,6 +55,9 @@ class Wishes:
     superclasses: str | None = None
     """Have classes stand in groups in matrices: cifar100, cifar10-animals, cifar10-finer, fashion-mnist, or a FILE as
     for `launch eval`."""
+    format: Literal["pdf", "svg"] = "pdf"
+    """Of each picture's second file, beside its PNG: lines and letters that stay sharp at any size. pdf is what LaTeX
+    includes, svg what a browser shows."""
     batch_size: int | None = None
     """Images at a time. Default: the run's."""
     seed: int = 0

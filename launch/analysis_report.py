@@ -28,6 +28,7 @@ from pipeline import analysis_features as figures
 from pipeline.data.sources.base import Progress
 
 _NUMBERS = "analysis.json"
+_VECTORS = ("pdf", "svg")
 _EVENTS = "events.out.tfevents.*"
 
 
@@ -48,7 +49,7 @@ def pictures(analysis: Analysis) -> list[Picture]:
 def show(console: Console, folder: Path, analysis: Analysis, drawn: Sequence[Picture]) -> None:
     """Prints the main figures and the files."""
     console.print(table(analysis))
-    say(console, f"in {folder}:")
+    say(console, f"in {folder}, each picture also as .{analysis.wishes.format}:")
     listing = Table(show_header=False, box=None, pad_edge=False)
     for picture in drawn:
         listing.add_row(f"  {picture.file}", picture.shows)
@@ -71,11 +72,12 @@ def write(folder: Path, analysis: Analysis, drawn: Sequence[Picture], *, progres
         for number, picture in enumerate(drawn):
             progress("drawing", number, len(drawn))
             file = folder / picture.file
-            draw.write(picture.draw(), file)
+            draw.write(picture.draw(), file, analysis.wishes.format)
             with Image.open(file) as opened:
                 events.add_image(f"analysis/{file.stem}", np.asarray(opened.convert("RGB")), dataformats="HWC")
     progress("drawing", len(drawn), len(drawn))
-    values = numbers(analysis) | {"pictures": {picture.file: picture.shows for picture in drawn}}
+    files = {picture.file: picture.shows for picture in drawn}
+    values = numbers(analysis) | {"pictures": files, "pictures_format": analysis.wishes.format}
     part = folder / f".{_NUMBERS}.part"
     part.write_text(as_json(values) + "\n")
     part.replace(folder / _NUMBERS)
@@ -84,8 +86,10 @@ def write(folder: Path, analysis: Analysis, drawn: Sequence[Picture], *, progres
 def _earlier(folder: Path) -> list[Path]:
     """Pictures of an analysis that was here before."""
     try:
-        names = json.loads((folder / _NUMBERS).read_text())["pictures"]
-        return [folder / name for name in names if Path(name).name == name]
+        before = json.loads((folder / _NUMBERS).read_text())
+        files = [folder / name for name in before["pictures"] if Path(name).name == name]
+        vector = before.get("pictures_format")
+        return [*files, *(file.with_suffix(f".{vector}") for file in files if vector in _VECTORS)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
@@ -101,8 +105,8 @@ def _accuracy(analysis: Analysis) -> list[Picture]:
     drawn = [
         Picture(
             "confusion.png",
-            f"confusion matrix of layer {last.record.index + 1}",
-            lambda: draw.confusion(_shares(last), classes, title=net_on_data(analysis)),
+            f"confusion matrix of {_whose(last)}",
+            lambda: draw.confusion(_shares(last), classes, title=f"{net_on_data(analysis)}\n{_whose(last)}"),
         )
     ]
     if len(layers) > 1:
@@ -115,7 +119,7 @@ def _accuracy(analysis: Analysis) -> list[Picture]:
             )
         )
     if len(judged) > 1:
-        titles = [f"layer {layer.record.index + 1}" for layer in judged]
+        titles = [_whose(layer).replace(", ", "\n", 1) for layer in judged]
         drawn.append(
             Picture(
                 "confusion-layers.png",
@@ -265,6 +269,18 @@ def _shares(layer: LayerFigures) -> NDArray[np.float64]:
     assert layer.confusion is not None, "asked of layers that predict"
     counts = layer.confusion.double()
     return (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
+
+
+def _whose(layer: LayerFigures) -> str:
+    """Whose predictions a layer's confusion matrix counts, such as "layer 3, by its readout"."""
+    record = layer.record
+    if record.readout is not None:
+        way = ", by its readout"
+    elif record.targets is not None:
+        way = " alone, by its label embeddings"
+    else:
+        way = ", by its own scores"
+    return f"layer {record.index + 1}{way}"
 
 
 def _accuracies(layers: Sequence[LayerFigures], labels: Tensor, way: str) -> list[float | None]:

@@ -9,6 +9,7 @@ last.safetensors     weights and optimizer states at the end of the layers' trai
 predictions.csv      the last layer's prediction for every test image
 skipped.csv          files that the data are without, each with its reason; only where there are any
 summary.json         every figure that the run printed (launch/summary.md)
+curves, pipeline     .png and .pdf: what launch/run_pictures.py draws
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from launch.run_pictures import RunPictures
 from pipeline import settings as settings_module
 from pipeline.data import skipped
 from pipeline.data.skipped import Skipped
@@ -52,7 +54,7 @@ class RunFolder:
 
     def __init__(self, spec: RunSpec, path: Path, *, warn: Callable[[str], None]) -> None:
         self.path = path
-        self._spec, self._warn = spec, warn
+        self._spec, self._warn, self._pictures = spec, warn, RunPictures(spec)
         check_room(spec, path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -87,6 +89,7 @@ class RunFolder:
 
     def observe(self, report: PassReport) -> None:
         """Writes a pass's figures."""
+        self._pictures.observe(report)
         self._log(lambda: self._log_report(report))
 
     def follow(self, statuses: list[Status], utilisation: list[float]) -> None:
@@ -150,8 +153,14 @@ class RunFolder:
                 self._write_result(elsewhere, result, summary)
             except OSError as again:
                 raise RunError(f"Neither {self.path} nor {elsewhere} can be written: {again.strerror}.") from again
+            self.draw(elsewhere)
             return elsewhere
+        self.draw(self.path)
         return self.path
+
+    def draw(self, path: Path | None = None) -> None:
+        """Draws the run as far as it came, by default into its folder. Where that cannot be done, says so."""
+        self._pictures.write(path or self.path, warn=self._warn)
 
     def _write_result(self, path: Path, result: RunResult, summary: dict[str, Any]) -> None:
         if path != self.path:

@@ -80,7 +80,9 @@ def train(arguments: RunArguments, console: Console, *, began: float) -> int:
         except RunError as error:
             failure, kept = error, error.result
             if kept is None:
-                if not display.has_reports:
+                if display.has_reports:
+                    folder.draw()
+                else:
                     folder.discard()
                 raise
             result = kept

@@ -53,7 +53,7 @@ class BenchArguments:
     """Instead: one process, from a plain PyTorch loop upwards, each optimisation turned on in turn. --threads: all
     cores unless given."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """New folder for bench.json, bench.md and bench.png. Default: runs/bench-DATE-TIME."""
+    """New folder for bench.json, bench.md, bench.png and bench.pdf. Default: runs/bench-DATE-TIME."""
 
 
 def brief(asked: BenchArguments) -> BenchArguments:

@@ -8,17 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launch.bench.figures import Device, Figures
-from launch.pictures.style import BLUE, GREEN, ORANGE, WIDTH, styled
+from launch.pictures.style import BLUE, GREEN, ORANGE, WAITING, WIDTH, styled
 
 _ROW = 0.27  # inches
 _KINDS = {
     "busy": ("busy", GREEN),
-    "wait_in": ("waiting for input", "#56B4E9"),
-    "wait_out": ("waiting to send", "#E69F00"),
+    "wait_in": WAITING["wait_in"],
+    "wait_out": WAITING["wait_out"],
     "copy": ("copy", "#CC79A7"),
     "communication": ("communication and waiting for others", ORANGE),
-    "sync": ("label embeddings", "#F0E442"),
-    "other": ("other", "0.8"),
+    "sync": WAITING["sync"],
+    "other": WAITING["other"],
 }
 
 
@@ -52,6 +52,7 @@ def _speeds(axes: Axes, rows: Sequence[Figures]) -> None:
     axes.barh([0], [0], color=BLUE, label="local learning")
     axes.barh([0], [0], color=ORANGE, label="backpropagation")
     _name_rows(axes, [row.label for row in rows])
+    axes.set_xlim(left=0)
     axes.set_xlabel("images/s (median; line: range of the rounds)")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0)
 

@@ -2,7 +2,7 @@
 
 bench.json   settings, machine, every round's raw figures, medians, conclusion
 bench.md     the table and the conclusion, ready to paste
-bench.png    the picture (launch/bench/picture.py)
+bench.png    the picture (launch/bench/picture.py); bench.pdf for print
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def write_report(
     times: Sequence[TimeTo],
     conclusion: Sequence[str],
 ) -> None:
-    """Writes the three files.
+    """Writes the files.
 
     Args:
         facts: what is not a row's: command, settings, machine, feeder, curves.
@@ -132,7 +132,7 @@ def write_report(
     (folder / "bench.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     (folder / "bench.md").write_text(markdown(title, facts["command"], rows, times, conclusion))
     if any(row.images_per_second is not None for row in rows):
-        write(draw(title, rows), folder / "bench.png")
+        write(draw(title, rows), folder / "bench.png", "pdf")
 
 
 def _times_table(times: Sequence[TimeTo]) -> Table:

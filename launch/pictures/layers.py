@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from launch.pictures.style import BLUE, COLUMN, GREEN, ORANGE, layer_axis, styled
+from launch.pictures.style import BLUE, COLUMN, GREEN, ORANGE, layer_axis, percent_axis, styled
 
 
 @styled
@@ -18,7 +18,7 @@ def lines(series: Mapping[str, Sequence[float | None]], *, label: str, percent: 
     Args:
         series: values of every layer by what they are.
         label: of the vertical axis.
-        percent: the values are shares.
+        percent: the values are shares; where all are large the axis begins at a marked cut.
     """
     figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
     axes = figure.subplots()
@@ -31,7 +31,8 @@ def lines(series: Mapping[str, Sequence[float | None]], *, label: str, percent: 
     axes.set_ylabel(label)
     axes.grid(axis="y")
     if percent:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
+        known = [value for values in series.values() for value in values if value is not None]
+        percent_axis(axes, label, known)
     else:
         axes.set_ylim(bottom=0)
     if len(series) > 1:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,6 +16,8 @@ from launch.pictures.style import MANY, Numbers, panel_grid, shown, styled
 
 _NAMED = 100  # more classes than this do not fit an axis by name
 _CELLS = 12  # up to so many classes every cell of a matrix shows its number
+DIAGONAL = "0.82"
+"""Grey of a class with itself."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def confusions(shares: Sequence[Numbers], titles: Sequence[str], classes: Classe
     figure, panels = panel_grid(len(shares), side=2.1, names=list(_names(classes, large=False).values()))
     for axes, values, title in zip(panels, shares, titles, strict=True):
         image = _matrix(axes, values * 100, classes, "Blues", (0, 100))
-        axes.set_title(title)
+        axes.set_title(title, fontsize=8)
     _name_outer_axes(panels)
     figure.supxlabel("predicted class", fontsize=8)
     figure.supylabel("true class", fontsize=8)
@@ -66,27 +68,27 @@ def confusions(shares: Sequence[Numbers], titles: Sequence[str], classes: Classe
 def similarity(values: Numbers, classes: Classes, *, title: str, label: str) -> Figure:
     """Similarity matrix of label embeddings (Z, Z), red for alike and blue for opposed.
 
-    The colours' range is that of pairs of different classes; the diagonal may lie beyond it.
+    The diagonal, a class with itself, is grey: it is 1, or the squared norm, and says nothing about classes.
     """
     figure, axes = _large(len(values))
-    limit, beyond = _range(values)
-    image = _matrix(axes, values, classes, "RdBu_r", (-limit, limit), number=_number(np.abs(values).max()))
+    limit = _limit([values])
+    number = _number(np.abs(values).max())
+    image = _matrix(axes, values, classes, "RdBu_r", (-limit, limit), number=number, without_diagonal=True)
     axes.set_title(title)
-    _colour_bar(figure, image, [axes], label, beyond=beyond)
+    _colour_bar(figure, image, [axes], label)
     return figure
 
 
 @styled
 def similarities(matrices: Sequence[Numbers], titles: Sequence[str], classes: Classes, *, label: str) -> Figure:
-    """Small similarity matrices side by side, each with colours of its own range."""
+    """Small similarity matrices side by side, a grey diagonal in each, on one scale of colours."""
     figure, panels = panel_grid(len(matrices), side=2.3, names=list(_names(classes, large=False).values()))
+    limit = _limit(matrices)
     for axes, values, title in zip(panels, matrices, titles, strict=True):
-        limit, beyond = _range(values)
-        image = _matrix(axes, values, classes, "RdBu_r", (-limit, limit))
+        image = _matrix(axes, values, classes, "RdBu_r", (-limit, limit), without_diagonal=True)
         axes.set_title(title)
-        _colour_bar(figure, image, [axes], "", beyond=beyond)
     _name_outer_axes(panels)
-    figure.supylabel(label, fontsize=8)
+    _colour_bar(figure, image, panels, label)
     return figure
 
 
@@ -97,21 +99,13 @@ def _large(num_classes: int) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _range(values: Numbers) -> tuple[float, Literal["neither", "max"]]:
-    """The largest size of what lies off the diagonal, and whether the diagonal is larger."""
-    limit = float(np.abs(values[~np.eye(len(values), dtype=bool)]).max()) or 1.0
-    return limit, "max" if np.diag(values).max() > limit else "neither"
+def _limit(matrices: Sequence[Numbers]) -> float:
+    """The largest size of what lies off the diagonals."""
+    return max(float(np.abs(values[~np.eye(len(values), dtype=bool)]).max()) for values in matrices) or 1.0
 
 
-def _colour_bar(
-    figure: Figure,
-    image: AxesImage,
-    panels: Sequence[Axes],
-    label: str,
-    *,
-    beyond: Literal["neither", "max"] = "neither",
-) -> None:
-    bar = figure.colorbar(image, ax=panels, shrink=0.8, aspect=25, pad=0.02, extend=beyond, extendfrac=0.03)
+def _colour_bar(figure: Figure, image: AxesImage, panels: Sequence[Axes], label: str) -> None:
+    bar = figure.colorbar(image, ax=panels, shrink=0.8, aspect=25, pad=0.02)
     bar.locator = MaxNLocator(5)
     bar.outline.set_visible(False)
     bar.set_label(label)
@@ -147,11 +141,14 @@ def _matrix(
     limits: tuple[float, float],
     *,
     number: str | None = None,
+    without_diagonal: bool = False,
 ) -> AxesImage:
     """Draws a matrix; with a ``number`` format it is large, and every cell of a small number of classes has one."""
     large, order = number is not None, list(classes.order)
     ordered, count = values[np.ix_(order, order)], len(order)
-    image = axes.imshow(ordered, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    coloured = np.ma.masked_where(np.eye(count, dtype=bool) & without_diagonal, ordered)
+    palette = mpl.colormaps[colours].with_extremes(bad=DIAGONAL)
+    image = axes.imshow(coloured, cmap=palette, vmin=limits[0], vmax=limits[1], interpolation="nearest")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     named = _names(classes, large=large)
@@ -176,7 +173,8 @@ def _matrix(
                 text = number.format(0)  # not -0
                 if limits[0] == 0:
                     continue  # an empty cell says it as well
-            dark = value > middle + 0.2 * reach if limits[0] == 0 else abs(value - middle) > 0.65 * reach
+            grey = without_diagonal and row == column
+            dark = value > middle + 0.2 * reach if limits[0] == 0 else abs(value - middle) > 0.62 * reach and not grey
             text = text.replace("-", "−")
             axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color="white" if dark else "0.15")
     return image

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
 from launch.pictures.style import MANY, Numbers, panel_grid, shown, styled
 
-_MARKERS = "os^D"  # four, so that the two greys of the palette differ in it
+_MARKERS = "os^D"  # of neighbours in the palette
+# Ten colours searched for by the least distance of any two in CIELAB: 51, and 29 to readers who lack one kind of cones
+# (Machado, Oliveira and Fernandes 2009). tests/test_pictures.py measures both.
+COLOURS = (
+    "#0201f4",
+    "#f9bd03",
+    "#dd540c",
+    "#09dec7",
+    "#661685",
+    "#c7ca86",
+    "#19491f",
+    "#f20dff",
+    "#668eb7",
+    "#ba636d",
+)
 
 
 @styled
@@ -19,19 +32,18 @@ def scatters(places: Sequence[Numbers], titles: Sequence[str], labels: Numbers, 
     figure, panels = panel_grid(len(places), side=2.2)
     present = np.unique(labels)
     coloured = present if len(present) <= MANY else present[np.linspace(0, len(present) - 1, 10).astype(int)]
-    colours = mpl.color_sequences["petroff10"]
     size = 8 if len(labels) <= 500 else 5 if len(labels) <= 1500 else 2.5
     for axes, points, title in zip(panels, places, titles, strict=True):
         others = ~np.isin(labels, coloured)
         axes.scatter(points[others, 0], points[others, 1], s=size, color="0.85", linewidths=0)
         for number, label in enumerate(coloured):
             mine = labels == label
-            marker = _MARKERS[number // len(colours) if len(coloured) > len(colours) else number % len(_MARKERS)]
+            marker = _MARKERS[number // len(COLOURS) if len(coloured) > len(COLOURS) else number % len(_MARKERS)]
             axes.scatter(
                 points[mine, 0],
                 points[mine, 1],
                 s=size,
-                color=colours[number % len(colours)],
+                color=COLOURS[number % len(COLOURS)],
                 marker=marker,
                 linewidths=0,
                 label=shown(names[label]),

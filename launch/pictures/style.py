@@ -6,15 +6,16 @@ import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 Numbers = NDArray[Any]
+Vector = Literal["pdf", "svg"]
 
 _DPI = 200
 WIDTH = 7.2  # inches, of a page's text
@@ -43,8 +44,19 @@ _STYLE: Any = {  # the keys have a type of their own in newer versions of matplo
     "lines.markersize": 4.5,
     "text.parse_math": False,  # a class name may hold a $
 }
+_FILES: Any = {
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3, and text can be searched
+    "svg.hashsalt": "localpipe",  # names of elements, the same every time
+}
+_CUT_ABOVE = 0.5  # shares that are all above this are drawn on an axis that does not begin at 0
 # Of Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
+WAITING = {  # what a device does while it does not compute
+    "wait_in": ("waiting for input", "#56B4E9"),
+    "wait_out": ("waiting to send", "#E69F00"),
+    "sync": ("label embeddings", "#F0E442"),
+    "other": ("other", "0.8"),
+}
 
 _P = ParamSpec("_P")
 
@@ -60,9 +72,62 @@ def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     return drawn
 
 
-def write(figure: Figure, file: Path) -> None:
-    """Writes a figure as PNG, the same bytes for the same figure."""
-    figure.savefig(file, dpi=_DPI, format="png", metadata={"Software": None})
+def write(figure: Figure, file: Path, vector: Vector | None = None) -> None:
+    """Writes a figure as PNG to ``file``, and beside it as ``vector``; the same bytes for the same figure.
+
+    A file is there whole or not at all.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    _write(figure, file, dpi=_DPI, format="png", metadata={"Software": None})
+    if vector is not None:
+        figure.set_layout_engine("none")  # what was laid out for the PNG stays where it is
+        undated = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "svg": {"Date": None}}
+        _write(figure, file.with_suffix(f".{vector}"), dpi=_DPI, format=vector, metadata=undated[vector])
+
+
+def _write(figure: Figure, file: Path, **how: Any) -> None:
+    part = file.with_name(f".{file.name}.part")
+    try:
+        with mpl.rc_context(_FILES):
+            figure.savefig(part, **how)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def percent_axis(axes: Axes, label: str, values: Sequence[float]) -> None:
+    """Makes the vertical axis that of shares, in per cent: from 0, or where they are all large from a marked cut."""
+    low, high = min(values), max(values)
+    if low < _CUT_ABOVE:
+        begin = 0.0
+    else:
+        step = 0.05 if high - low > 0.05 else 0.01
+        begin = step * math.floor((low - 0.2 * step) / step)
+    axes.set_ylim(begin, high + 0.06 * max(high - begin, 0.01))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
+    axes.set_ylabel(label)
+    if begin > 0:
+        mark_cut(axes, f"{100 * begin:.4g} %")
+
+
+def mark_cut(axes: Axes, begin: str) -> None:
+    """Marks a vertical axis that does not begin at 0: two strokes across it, and a note that says where it begins."""
+    stroke: Any = [(-1, -0.5), (1, 0.5)]
+    axes.plot(
+        [0, 0],
+        [0.03, 0.06],
+        transform=axes.transAxes,
+        linestyle="none",
+        marker=stroke,
+        markersize=7,
+        color="black",
+        markeredgewidth=0.8,
+        clip_on=False,
+        label="_cut",
+    )
+    axes.set_ylabel(f"{axes.get_ylabel()}\n(axis begins at {begin})")
 
 
 def layer_axis(axes: Axes, num_layers: int) -> None:
