@@ -12,7 +12,7 @@
 VENV   ?= .venv
 PYTHON ?=
 TORCH  ?=
-DEMO   ?= launch cff-vit --stages 2 --device cpu
+DEMO   ?= launch cff-vit
 ARGS   ?=
 TESTS  ?=
 
@@ -30,7 +30,7 @@ help: ## Show this list
 
 install: $(INSTALLED) ## Make .venv with everything in it
 
-demo: $(INSTALLED) ## Train a small Vision Transformer on two stages of this CPU; ARGS='--epochs 5' to change it
+demo: $(INSTALLED) ## launch cff-vit: train a small Vision Transformer, a stage per GPU or core; ARGS='--epochs 5' to change it
 	$(BIN)/$(DEMO) $(ARGS)
 
 test: lint pytest ## Linters, types and the whole test suite

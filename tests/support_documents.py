@@ -15,7 +15,7 @@ DOCUMENTS = ("README.md", "docs/*.md", "launch/*.md", "pipeline/**/*.md")
 PROGRAMS = ("launch", "make", "pip", "tensorboard", "ray", "docker", "eval", "git", "python")
 """What a line of a block without language begins with, if it is a command."""
 
-MARK = re.compile(r"\((needs a cluster|needs a GPU|needs the network|CI runs it)\)")
+MARK = re.compile(r"\((needs a cluster|needs a GPU|needs the network)\)")
 """In a line's comment: why nobody runs it here."""
 
 _SHELL = ("", "sh", "bash", "console")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from launch import pictures
 from launch.cli import main
+from launch.commandline import RunArguments
 from launch.run_pictures import RunPictures
 from launch.runfolder import RunFolder
 from launch.timeline import Recorder, Step, beginning, passings, steady, steps
@@ -48,7 +50,7 @@ def test_every_run_leaves_its_pictures(
     small_settings: Settings, executor: Executor, cluster: None, tmp_path: Path, capsys: Any
 ) -> None:
     settings = replace(with_executor(small_settings, executor), run_dir=str(tmp_path / "run"))
-    assert train(settings, Console(quiet=True)) == 0
+    assert train(RunArguments(run=settings), Console(quiet=True), began=time.time()) == 0
     assert pictures_in(tmp_path / "run") == _CURVES | (_PIPELINE if executor != "serial" else set())
     assert "drawn" not in capsys.readouterr().err
 
