@@ -43,6 +43,7 @@ def train(arguments: RunArguments, console: Console, *, began: float) -> int:
     """
     settings = resolve.settle_baseline(arguments.run)
     resolve.check(settings)
+    resolve.check_data(settings)
     path = new_path(settings.run_dir, settings.preset)
     aside = make_console(quiet=arguments.quiet)  # what is no result
     with ExitStack() as stack:

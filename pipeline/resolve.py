@@ -61,16 +61,10 @@ def open_data(settings: Settings, *, progress: Progress | None = None) -> Datase
         UserError: unknown or damaged data, fewer images than one batch.
     """
     data = settings.data
-    _at_least(0, "--memory-budget", data.memory_budget)
-    _at_least(1, "--shuffle-window", data.shuffle_window)
-    if not 0 < data.validation < 1:
-        raise UserError(
-            f"--validation {data.validation}: must lie between 0 and 1, both excluded. "
-            "The weights of the best validation loss are the ones kept."
-        )
+    check_data(settings)
     folder = prepare.resolve(
         data.data,
-        data_dir=Path(data.data_dir) if data.data_dir else None,
+        data_dir=_data_dir(settings),
         image_size=data.image_size,
         strict=data.strict_data,
         progress=progress,
@@ -83,6 +77,23 @@ def open_data(settings: Settings, *, progress: Progress | None = None) -> Datase
             f"Give at most --batch-size {dataset.count('train')}."
         )
     return dataset
+
+
+def check_data(settings: Settings) -> None:
+    """Refuses at once data that are not there, before anything is opened or started. Raises UserError."""
+    data = settings.data
+    _at_least(0, "--memory-budget", data.memory_budget)
+    _at_least(1, "--shuffle-window", data.shuffle_window)
+    if not 0 < data.validation < 1:
+        raise UserError(
+            f"--validation {data.validation}: must lie between 0 and 1, both excluded. "
+            "The weights of the best validation loss are the ones kept."
+        )
+    prepare.check(data.data, data_dir=_data_dir(settings), image_size=data.image_size)
+
+
+def _data_dir(settings: Settings) -> Path | None:
+    return Path(settings.data.data_dir) if settings.data.data_dir else None
 
 
 def open_folder(settings: Settings, folder: Path) -> Dataset:

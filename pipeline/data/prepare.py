@@ -81,6 +81,25 @@ def is_prepared(name: str, data_dir: Path | None = None) -> DataIndex | None:
     return _intact((data_dir or default_data_dir()) / name)
 
 
+def check(name_or_folder: str, *, data_dir: Path | None = None, image_size: int | None = None) -> None:
+    """Refuses at once what ``resolve`` would: a name that is unknown or not prepared, a folder that is not there.
+
+    Raises:
+        UserError: saying which, and what to do.
+    """
+    _check_image_size(name_or_folder, image_size)
+    facts = DATASETS.get(name_or_folder)
+    if facts is None:
+        _existing_folder(name_or_folder)
+        return
+    data_dir = data_dir or default_data_dir()
+    if not facts.embedded and is_prepared(facts.name, data_dir) is None:
+        raise UserError(
+            f"{facts.name} is not prepared in {data_dir}. Prepare it with `launch prepare {facts.name}`, or train on "
+            "the embedded `digits`."
+        )
+
+
 def resolve(
     name_or_folder: str,
     *,
@@ -96,15 +115,10 @@ def resolve(
     Raises:
         UserError: not prepared, unknown, or a folder without shards and images.
     """
+    check(name_or_folder, data_dir=data_dir, image_size=image_size)
     data_dir = data_dir or default_data_dir()
-    _check_image_size(name_or_folder, image_size)
     facts = DATASETS.get(name_or_folder)
     if facts is not None and not facts.embedded:
-        if is_prepared(facts.name, data_dir) is None:
-            raise UserError(
-                f"{facts.name} is not prepared in {data_dir}. Prepare it with `launch prepare {facts.name}`, or train "
-                "on the embedded `digits`."
-            )
         return data_dir / facts.name
     return prepare(name_or_folder, data_dir=data_dir, image_size=image_size, strict=strict, progress=progress)
 

@@ -1,0 +1,57 @@
+"""Every preset as it is typed, with no flag: its first training step comes, or the message that tells what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.cli import main
+from launch.presets import PRESETS
+from pipeline.data.registry import DATASETS
+from tests.support_data import prepare_made_up
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A data folder with made-up images under the name of every data set that a preset is for."""
+    folder = tmp_path_factory.mktemp("made-up")
+    for name in sorted({preset.settings.data.data for preset in PRESETS.values()}):
+        if not DATASETS[name].embedded:
+            prepare_made_up(folder, name, num_train=600, num_test=20)
+    yield folder
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_without_flags_trains(
+    preset: str, made_up: Path, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCALPIPE_DATA", str(made_up))
+    monkeypatch.setenv("LOCALPIPE_MAX_STEPS", "1")
+    assert main([preset]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith(f"{preset}-")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["preset"], summary["epochs_finished"]) == ("finished", preset, 1)
+    assert summary["seconds"]["start_up"] > 0
+    assert "first batch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "preset", [name for name in PRESETS if not DATASETS[PRESETS[name].settings.data.data].embedded]
+)
+def test_a_preset_whose_data_are_not_prepared_says_so_before_anything_starts(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCALPIPE_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("workers.cluster.StartingCluster.__enter__", lambda self: pytest.fail("Ray was started"))
+    assert main([preset]) == 2
+    said = capsys.readouterr().err
+    assert f"`launch prepare {PRESETS[preset].settings.data.data}`" in said
+    assert len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
