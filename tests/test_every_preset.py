@@ -1,9 +1,8 @@
-"""Every preset as it is typed, with no flag: its first training step comes, or the message that tells what is missing."""
+"""Every preset as it is typed, with no flag: its first step comes, or the message that tells what is missing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,18 @@ from pipeline.data.registry import DATASETS
 from tests.support_data import prepare_made_up
 
 
+PUBLISHED = [name for name, preset in PRESETS.items() if not DATASETS[preset.settings.data.data].embedded]
+"""Presets whose data set has to be prepared."""
+
+
 @pytest.fixture(scope="module")
-def made_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with made-up images under the name of every data set that a preset is for."""
     folder = tmp_path_factory.mktemp("made-up")
     for name in sorted({preset.settings.data.data for preset in PRESETS.values()}):
         if not DATASETS[name].embedded:
             prepare_made_up(folder, name, num_train=600, num_test=20)
-    yield folder
+    return folder
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -41,9 +44,7 @@ def test_a_preset_without_flags_trains(
     assert "first batch" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "preset", [name for name in PRESETS if not DATASETS[PRESETS[name].settings.data.data].embedded]
-)
+@pytest.mark.parametrize("preset", PUBLISHED)
 def test_a_preset_whose_data_are_not_prepared_says_so_before_anything_starts(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
