@@ -13,7 +13,6 @@ from launch.presets import PRESETS
 from pipeline.data.registry import DATASETS
 from tests.support_data import prepare_made_up
 
-
 PUBLISHED = [name for name, preset in PRESETS.items() if not DATASETS[preset.settings.data.data].embedded]
 """Presets whose data set has to be prepared."""
 
