@@ -248,6 +248,44 @@ _PICTURES = {
 def test_pictures_follow_from_what_the_method_offers(runs: Callable[[str], Path], kind: str) -> None:
     folder = runs(kind) / "analysis"
     assert {file.name for file in folder.glob("*.png")} == _PICTURES[kind] == set(numbers(runs(kind))["pictures"])
+    assert {file.stem for file in folder.glob("*.pdf")} == {Path(name).stem for name in _PICTURES[kind]}
+    assert numbers(runs(kind))["pictures_format"] == "pdf"
+    assert all(file.read_bytes().startswith(b"%PDF") for file in folder.glob("*.pdf"))
+
+
+def drawn(run: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """The figures of an analysis, by their files."""
+    found: dict[str, Figure] = {}
+
+    def write(figure: Figure, file: Path, vector: str) -> None:
+        found[file.name] = figure
+        Image.new("RGB", (4, 4)).save(file)
+
+    monkeypatch.setattr(draw, "write", write)
+    assert main(["analyse", str(run), "--tsne-images", "0", "--examples", "0", "--images", "80"]) == 0
+    return found
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes if axes.images]
+
+
+@pytest.mark.parametrize(
+    ("kind", "last", "first"),
+    [
+        ("cff", "layer 3, by its readout", "layer 1\nby its readout"),
+        ("cfl", "layer 2, by its readout", "layer 1\nby its readout"),
+        ("dcl-per-layer", "layer 2 alone, by its label embeddings", "layer 1 alone\nby its label embeddings"),
+    ],
+)
+def test_a_confusion_matrix_says_whose_predictions_it_counts(
+    kind: str, last: str, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures_drawn = drawn(digits_run(tmp_path / "run", kind), monkeypatch)
+    (title,) = titles(figures_drawn["confusion.png"])
+    assert title.splitlines()[1] == last
+    assert titles(figures_drawn["confusion-layers.png"])[0] == first
+    assert f"confusion matrix of {last}" == numbers(tmp_path / "run")["pictures"]["confusion.png"]
 
 
 @pytest.mark.parametrize("kind", _PICTURES)
@@ -391,12 +429,18 @@ def test_another_analysis_takes_the_place_of_the_first_and_of_nothing_else(tmp_p
     folder = run / "analysis"
     assert main(["analyse", str(run), "--images", "50"]) == 0
     first = numbers(run)
+    assert (folder / "tsne.pdf").exists()
     (folder / "notes.png").write_bytes(b"mine")
-    assert main(["analyse", str(run), "--tsne-images", "0", "--examples", "0", "--split", "validate"]) == 0
+    (folder / "confusion.eps").write_bytes(b"mine too")
+    arguments = ["--tsne-images", "0", "--examples", "0", "--split", "validate", "--format", "svg"]
+    assert main(["analyse", str(run), *arguments]) == 0
     left = {file.name for file in folder.iterdir()}
     assert "tsne.png" in first["pictures"] and "attention.png" in first["pictures"]
     assert not {"tsne.png", "attention.png"} & left
+    assert not [name for name in left if name.endswith(".pdf")]
+    assert {Path(name).with_suffix(".svg").name for name in numbers(run)["pictures"]} <= left
     assert (folder / "notes.png").read_bytes() == b"mine"
+    assert (folder / "confusion.eps").exists()
     assert sum(name.startswith("events.") for name in left) == 1
     found = numbers(run)
     assert (found["split"], found["num_images"]) == ("validation", 144)

@@ -390,6 +390,7 @@ def test_a_whole_benchmark(tmp_path: Path, cluster: None, capsys: Any) -> None:
     for row in rows.values():
         assert f"| {row['name']} | {row['images_per_second']:,.0f} |" in page
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "bench.pdf").read_bytes().startswith(b"%PDF")
     assert [curve["method"] for curve in report["curves"]] == ["backprop", "cff-1"]
     assert all(len(curve["accuracies"]) == 1 for curve in report["curves"])
     assert "not reached in 1 epochs" in page

@@ -52,6 +52,7 @@ def test_a_stop_by_hand_or_by_a_scheduler_comes_soon_and_keeps_what_was_learned(
     assert {name.split(".")[1] for name in weights} == {"0", "1", "2", "3"}
     assert all(torch.isfinite(value).all() for value in weights.values())
     assert any("exp_avg" in name for name in load_file(tmp_path / "run" / "last.safetensors"))
+    assert (tmp_path / "run" / "curves.png").exists() and (tmp_path / "run" / "pipeline.png").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
@@ -183,6 +184,7 @@ def test_a_killed_worker_ends_the_run_naming_it(tmp_path: Path, victim: str, nam
     said = next(line for line in launched.text().splitlines() if line.startswith("error: "))
     assert re.match(f"error: {name}.*died", said)
     launched.assert_nothing_left()
+    assert (tmp_path / "run" / "curves.png").exists() and (tmp_path / "run" / "pipeline.png").exists()
 
 
 @pytest.mark.parametrize("executor", ["serial", "threads", "ray"])
@@ -229,6 +231,7 @@ def test_a_disk_that_fills_up_loses_no_weights(tmp_path: Path, monkeypatch: pyte
     assert "No space left" in captured.err
     assert str(tmp_path / "elsewhere") in captured.out
     assert load_file(tmp_path / "elsewhere" / "model.safetensors")
+    assert (tmp_path / "elsewhere" / "curves.png").exists()
 
 
 def test_stages_that_find_no_room_say_what_is_there(small_settings: Settings, cluster: None) -> None:

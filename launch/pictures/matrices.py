@@ -53,7 +53,8 @@ def confusion(shares: Numbers, classes: Classes, *, title: str) -> Figure:
 @styled
 def confusions(shares: Sequence[Numbers], titles: Sequence[str], classes: Classes) -> Figure:
     """Small confusion matrices side by side, one a layer."""
-    figure, panels = panel_grid(len(shares), side=2.1, names=list(_names(classes, large=False).values()))
+    names, lines = list(_names(classes, large=False).values()), max(title.count("\n") for title in titles) + 1
+    figure, panels = panel_grid(len(shares), side=2.1, names=names, title_lines=lines)
     for axes, values, title in zip(panels, shares, titles, strict=True):
         image = _matrix(axes, values * 100, classes, "Blues", (0, 100))
         axes.set_title(title, fontsize=8)

@@ -137,10 +137,12 @@ def layer_axis(axes: Axes, num_layers: int) -> None:
     axes.set_xlabel("layer")
 
 
-def panel_grid(count: int, *, side: float, names: Sequence[str] = ()) -> tuple[Figure, list[Axes]]:
+def panel_grid(
+    count: int, *, side: float, names: Sequence[str] = (), title_lines: int = 1
+) -> tuple[Figure, list[Axes]]:
     """A figure of ``count`` square panels, three in a row or, of more than nine, four; as even as can be.
 
-    There is room for ``names`` to the left of the first column, and below every column.
+    There is room for ``names`` to the left of the first column, and below every column; and above each for its title.
     """
     most = 3 if count <= 9 else 4
     side = side if most == 3 else side * 0.8
@@ -149,7 +151,7 @@ def panel_grid(count: int, *, side: float, names: Sequence[str] = ()) -> tuple[F
     room = max((len(name) for name in names), default=0) * _LETTER * 0.8
     # Where the last row has gaps, the row above it has names as well.
     named_rows = 2 if count < rows * columns and rows > 1 else 1
-    size = (side * columns + room + 1.1, (side + 0.25) * rows + room * named_rows + 0.35)
+    size = (side * columns + room + 1.1, (side + 0.1 + 0.15 * title_lines) * rows + room * named_rows + 0.35)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     every = list(grid.flat)
