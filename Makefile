@@ -41,7 +41,7 @@ lint: $(INSTALLED) ## Linters and types
 	$(BIN)/mypy
 
 pytest: $(INSTALLED) ## The test suite alone; TESTS='tests/test_cff.py -k margin' for a part of it
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 format: $(INSTALLED) ## Put the sources into shape
 	$(BIN)/ruff check --fix

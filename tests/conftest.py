@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadFileScheduling
 
 from pipeline import resolve
 from pipeline.data.loader import Dataset
@@ -18,14 +23,69 @@ from pipeline.rules import CffSettings
 from pipeline.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.spec import RunSpec
 
-REPORT = pytest.StashKey[list[str]]()
-"""Lines that a test module has printed at the end, such as which commands of the documents it ran."""
+RAN = "documented command"
+"""Name of the property under which a test tells which command it ran."""
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints what test modules left to say."""
-    for line in config.stash.get(REPORT, []):
-        terminalreporter.write_line(line)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Lists what tests say they ran, such as the documents' commands, with the seconds that each took."""
+    passed = terminalreporter.stats.get("passed", [])
+    ran = [
+        f"{report.duration:6.1f} s  {said}" for report in passed for name, said in report.user_properties if name == RAN
+    ]
+    if ran:
+        terminalreporter.write_line(f"{len(ran)} documented commands ran:")
+        for line in ran:
+            terminalreporter.write_line(line)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two tests at a time: `pytest -n 2`, as `make pytest` does. Without -n nothing here changes anything.
+
+_HERE = Path(__file__).parent
+
+
+class _OneCluster(LoadFileScheduling):  # type: ignore[misc]  # it has no types
+    """A file's tests share what they make, so they go to one process; all files with tests on Ray go to one together.
+
+    These take the longest and begin first, as they are the most tests. A mark that names a test's group would do, but
+    pytest-xdist 3.8 does not see it with pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", maxsplit=1)[0]
+        return "cluster" if _asks_for_cluster(_HERE.parent / file) else file
+
+
+@cache
+def _asks_for_cluster(file: Path) -> bool:
+    return "cluster: None" in file.read_text()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _OneCluster:
+    return _OneCluster(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around all else: waiting does not count as the test's time
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test marked ``alone`` waits until no other process runs one, and then all others wait for it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    door, room = os.open(_HERE, os.O_RDONLY), os.open(__file__, os.O_RDONLY)
+    try:
+        fcntl.flock(door, fcntl.LOCK_EX)  # who wants the room alone is let in before those that come later
+        fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        return (yield)
+    finally:
+        for lock in (room, door):
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing alone would leave it to a process that was forked meanwhile
+            os.close(lock)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fixtures
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,14 +115,16 @@ def cluster() -> Iterator[None]:
     """A Ray cluster of this machine for all tests that need one: starting one each would take most of their time."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=8,
-        object_store_memory=256 << 20,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # as in a cluster of `launch`; by default they yield to all others
+        ray.init(
+            address="local",
+            num_cpus=8,
+            object_store_memory=256 << 20,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
     yield
     ray.shutdown()
 

@@ -69,13 +69,18 @@ class Launched:
 def launch(folder: Path, *arguments: str) -> Launched:
     """Starts `launch` with arguments."""
     output = folder / "output.txt"
-    with output.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "launch", *arguments],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            cwd=_ROOT,
-        )
+    # As in a terminal: a shell that starts the tests in the background lets them, and theirs, ignore Ctrl-C.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "launch", *arguments],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+                cwd=_ROOT,
+            )
+    finally:
+        signal.signal(signal.SIGINT, ours)
     return Launched(process, output)

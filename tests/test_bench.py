@@ -361,6 +361,7 @@ def test_one_device_leaves_the_rows_that_need_one(tmp_path: Path, cluster: None,
     assert "cff-1: needs 2 devices" in capsys.readouterr().out
 
 
+@pytest.mark.alone
 def test_a_whole_benchmark(tmp_path: Path, cluster: None, capsys: Any) -> None:
     out = tmp_path / "out"
     flags = ["--devices", "2", "--rounds", "1", "--steps", "3", "--only", "ddp", "cff-1"]
@@ -403,6 +404,7 @@ def report_in(folder: Path) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.alone
 def test_ctrl_c_reports_what_was_measured_and_leaves_no_process(tmp_path: Path) -> None:
     flags = ["--devices", "2", "--rounds", "1000", "--steps", "1", "--warm", "1", "--source", "memory"]
     flags += ["--only", "ddp", "cff-1", "--out", str(tmp_path / "out")]

@@ -42,6 +42,7 @@ def train(settings: Settings, executor: str, stages: int) -> RunResult:
     return crew.train(spec)
 
 
+@pytest.mark.alone
 def test_a_killed_coordinator_ends_the_run_naming_it(tmp_path: Path) -> None:
     launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
     launched.wait_for("epoch 1/500")
@@ -114,6 +115,7 @@ def test_gradients_that_one_stage_repeats_are_refused_by_the_coordinator(cluster
         ray.kill(worker)
 
 
+@pytest.mark.alone
 def test_interrupting_a_run_keeps_weights_and_dictionary_of_one_moment(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

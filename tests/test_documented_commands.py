@@ -12,15 +12,15 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch.cli import main
-from tests.conftest import REPORT
+from tests.conftest import RAN
 from tests.support_data import prepare_made_up, write_photos
 from tests.support_documents import ROOT, Printed, commands_of, documents, inline_commands
 
@@ -51,11 +51,9 @@ class Reader:
 
     Attributes:
         home: their home folder; commands run in it.
-        ran: what was run, with its seconds.
     """
 
     home: Path
-    ran: list[tuple[Printed, float]] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -102,29 +100,25 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Reader]:
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     home = tmp_path_factory.mktemp("home")
     write_photos(home / "photos")
     for name in ("cifar10", "mnist", "fashion-mnist"):
         prepare_made_up(home / "data", name, num_train=1200, num_test=100)
-    reader = Reader(home)
-    yield reader
-    left = [f"{printed.reason}: {printed}" for printed in PRINTED if printed.reason]
-    request.config.stash[REPORT] = [
-        f"{len(reader.ran)} documented commands ran:",
-        *(f"{seconds:6.1f} s  {printed}" for printed, seconds in reader.ran),
-        f"{len(left)} were not run:",
-        *left,
-    ]
+    return Reader(home)
 
 
-@pytest.mark.parametrize("printed", [printed for printed in PRINTED if not printed.reason], ids=str)
-def test_a_printed_command_runs(printed: Printed, reader: Reader) -> None:
-    begun = time.monotonic()
+@pytest.mark.alone
+@pytest.mark.parametrize("printed", PRINTED, ids=str)
+def test_a_printed_command_runs(
+    printed: Printed, reader: Reader, record_property: Callable[[str, object], None]
+) -> None:
+    if printed.reason:
+        pytest.skip(printed.reason)
     status, output = reader.type(printed)
     assert status == 0, output
     assert "Traceback" not in output, output
-    reader.ran.append((printed, time.monotonic() - begun))
+    record_property(RAN, str(printed))
 
 
 def test_the_documents_print_commands_of_every_kind() -> None:

@@ -33,6 +33,7 @@ from tests.test_equality import assert_same
 _LONG = ["cff-vit", "--dim", "32", "--batch-size", "64", "--epochs", "500", "--stages", "3", "--device", "cpu"]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_by_hand_or_by_a_scheduler_comes_soon_and_keeps_what_was_learned(
     number: signal.Signals, tmp_path: Path
@@ -55,6 +56,7 @@ def test_a_stop_by_hand_or_by_a_scheduler_comes_soon_and_keeps_what_was_learned(
     assert (tmp_path / "run" / "curves.png").exists() and (tmp_path / "run" / "pipeline.png").exists()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_stop_while_starting_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
@@ -65,6 +67,7 @@ def test_a_stop_while_starting_leaves_nothing(number: signal.Signals, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.alone
 def test_a_stop_while_ray_starts_leaves_nothing(tmp_path: Path) -> None:
     launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
     launched.wait_for("starting Ray")
@@ -74,6 +77,7 @@ def test_a_stop_while_ray_starts_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.alone
 def test_ctrl_c_in_the_serial_loop_keeps_what_was_learned(tmp_path: Path) -> None:
     arguments = ["cff-vit", "--executor", "serial", "--epochs", "500", "--run-dir", str(tmp_path / "run")]
     launched = launch(tmp_path, *arguments)
@@ -169,6 +173,7 @@ def test_a_stage_that_answers_late_loses_no_report(
     assert_same(got, reference.train(spec, dataset))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("victim", "name"), [("StageWorker", r"stage \d \(layers? "), ("FeederWorker", "feeder 1")])
 def test_a_killed_worker_ends_the_run_naming_it(tmp_path: Path, victim: str, name: str) -> None:
     launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))

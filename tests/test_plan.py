@@ -259,6 +259,7 @@ def test_other_partitions_stay_as_they_are(small_settings: Settings) -> None:
 _SMALL = ["--dim", "16", "--heads", "2", "--device", "cpu"]
 
 
+@pytest.mark.alone
 def test_plan_prints_a_table_and_writes_every_figure(tmp_path: Path, capsys: Any) -> None:
     assert main(["plan", "cff-vit", *_SMALL, "--stages", "2", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
@@ -280,6 +281,7 @@ def test_plan_prints_a_table_and_writes_every_figure(tmp_path: Path, capsys: Any
     assert f"{plan['launched']['images_per_second']:,.0f} images/s, limited by {plan['launched']['limit']}" in said
 
 
+@pytest.mark.alone
 def test_the_real_pipeline_runs_beside_its_prediction(
     small_settings: Settings, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
