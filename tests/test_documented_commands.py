@@ -95,7 +95,7 @@ class Reader:
             assert process.poll() is None, process.communicate()[0]
             process.terminate()
             return 0, process.communicate(timeout=30)[0]
-        output, _ = process.communicate(timeout=280)
+        output, _ = process.communicate(timeout=800)
         return process.returncode, output
 
 
@@ -109,6 +109,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
 
 
 @pytest.mark.alone
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("printed", PRINTED, ids=str)
 def test_a_printed_command_runs(
     printed: Printed, reader: Reader, record_property: Callable[[str, object], None]
