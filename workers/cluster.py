@@ -19,7 +19,6 @@ from pipeline.settings import PipelineSettings, Settings
 _CONNECT_TIMEOUT = 5.0
 _OBJECT_STORE = 256 << 20  # bytes; only set-up, metrics and weights pass through it
 _DEFAULT_PORT = 6379
-_COORDINATOR = 1  # actors beside stages and feeders, at most
 _LOOK = 0.1  # seconds between two looks at a thread, in which signals are heard
 
 _RAY_ENVIRONMENT = {
@@ -119,9 +118,11 @@ def _join_or_start(settings: Settings) -> tuple[Devices, bool]:
         # More stages than cores take turns; Ray must not refuse them on a machine that is theirs alone. It starts as
         # many processes ahead of the actors as it has cores: one for each actor, feeders and coordinator included.
         cores = max(num_cores(), num_stages(settings, devices.count) * pipe.threads)
+        dictionary = settings.method.dictionary()
+        coordinators = 1 if dictionary is not None and dictionary.shared else 0
         ray.init(
             address="local",
-            num_cpus=cores + pipe.feeders + _COORDINATOR,
+            num_cpus=cores + pipe.feeders + coordinators,
             object_store_memory=_OBJECT_STORE,
             include_dashboard=False,
             logging_level=logging.ERROR,
