@@ -19,7 +19,7 @@ from pipeline.data import prepare
 _RUN = ["cff-vit", "--executor", "threads", "--device", "cpu"]
 
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
-    "unknown preset": (["cff-vitt"], ["cff-vitt", "Did you mean 'cff-vit'", "cff-mlp-mnist"]),
+    "unknown preset": (["cff-vitt"], ["cff-vitt", "Did you mean 'cff-vit'"]),
     "unknown data set": ([*_RUN, "--data", "cifar11"], ["cifar11", "cifar10"]),
     "data not prepared": ([*_RUN, "--data", "cifar100"], ["launch prepare cifar100"]),
     "more stages than layers": ([*_RUN, "--stages", "9"], ["--stages 9", "4 layers", "--stages 4"]),

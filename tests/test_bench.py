@@ -17,7 +17,7 @@ from rich.console import Console
 
 from launch.bench import ablate, memory, rungs
 from launch.bench.accuracy import Curve, times_to
-from launch.bench.arguments import DEFAULT, BenchArguments, check
+from launch.bench.arguments import DEFAULT, BenchArguments, check, output_folder
 from launch.bench.conclusion import FeederRate, conclude
 from launch.bench.contest import CannotRunError, Contestant, DeviceUse, Round
 from launch.bench.contestants import NAMES, THEIRS, Entry, chosen, compete, in_turn, sources_of
@@ -506,3 +506,12 @@ def test_a_stage_that_dies_names_the_batch_and_what_helps(cluster: None) -> None
     compete([entry], rounds=1, steps=1, say=lambda sentence: None)
     assert "The batch was 64 images" in (entry.trouble or "")
     assert "--precision bf16" in (entry.trouble or "")
+
+
+def test_the_folder_of_a_run_is_the_folder_of_the_report(tmp_path: Path) -> None:
+    """Symptom: `launch bench --run-dir X` wrote to runs/ all the same."""
+    wanted = str(tmp_path / "report")
+    assert output_folder(None, "bench", run_dir=wanted) == Path(wanted)
+    assert output_folder(wanted, "bench", run_dir=wanted) == Path(wanted)
+    with pytest.raises(UserError, match="both say where the report goes"):
+        output_folder(str(tmp_path / "other"), "bench", run_dir=wanted)
