@@ -18,6 +18,7 @@ def prepare_made_up(data_dir: Path, name: str, *, num_train: int, num_test: int)
     facts = DATASETS[name]
     source = MadeUpSource(num_train, num_test, facts.shape, facts.num_classes)
     source.classes = facts.classes or source.classes
+    data_dir.mkdir(parents=True, exist_ok=True)
     build(source, name=name, target=data_dir / name, progress=silent)
 
 
