@@ -21,7 +21,9 @@ def partition(num_layers: int, num_stages: int) -> tuple[range, ...]:
         UserError: fewer than one stage, or more stages than layers.
     """
     if num_stages < 1:
-        raise UserError(f"--stages {num_stages}: a pipeline has at least one. Give 1 to {num_layers}, or auto.")
+        raise UserError(
+            f"--stages {num_stages}: a pipeline has at least one, and this net has {num_layers} layers. Give 1 to {num_layers}, or auto."
+        )
     if num_stages > num_layers:
         raise UserError(
             f"--stages {num_stages}: this net has {num_layers} layers, so 1 to {num_layers} stages. "

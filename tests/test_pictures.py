@@ -27,7 +27,7 @@ from launch.timeline import Step, Window
 # ---------------------------------------------------------------------------------------------------------------------
 # Colours
 
-# Of linear RGB, as seen by readers who lack one kind of cones (Machado, Oliveira and Fernandes 2009, severity 1).
+# Of linear RGB, as seen by readers who lack one kind of cones (Machado et al. 2009, severity 1).
 _SIGHT = {
     "all cones": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     "protanopia": [

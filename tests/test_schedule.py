@@ -45,9 +45,13 @@ def test_stages_are_contiguous_and_as_even_as_can_be(layers_and_stages: tuple[in
     assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize("num_stages", [0, -1, 6, 100])
-def test_impossible_number_of_stages_is_refused_with_the_maximum(num_stages: int) -> None:
-    with pytest.raises(UserError, match=rf"--stages {num_stages}: .*5 layers.*at most --stages 5"):
+@pytest.mark.parametrize(
+    ("num_stages", "advice"),
+    [(0, "Give 1 to 5"), (-1, "Give 1 to 5"), (6, "at most --stages 5"), (100, "at most --stages 5")],
+)
+def test_impossible_number_of_stages_is_refused_with_what_is_possible(num_stages: int, advice: str) -> None:
+    """Symptom: none at all were answered by "at most"."""
+    with pytest.raises(UserError, match=rf"--stages {num_stages}: .*5 layers.*{advice}"):
         partition(5, num_stages)
 
 

@@ -21,10 +21,13 @@ def said_by(*command: str) -> str:
 
 @pytest.mark.parametrize("number", STOPPING)
 def test_each_of_them_is_ctrl_c(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with heard_by(interrupt), pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(number)
-    assert signal.getsignal(number) is before
+    before = signal.signal(number, signal.SIG_DFL)  # a shell has what it starts in the background ignore SIGINT
+    try:
+        with heard_by(interrupt), pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:

@@ -11,7 +11,7 @@ from launch.pictures.style import MANY, Numbers, panel_grid, shown, styled
 
 _MARKERS = "os^D"  # of neighbours in the palette
 # Ten colours searched for by the least distance of any two in CIELAB: 51, and 29 to readers who lack one kind of cones
-# (Machado, Oliveira and Fernandes 2009). tests/test_pictures.py measures both.
+# (Machado et al. 2009. tests/test_pictures.py measures both.
 COLOURS = (
     "#0201f4",
     "#f9bd03",
