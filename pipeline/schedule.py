@@ -22,7 +22,8 @@ def partition(num_layers: int, num_stages: int) -> tuple[range, ...]:
     """
     if num_stages < 1:
         raise UserError(
-            f"--stages {num_stages}: a pipeline has at least one, and this net has {num_layers} layers. Give 1 to {num_layers}, or auto."
+            f"--stages {num_stages}: a pipeline has at least one, and this net has {num_layers} layers. "
+            f"Give 1 to {num_layers}, or auto."
         )
     if num_stages > num_layers:
         raise UserError(
