@@ -80,7 +80,7 @@ def measure(
             predicted_steps = _ROUND * prediction.images_per_second / settings.train.batch_size
             steps = min(_MOST, max(_FEWEST, round(predicted_steps)), max_steps or _MOST)
             # Stages that share a core are at their pace once the queues between them are full.
-            warm = _WARM + drain(spec)
+            warm = min(_WARM + drain(spec), max_steps or _MOST)
             turns = turns_of(spec, "feeder", warm=warm, steps=steps)
             contestant = PipelineContestant("plan", listed(prediction.stages), turns, warm=warm)
             try:
