@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -73,6 +74,10 @@ class StartingCluster:
         if self._error is not None:
             raise self._error
         assert self._devices is not None, "there is an error or there are devices"
+        # Ray's own library takes over SIGTERM, to print a stack and abort; Python does not see that it did.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.getsignal(number))
         return self._devices
 
     def _keep(self) -> None:
