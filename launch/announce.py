@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from launch.console import counted, say
 from launch.data import image_line
-from launch.runfolder import check_room
+from launch.runfolder import check_room, num_parameters
 from pipeline import resolve
 from pipeline.data.loader import Dataset
 from pipeline.resolve import Devices
@@ -60,11 +59,8 @@ def dry_run(settings: Settings, dataset: Dataset, devices: Devices, path: Path, 
         say(console, "  the layers would be timed first, and divided anew so that the slowest stage is fastest")
     train, head = settings.train, settings.head
     readouts = f", then {counted(head.head_epochs, 'epoch')} of readouts" if head.mode == "after" else ""
-    with torch.device("meta"):
-        layers = [spec.net.build(index, spec.shape) for index in range(spec.num_layers)]
-    parameters = sum(p.numel() for layer in layers for p in layer.parameters())
     for line in (
-        f"{parameters:,} parameters in {counted(spec.num_layers, 'layer')}",
+        f"{num_parameters(spec):,} parameters in {counted(spec.num_layers, 'layer')}",
         f"{counted(spec.steps_per_epoch, 'step')} an epoch, {spec.steps_per_epoch * train.epochs:,} in all{readouts}",
         f"{counted(dataset.count('validate'), 'validation image')}, {counted(dataset.count('test'), 'test image')}",
         f"{devices.kind}: {counted(devices.count, 'device')} of {counted(pipe.threads, 'thread')}"

@@ -14,11 +14,8 @@ from rich.console import Console
 
 from launch.console import make_console, say
 from launch.help import HELP
-from launch.signals import heard_by, interrupt, process_began
+from launch.signals import INTERRUPTED, heard_by, interrupt, process_began
 from pipeline.errors import RunError, UserError
-
-INTERRUPTED = 130
-"""Exit status of what was stopped by hand or by a scheduler, as shells have it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -234,12 +234,18 @@ def _config(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def check_room(spec: RunSpec, path: Path) -> None:
-    """Refuses a disk that cannot hold what the run will leave, before the run has cost anything."""
+def num_parameters(spec: RunSpec) -> int:
+    """Parameters of all layers, without readouts. Nothing is allocated."""
     with torch.device("meta"):
         layers = [spec.net.build(index, spec.shape) for index in range(spec.num_layers)]
-    parameters = sum(p.numel() for layer in layers for p in layer.parameters())
-    needed = 4 * parameters * 4 + _SPARE  # the kept weights, the last ones, and AdamW's two moments, in float32
+    return sum(p.numel() for layer in layers for p in layer.parameters())
+
+
+def check_room(spec: RunSpec, path: Path) -> None:
+    """Refuses a disk that cannot hold what the run will leave, before the run has cost anything."""
+    needed = (
+        4 * num_parameters(spec) * 4 + _SPARE
+    )  # the kept weights, the last ones, and AdamW's two moments, in float32
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+INTERRUPTED = 130
+"""Exit status of what was stopped by hand or by a scheduler, as shells have it."""
+
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Hear = Callable[[int, FrameType | None], None]

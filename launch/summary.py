@@ -66,7 +66,7 @@ def summarise(spec: RunSpec, dataset: Dataset, result: RunResult, *, command: st
         "stages": spec.num_stages,
         "epochs_finished": len(epochs),
         "best_epoch": None if best is None else best + 1,
-        "best_by": _best_by(spec),
+        "best_by": best_by(spec),
         "test_accuracy": tested[-1].accuracy if tested else None,
         "test_direct_accuracy": tested[-1].direct_accuracy if tested else None,
         "test_top_k": tested[-1].top_k if tested else None,
@@ -138,7 +138,8 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) 
     }
 
 
-def _best_by(spec: RunSpec) -> str:
+def best_by(spec: RunSpec) -> str:
+    """By what the kept epoch is the best (``--keep``), in words."""
     head = spec.settings.head
     return _BEST[spec.settings.train.keep].format(
         last=spec.num_layers, by="'s readout" if head.mode == "online" else ""

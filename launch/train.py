@@ -15,7 +15,7 @@ from launch.console import counted, make_console, say, warn
 from launch.data import ProgressLine, left_out, warnings
 from launch.display import Display, print_summary
 from launch.runfolder import RunFolder, command_line, new_path
-from launch.signals import heard_by
+from launch.signals import INTERRUPTED, heard_by
 from launch.summary import summarise
 from pipeline import resolve
 from pipeline.data.loader import Dataset
@@ -26,9 +26,6 @@ from pipeline.nets.patches import patch_of, patch_warning
 from pipeline.settings import Settings
 from pipeline.spec import RunSpec
 from workers.cluster import StartingCluster, joins_cluster
-
-INTERRUPTED = 130
-"""Exit status of a run that was stopped by hand, as shells have it."""
 
 
 def train(arguments: RunArguments, console: Console, *, began: float) -> int:
