@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.summary import best_by
 from launch.timeline import Recorder, Window
 from pipeline.history import History
 from pipeline.messages import Kind
@@ -122,13 +123,7 @@ class RunPictures:
         train, trained = self._spec.settings.train, len(self._history.epochs(Kind.TRAIN))
         lines = [f"{self._net_on_data()}, {trained} of {train.epochs} epochs"]
         if self._history.best_epoch is not None:
-            last = f"layer {self._spec.num_layers}"
-            why = {
-                "loss": f"lowest validation loss of {last}",
-                "accuracy": f"highest validation accuracy of {last}",
-                "last": "the last one",
-            }[train.keep]
-            lines.append(f"kept: epoch {self._history.best_epoch + 1}, {why} (--keep {train.keep})")
+            lines.append(f"kept: epoch {self._history.best_epoch + 1}, {best_by(self._spec)} (--keep {train.keep})")
         return "\n".join(lines)
 
     def _window_title(self, window: Window) -> str:
