@@ -8,39 +8,41 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.console import Console
 from torch import Tensor
 
 from launch.analyse import Analysis, LayerFigures
+from launch.tables import print_table
 from pipeline import analysis_features as figures
 from pipeline.rules import METHODS
 
 
-def table(analysis: Analysis) -> Table:
-    """The main figures, a row per layer; columns that no layer has anything for are left out."""
+def print_figures(console: Console, analysis: Analysis) -> None:
+    """Prints the main figures, a row per layer; columns that no layer has anything for are left out."""
     split, top_k = split_name(analysis), min(analysis.spec.top_k, len(analysis.spec.classes))
-    rendered = Table(title=f"{net_on_data(analysis)}, {len(analysis.labels):,} {split} images", title_justify="left")
     rows = [_figures(analysis, layer) for layer in analysis.layers]
     columns: list[tuple[str, str, Callable[[float], str]]] = [
-        ("readout_accuracy", "readout\naccuracy", _percent),
-        ("direct_accuracy", "without\nreadout", _percent),
-        ("top_k_accuracy", f"top-{top_k}\naccuracy", _percent),
-        ("fisher_validation", "Fisher\nvalidation", "{:.1f}".format),
-        ("fisher", f"Fisher\n{split}", "{:.1f}".format),
-        ("similarity_same", "cosine\nsame class", "{:.3f}".format),
-        ("similarity_other", "cosine\nother class", "{:.3f}".format),
-        ("margin_occupancy", "inside\nmargin", _percent),
+        ("readout_accuracy", "readout accuracy", _percent),
+        ("direct_accuracy", "without readout", _percent),
+        ("top_k_accuracy", f"top-{top_k} accuracy", _percent),
+        ("fisher_validation", "Fisher validation", "{:.1f}".format),
+        ("fisher", f"Fisher {split}", "{:.1f}".format),
+        ("similarity_same", "cosine same class", "{:.3f}".format),
+        ("similarity_other", "cosine other class", "{:.3f}".format),
+        ("margin_occupancy", "inside margin", _percent),
     ]
     if split == "validation":
         columns = [column for column in columns if column[0] != "fisher"]
     columns = [column for column in columns if any(row[column[0]] is not None for row in rows)]
-    rendered.add_column("layer", justify="right")
-    for _, heading, _ in columns:
-        rendered.add_column(heading, justify="right")
-    for row in rows:
-        said = ["–" if row[key] is None else form(row[key]) for key, _, form in columns]
-        rendered.add_row(str(row["layer"]), *said)
-    return rendered
+    print_table(
+        console,
+        ("layer", *(heading for _, heading, _ in columns)),
+        [
+            [str(row["layer"]), *("–" if row[key] is None else form(row[key]) for key, _, form in columns)]
+            for row in rows
+        ],
+        title=f"{net_on_data(analysis)}, {len(analysis.labels):,} {split} images",
+    )
 
 
 def _figures(analysis: Analysis, layer: LayerFigures) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from launch import pictures as draw
 from launch.analyse import Analysis, LayerFigures
-from launch.analysis_numbers import as_json, likeliest, net_on_data, numbers, seen_embeddings, split_name, table
+from launch.analysis_numbers import as_json, likeliest, net_on_data, numbers, print_figures, seen_embeddings, split_name
 from launch.console import say
 from launch.pictures import AnchorRow, Classes, Example
 from pipeline import analysis_features as figures
@@ -48,7 +48,7 @@ def pictures(analysis: Analysis) -> list[Picture]:
 
 def show(console: Console, folder: Path, analysis: Analysis, drawn: Sequence[Picture]) -> None:
     """Prints the main figures and the files."""
-    console.print(table(analysis))
+    print_figures(console, analysis)
     say(console, f"in {folder}, each picture also as .{analysis.wishes.format}:")
     listing = Table(show_header=False, box=None, pad_edge=False)
     for picture in drawn:

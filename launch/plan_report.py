@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from launch.console import say
 from launch.plan_measure import Measurement
+from launch.tables import print_table
 from pipeline.planning import ASSUMED_LINK, Change, Prediction, listed, shown
 from pipeline.profiling import LayerCost, Profile
 from pipeline.spec import RunSpec
@@ -20,15 +20,14 @@ def print_layers(console: Console, spec: RunSpec, profile: Profile) -> None:
     """A row per layer: milliseconds of its phases and what it holds, with all devices at work."""
     batch = spec.settings.train.batch_size
     together = f"{profile.num_busy} devices at work" if profile.num_busy > 1 else "one device at work"
-    table = _table(
-        f"{spec.net.describe()} on {spec.data_name}, batches of {batch}, {spec.device}: ms of a step, {together}",
-        ("layer", "augment", "forward", "loss", "backward", "update", "sum", "alone"),
-        ("MB out", "weights", "optimizer", "activations, MiB"),
-    )
+    title = f"{spec.net.describe()} on {spec.data_name}, batches of {batch}, {spec.device}: ms of a step, {together}"
+    headings = ("layer", "augment", "forward", "loss", "backward", "update", "sum", "alone")
+    sizes = ("MB out", "weights", "optimizer", "activations, MiB")
+    rows = []
     for index, (busy, alone) in enumerate(zip(profile.busy, profile.alone, strict=True)):
         seconds = (busy.enter, busy.forward, busy.loss, busy.backward, busy.update, busy.seconds, alone.seconds)
-        table.add_row(str(index + 1), *(f"{1e3 * value:,.1f}" for value in seconds), *_sizes(busy))
-    console.print(table)
+        rows.append([str(index + 1), *(f"{1e3 * value:,.1f}" for value in seconds), *_sizes(busy)])
+    print_table(console, (*headings, *sizes), rows, title=title)
     say(
         console,
         f"timed in {profile.took:.0f} s; a step varies by {profile.jitter:.1%}; a feeder reads "
@@ -43,32 +42,36 @@ def _sizes(cost: LayerCost) -> list[str]:
 
 def print_predictions(console: Console, rows: Sequence[Prediction], profile: Profile, spec: RunSpec) -> None:
     """A row for each number of devices."""
-    table = _table(
-        "predicted, layers divided so that the slowest stage is fastest",
-        ("devices", "stages", "layers", "images/s", "speed-up", "ideal", "fill", "utilisation", "MiB a device"),
-        ("limited by",),
-    )
-    for row in rows:
-        memory = f"{min(row.memory) / _MIB:,.0f}–{max(row.memory) / _MIB:,.0f}"
-        table.add_row(
-            str(row.devices),
-            str(len(row.stages)),
-            shown(row.stages),
-            f"{row.images_per_second:,.0f}",
-            f"{row.speedup:.2f}",
-            f"{row.ideal:.2f}",
-            f"{row.fill:.1%}",
-            _range(row.utilisation),
-            memory if len(row.memory) > 1 else f"{row.memory[0] / _MIB:,.0f}",
-            str(row.limit),
-        )
+    headings = ("devices", "stages", "layers", "images/s", "speed-up", "ideal", "fill", "utilisation", "MiB a device")
     console.print()
-    console.print(table)
+    print_table(
+        console,
+        (*headings, "limited by"),
+        [_cells(row) for row in rows],
+        title="predicted, layers divided so that the slowest stage is fastest",
+        left=("layers", "limited by"),
+    )
     notes = [f"More devices than the {spec.num_layers} layers stay idle."] if rows[-1].devices > spec.num_layers else []
     if spec.device == "cuda" and profile.link_bandwidth is None:
         notes.append(f"No second GPU to measure a link with: {ASSUMED_LINK / 1e9:g} GB/s unless --link says otherwise.")
     for note in notes:
         say(console, note)
+
+
+def _cells(row: Prediction) -> list[str]:
+    memory = f"{min(row.memory) / _MIB:,.0f}–{max(row.memory) / _MIB:,.0f}"
+    return [
+        str(row.devices),
+        str(len(row.stages)),
+        shown(row.stages),
+        f"{row.images_per_second:,.0f}",
+        f"{row.speedup:.2f}",
+        f"{row.ideal:.2f}",
+        f"{row.fill:.1%}",
+        _range(row.utilisation),
+        memory if len(row.memory) > 1 else f"{row.memory[0] / _MIB:,.0f}",
+        str(row.limit),
+    ]
 
 
 def verdict(launched: Prediction, changes: Sequence[Change]) -> str:
@@ -87,12 +90,9 @@ def verdict(launched: Prediction, changes: Sequence[Change]) -> str:
 
 def print_measurements(console: Console, measured: Sequence[Measurement]) -> None:
     """Predicted and measured, side by side."""
-    table = _table(
-        "the real pipeline on this machine",
-        ("stages", "layers", "predicted", "measured, images/s", "rounds", "difference", "predicted", "measured use"),
-    )
-    for one in measured:
-        table.add_row(
+    headings = ("stages", "layers", "predicted", "measured, images/s", "rounds", "difference")
+    rows = [
+        (
             listed(one.prediction.stages),
             shown(one.prediction.stages),
             f"{one.prediction.images_per_second:,.0f}",
@@ -102,17 +102,18 @@ def print_measurements(console: Console, measured: Sequence[Measurement]) -> Non
             _range(one.prediction.utilisation),
             _range(one.utilisation),
         )
+        for one in measured
+    ]
     console.print()
-    console.print(table)
+    print_table(
+        console,
+        (*headings, "predicted use", "measured use"),
+        rows,
+        title="the real pipeline on this machine",
+        left=("layers",),
+    )
 
 
 def _range(shares: Sequence[float]) -> str:
     low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
     return low if low == high else f"{low}–{high}"
-
-
-def _table(title: str, *headings: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    for heading in (name for group in headings for name in group):
-        table.add_column(heading, justify="left" if heading in ("layers", "limited by") else "right")
-    return table

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from launch.console import say
+from launch.tables import print_table
 from pipeline.data.superclasses import SUPERCLASSES
 from pipeline.errors import UserError
 from pipeline.superclasses import SuperAccuracy, SuperClasses, partition
@@ -88,13 +88,11 @@ def print_superclasses(
     members = [len(group) for group in superclasses.groups]
     sizes = f"{min(members)} to {max(members)} classes" if min(members) < max(members) else f"{members[0]} classes"
     say(console, f"accuracy on {len(members)} super-classes of {sizes} ({given}), which the run never learned:")
-    table = Table()
-    for column in ("layer", "naive", "mean", "super", "of classes"):
-        table.add_column(column, justify="right")
-    for row in accuracies:
-        shares = (row.naive, row.mean, row.super, row.classes)
-        table.add_row(str(row.layer + 1), *(f"{share:.2%}" for share in shares))
-    console.print(table)
+    rows = [
+        [str(row.layer + 1), *(f"{share:.2%}" for share in (row.naive, row.mean, row.super, row.classes))]
+        for row in accuracies
+    ]
+    print_table(console, ("layer", "naive", "mean", "super", "of classes"), rows)
     say(
         console,
         "naive: super-class of the predicted class; mean: most similar mean of label embeddings; "

@@ -30,12 +30,17 @@ def print_table(
     columns = list(zip(headings, *rows, strict=True))
     # A heading may break between words, a cell may not.
     widths = [max(*(cell_len(cell) for cell in cells), *map(cell_len, heading.split())) for heading, *cells in columns]
-    if sum(widths) + _GAP * (len(widths) - 1) > console.width:
+    left_over = console.width - sum(widths) - _GAP * (len(widths) - 1)
+    if left_over < 0:
         _print_stacked(console, headings, rows, title)
         return
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for heading, width in zip(headings, widths, strict=True):
-        table.add_column(heading, justify="left" if heading in left else "right", min_width=width)
+        # Every width is said: where a table is too wide by a little, rich takes from the widest column, though its
+        # figures need the room, and min_width does not keep it from that.
+        wider = min(left_over, max(0, cell_len(heading) - width))
+        left_over -= wider
+        table.add_column(heading, justify="left" if heading in left else "right", width=width + wider)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)

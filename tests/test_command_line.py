@@ -262,12 +262,26 @@ def test_readout_and_layer_alone_are_two_columns() -> None:
     assert accuracy_sentence(ROWS[:1]) == "test accuracy 9.75%"
 
 
-@pytest.mark.parametrize("width", [20, 34, 50, 60, 100])
+@pytest.mark.parametrize("width", range(20, 140))
 def test_no_width_cuts_a_figure(width: int) -> None:
     text = rendered(width)
     for figure in ("9.75%", "25.35%", "58.22%", "1,170,191.7", "2.346", "1.234"):
         assert figure in text
     assert "…" not in text
+
+
+@pytest.mark.parametrize("width", range(1, 60))
+def test_a_table_takes_room_from_headings_alone(width: int) -> None:
+    """Symptom: on 80 columns the longest heading's column was narrowed until its figures were cut."""
+    console = Console(file=io.StringIO(), width=width)
+    print_table(console, ["layer", "a heading of several words", "update"], [["1", "12.75", "1,234.5"]] * 2)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    if width >= 14:
+        assert text.count("12.75") == text.count("1,234.5") == 2
+        assert "several" in text
+    widest = max(len(line.rstrip()) for line in text.splitlines())
+    assert widest <= width
 
 
 def test_a_table_without_rows_is_nothing() -> None:

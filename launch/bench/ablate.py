@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
 
 from launch import console as console_module
 from launch.bench.arguments import BenchArguments, check, output_folder
@@ -20,6 +19,7 @@ from launch.bench.figures import Figures, figures_of, ratio
 from launch.bench.rungs import LADDER, TUNED, Rung, climb
 from launch.runfolder import command_line
 from launch.summary import machine
+from launch.tables import print_table
 from pipeline import resolve
 from pipeline import settings as settings_module
 from pipeline.allocator import ENVIRONMENT
@@ -127,7 +127,7 @@ def ablate(asked: BenchArguments, console: Console, *, threads_given: bool) -> N
     except KeyboardInterrupt:
         stopped = True
     rows = ladder(entries, settings.train.batch_size)
-    console.print(_table(title, rows))
+    _print(console, title, rows)
     folder.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {
         "format": 1,
@@ -178,13 +178,10 @@ def _allocator_variables() -> dict[str, str | None]:
     return {name: os.environ.get(name) for name in ENVIRONMENT}
 
 
-def _table(title: str, rows: Sequence[LadderRow]) -> Table:
-    table = Table("and with", title=title, title_justify="left")
-    columns = ("images/s", "range", "× first", "× tuned plain", "× before", "first step s", "peak MiB")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
+def _print(console: Console, title: str, rows: Sequence[LadderRow]) -> None:
+    headings = ("and with", "images/s", "range", "× first", "× tuned plain", "× before", "first step s", "peak MiB")
+    cells = [
+        (
             row.name,
             f"{row.images_per_second:,.0f}",
             f"{row.low:,.0f}–{row.high:,.0f}",
@@ -194,4 +191,6 @@ def _table(title: str, rows: Sequence[LadderRow]) -> Table:
             f"{row.compile_seconds:.1f}",
             f"{row.peak_bytes / 2**20:,.0f}",
         )
-    return table
+        for row in rows
+    ]
+    print_table(console, headings, cells, title=title, left=headings[:1])

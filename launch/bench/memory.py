@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from launch.bench.arguments import output_folder
@@ -26,6 +25,7 @@ from launch.commandline import parse
 from launch.console import say
 from launch.runfolder import command_line
 from launch.summary import machine
+from launch.tables import print_table
 from pipeline import resolve
 from pipeline import settings as settings_module
 from pipeline import stage as stages
@@ -106,7 +106,7 @@ def memory(arguments: list[str], console: Console) -> None:
     except KeyboardInterrupt:
         stopped = True
     sentence = conclude(peaks)
-    console.print(_table(peaks))
+    _print(console, peaks)
     say(console, sentence)
     path.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {
@@ -267,14 +267,11 @@ def _random(shapes: Shapes) -> dict[str, Tensor]:
     return made
 
 
-def _table(peaks: list[Peak]) -> Table:
-    table = Table(
-        "layers", title="Peak memory, MiB, above a process that has made a first small step", title_justify="left"
-    )
-    for column in ("a stage of one layer", "serial loop", "backprop"):
-        table.add_column(column, justify="right")
+def _print(console: Console, peaks: list[Peak]) -> None:
+    rows = []
     for depth in dict.fromkeys(peak.depth for peak in peaks):
         row = {peak.what: peak.bytes for peak in peaks if peak.depth == depth}
         held = [row.get(what) for what in _ALL]
-        table.add_row(str(depth), *("–" if each is None else f"{each / _MIB:,.0f}" for each in held))
-    return table
+        rows.append([str(depth), *("–" if each is None else f"{each / _MIB:,.0f}" for each in held)])
+    title = "Peak memory, MiB, above a process that has made a first small step"
+    print_table(console, ("layers", "a stage of one layer", "serial loop", "backprop"), rows, title=title)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from launch.bench.accuracy import TimeTo
 from launch.bench.contestants import Entry
@@ -22,6 +21,7 @@ from launch.bench.figures import Figures, Ratio
 from launch.bench.picture import draw
 from launch.console import say
 from launch.pictures.style import write
+from launch.tables import print_table
 
 _MIB = 2**20
 _COLUMNS = (
@@ -64,20 +64,15 @@ def print_report(
     console: Console, title: str, rows: Sequence[Figures], times: Sequence[TimeTo], conclusion: Sequence[str]
 ) -> None:
     """The table on the console, and below it what it means."""
-    table = Table(*_COLUMNS[:1], title=title, title_justify="left")
-    for column in _COLUMNS[1:]:
-        table.add_column(column, justify="right")
-    for row in rows:
-        if row.images_per_second is not None:
-            table.add_row(*cells(row, ranges=False))
-    if table.row_count:
-        console.print(table)
+    measured = [cells(row, ranges=False) for row in rows if row.images_per_second is not None]
+    print_table(console, _COLUMNS, measured, title=title, left=_COLUMNS[:1])
     for row in rows:
         if row.trouble is not None:
             dagger = "† " if row.images_per_second is not None else ""
             say(console, f"{dagger}{row.label}: {row.trouble}")
-    if times:
-        console.print(_times_table(times))
+    print_table(
+        console, TimeTo.COLUMNS, [time.cells() for time in times], title="Time to accuracy", left=TimeTo.COLUMNS[:1]
+    )
     console.print(LEGEND, highlight=False, style="dim")
     for sentence in conclusion:
         say(console, sentence)
@@ -133,15 +128,6 @@ def write_report(
     (folder / "bench.md").write_text(markdown(title, facts["command"], rows, times, conclusion))
     if any(row.images_per_second is not None for row in rows):
         write(draw(title, rows), folder / "bench.png", "pdf")
-
-
-def _times_table(times: Sequence[TimeTo]) -> Table:
-    table = Table(title="Time to accuracy", title_justify="left")
-    for number, column in enumerate(TimeTo.COLUMNS):
-        table.add_column(column, justify="right" if number else "left")
-    for time in times:
-        table.add_row(*time.cells())
-    return table
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

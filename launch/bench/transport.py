@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
-from rich.table import Table
 
 from launch.bench.arguments import output_folder
 from launch.bench.contest import CannotRunError
@@ -22,6 +21,7 @@ from launch.commandline import most_steps, parse
 from launch.console import say
 from launch.runfolder import command_line
 from launch.summary import machine
+from launch.tables import print_table
 from pipeline.errors import UserError
 from pipeline.settings import PipelineSettings, Transport
 
@@ -192,17 +192,14 @@ def _open(stack: ExitStack, sizes: Sequence[int]) -> tuple[dict[str, Processes],
     return ways, absent
 
 
+_HEADINGS = ("way", "MB/s", "slowest to fastest", "µs a message", "CPU µs a message", "CPU s per GB")
+
+
 def _print(costs: Sequence[Cost], absent: dict[str, str], said: str, console: Console) -> None:
     for size in sorted({cost.bytes for cost in costs}):
         title = f"messages of {size / _MB:g} MB" if size else "control tokens"
-        table = Table(title=title, title_justify="left")
-        table.add_column("way")
-        for column in ("MB/s", "slowest to fastest", "µs a message", "CPU µs a message", "CPU s per GB"):
-            table.add_column(column, justify="right")
-        for cost in costs:
-            if cost.bytes == size:
-                table.add_row(*_row(cost))
-        console.print(table)
+        rows = [_row(cost) for cost in costs if cost.bytes == size]
+        print_table(console, _HEADINGS, rows, title=title, left=_HEADINGS[:1])
     for reason in absent.values():
         say(console, f"left out: {reason}")
     say(console, said)
