@@ -136,7 +136,7 @@ class RunFolder:
             self._warn(f"{self.path}: metrics are no longer written ({error.strerror}). Training goes on.")
 
     def finish(self, result: RunResult, summary: dict[str, Any]) -> Path:
-        """Writes weights, predictions and summary. Returns the folder they are in.
+        """Writes weights, predictions and summary, and no picture yet. Returns the folder they are in.
 
         Raises:
             RunError: neither the run folder nor the temporary folder can take them.
@@ -153,14 +153,12 @@ class RunFolder:
                 self._write_result(elsewhere, result, summary)
             except OSError as again:
                 raise RunError(f"Neither {self.path} nor {elsewhere} can be written: {again.strerror}.") from again
-            self.draw(elsewhere)
             return elsewhere
-        self.draw(self.path)
         return self.path
 
-    def draw(self, path: Path | None = None) -> None:
-        """Draws the run as far as it came, by default into its folder. Where that cannot be done, says so."""
-        self._pictures.write(path or self.path, warn=self._warn)
+    def draw(self, place: Path) -> None:
+        """Draws the run as far as it came into a folder. Where that cannot be done, says so."""
+        self._pictures.write(place, warn=self._warn)
 
     def _write_result(self, path: Path, result: RunResult, summary: dict[str, Any]) -> None:
         if path != self.path:

@@ -79,7 +79,7 @@ def train(arguments: RunArguments, console: Console, *, began: float) -> int:
             failure, kept = error, error.result
             if kept is None:
                 if display.has_reports:
-                    folder.draw()
+                    folder.draw(path)
                 else:
                     folder.discard()
                 raise
@@ -91,6 +91,7 @@ def train(arguments: RunArguments, console: Console, *, began: float) -> int:
         summary = summarise(spec, dataset, result, command=command_line(), began=began)
         place = folder.finish(result, summary)
     print_summary(console, summary, str(place))
+    folder.draw(place)  # last: pictures take seconds, for which nobody should wait for the result
     if failure is not None:
         raise failure
     return INTERRUPTED if result.status == "interrupted" else 0

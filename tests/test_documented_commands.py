@@ -24,7 +24,7 @@ from tests.conftest import RAN
 from tests.support_data import prepare_made_up, write_photos
 from tests.support_documents import ROOT, Printed, commands_of, documents, inline_commands
 
-STEPS = "2"  # of each pass
+STEPS = "1"  # of each pass
 _SERVES = ("tensorboard",)  # programs that run until they are stopped
 _LETTERS = {"SEED": "0", "LAG": "1"}
 

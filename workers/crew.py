@@ -168,10 +168,12 @@ class RayCrew:
         names = [_name(self._spec, index) for index in range(len(self._stages))]
         names += [f"feeder {number + 1}" for number in range(len(self._feeders))]
         workers = [*self._stages, *self._feeders]
-        host, port = self._all({names[0]: self._stages[0].open_store.remote()})[0]
+        first, one = names[0], self._stages[0]
+        host, port = self._all({first: one.open_store.remote()})[0]
+        edges = edges_of(self._spec, self._all({first: one.edge_bytes.remote()})[0])
         pipe = self._spec.settings.pipeline
         self._waiting("joining neighbours")
-        groups = EdgeGroups(edges_of(self._spec), len(workers), host, port, pipe.stall_timeout, pipe.queue_depth)
+        groups = EdgeGroups(edges, len(workers), host, port, pipe.stall_timeout, pipe.queue_depth)
         self._all({name: worker.connect.remote(groups) for name, worker in zip(names, workers, strict=True)})
         described = {names[index]: stage.describe.remote() for index, stage in enumerate(self._stages)}
         self.devices = self._all(described)

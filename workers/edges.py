@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,7 +20,6 @@ from pipeline.channel import DistReceiver, DistSender, Receiver, Sender
 from pipeline.errors import ResourcesError
 from pipeline.metrics import Clock
 from pipeline.settings import Transport
-from pipeline.shapes import edge_bytes
 from pipeline.shared import NOWHERE, Address, Offer, SharedReceiver, SharedSender, found, offered
 from pipeline.spec import RunSpec
 
@@ -171,9 +171,8 @@ def _warm(edge: Edge, rank: int, group: dist.ProcessGroup, device: torch.device)
         dist.recv(byte, edge.sender, group=group)
 
 
-def edges_of(spec: RunSpec) -> tuple[Edge, ...]:
-    """Every edge: the feeders' into stage 1, then from stage to stage."""
-    sizes = edge_bytes(spec)
+def edges_of(spec: RunSpec, sizes: Sequence[int]) -> tuple[Edge, ...]:
+    """Every edge: the feeders' into stage 1, then from stage to stage. ``sizes``: ``pipeline.shapes.edge_bytes``."""
     transport, stages = spec.settings.pipeline.transport, spec.num_stages
     # A copy to a GPU does not stop the host where it comes from pinned memory, which is no shared one.
     feeding: Transport = "gloo" if spec.device == "cuda" else transport

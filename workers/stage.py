@@ -20,6 +20,7 @@ from pipeline.layer import State
 from pipeline.local import take
 from pipeline.metrics import Clock, PassReport, Status
 from pipeline.schedule import Pass
+from pipeline.shapes import edge_bytes
 from pipeline.spec import RunSpec
 from pipeline.stage import Stage
 from workers.coordinator import RemoteEmbeddings
@@ -59,6 +60,11 @@ class StageWorker:
         timeout = timedelta(seconds=self.spec.settings.pipeline.stall_timeout)
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
         return host, self._store.port
+
+    def edge_bytes(self) -> list[int]:
+        """The largest message on each edge. Asked of the first stage: the dry run needs modules of torch that take two
+        seconds to import, which whoever asks has no other use for, and a stage's optimizer has them already."""
+        return edge_bytes(self.spec)
 
     def connect(self, groups: EdgeGroups) -> None:
         """Joins the run's process groups and opens the channels to both neighbours."""
