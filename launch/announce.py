@@ -9,11 +9,12 @@ from rich.console import Console
 
 from launch.console import counted, say
 from launch.data import image_line
-from launch.runfolder import check_room, num_parameters
+from launch.runfolder import check_room
 from pipeline import resolve
 from pipeline.data.loader import Dataset
 from pipeline.resolve import Devices
 from pipeline.settings import Settings
+from pipeline.shapes import num_parameters
 from pipeline.spec import RunSpec
 
 
@@ -60,7 +61,7 @@ def dry_run(settings: Settings, dataset: Dataset, devices: Devices, path: Path, 
     train, head = settings.train, settings.head
     readouts = f", then {counted(head.head_epochs, 'epoch')} of readouts" if head.mode == "after" else ""
     for line in (
-        f"{num_parameters(spec):,} parameters in {counted(spec.num_layers, 'layer')}",
+        f"{num_parameters(spec.net, spec.shape):,} parameters in {counted(spec.num_layers, 'layer')}",
         f"{counted(spec.steps_per_epoch, 'step')} an epoch, {spec.steps_per_epoch * train.epochs:,} in all{readouts}",
         f"{counted(dataset.count('validate'), 'validation image')}, {counted(dataset.count('test'), 'test image')}",
         f"{devices.kind}: {counted(devices.count, 'device')} of {counted(pipe.threads, 'thread')}"

@@ -36,6 +36,7 @@ from pipeline.errors import RunError, UserError
 from pipeline.export import card_of, save
 from pipeline.history import RunResult
 from pipeline.metrics import PassReport, Status
+from pipeline.shapes import num_parameters
 from pipeline.spec import RunSpec
 from pipeline.tensor_file import save_tensors
 
@@ -232,18 +233,10 @@ def _config(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def num_parameters(spec: RunSpec) -> int:
-    """Parameters of all layers, without readouts. Nothing is allocated."""
-    with torch.device("meta"):
-        layers = [spec.net.build(index, spec.shape) for index in range(spec.num_layers)]
-    return sum(p.numel() for layer in layers for p in layer.parameters())
-
-
 def check_room(spec: RunSpec, path: Path) -> None:
     """Refuses a disk that cannot hold what the run will leave, before the run has cost anything."""
-    needed = (
-        4 * num_parameters(spec) * 4 + _SPARE
-    )  # the kept weights, the last ones, and AdamW's two moments, in float32
+    # The kept weights, the last ones, and AdamW's two moments, in float32.
+    needed = 4 * num_parameters(spec.net, spec.shape) * 4 + _SPARE
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

@@ -233,7 +233,7 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
     return replace(
         _shortened(settings, dataset),
         net=net,
-        method=settings.method.resolve(lambda: layer_features(settings.method.adapt(net), index.shape)),
+        method=settings.method.resolve(layer_features(settings.method.adapt(net), index.shape)),
         data=replace(settings.data, data=settings.data.data if facts else str(Path(settings.data.data).resolve())),
         augment=replace(settings.augment, crop_padding=padding, flip=flip),
     )

@@ -444,7 +444,7 @@ BATCH = torch.tensor([0, 1, 2, 0, 1, 2])
 
 def local_layer(index: int, noise: float = 1.0) -> LocalLayer:
     """Always with the same initial weights, as each run's layer has them."""
-    method = CflSettings(embedding_noise=noise, feature_weight=0.0).resolve(lambda: [8, 8, 8])
+    method = CflSettings(embedding_noise=noise, feature_weight=0.0).resolve([8, 8, 8])
     embeddings = FixedEmbeddings(random_rows(3, 8, 35).float(), 3)
     return LocalLayer(tiny_spec(net=MlpSettings(width=8, depth=3), method=method), index, CPU, embeddings)
 

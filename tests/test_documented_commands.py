@@ -108,7 +108,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     return Reader(home)
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("printed", PRINTED, ids=str)
 def test_a_printed_command_runs(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from launch.cli import main
 from launch.presets import PRESETS
 from pipeline.data.registry import DATASETS
 from tests.support_data import prepare_made_up
+from tests.support_documents import ROOT
 
 PUBLISHED = [name for name, preset in PRESETS.items() if not DATASETS[preset.settings.data.data].embedded]
 """Presets whose data set has to be prepared."""
@@ -55,3 +58,20 @@ def test_a_preset_whose_data_are_not_prepared_says_so_before_anything_starts(
     assert f"`launch prepare {PRESETS[preset].settings.data.data}`" in said
     assert len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_sizes_of_nets_take_no_compiler() -> None:
+    """Symptom: for sizes on the meta device torch imported its compiler, seconds before every run's first step."""
+    program = (
+        "import sys\n"
+        "from launch.presets import PRESETS\n"
+        "from pipeline.shapes import layer_features, num_parameters\n"
+        "for name, preset in PRESETS.items():\n"
+        "    net = preset.settings.method.adapt(preset.settings.net.resolve((3, 32, 32)))\n"
+        "    assert len(layer_features(net, (3, 32, 32))) == net.num_layers\n"
+        "    built = [net.build(index, (3, 32, 32)) for index in range(net.num_layers)]\n"
+        "    assert num_parameters(net, (3, 32, 32)) == sum(p.numel() for layer in built for p in layer.parameters())\n"
+        "    assert not {'torch._dynamo', 'sympy'} & sys.modules.keys(), name\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -46,7 +46,7 @@ def planner(seconds: Sequence[float], *, method: Method | None = None, **values:
     costs = tuple(cost(s) for s in seconds)
     spec = tiny_spec(
         net=VitSettings(dim=8, heads=2, depth=len(seconds), patch=2),
-        method=method.resolve(lambda: [8] * len(seconds)) if method is not None else None,
+        method=method.resolve([8] * len(seconds)) if method is not None else None,
     )
     quiet = Profile(
         alone=costs, busy=costs, num_busy=2, jitter=0.0, feed_seconds=0.0, feed_bytes=50, copy_bandwidth=1e12
@@ -152,7 +152,7 @@ def test_every_single_move_of_a_layer() -> None:
 # Profiles of real layers
 
 
-@pytest.mark.parametrize("method", [None, CflSettings().resolve(lambda: [8, 8, 8])])
+@pytest.mark.parametrize("method", [None, CflSettings().resolve([8, 8, 8])])
 def test_a_profile_has_every_phase_and_size(method: Method | None) -> None:
     spec = tiny_spec(method=method, stages=3)
     costs = profile(spec, CPU, seconds=0.1).costs

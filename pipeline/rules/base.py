@@ -8,7 +8,7 @@ How to write a method: pipeline/rules/README.md.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -139,12 +139,8 @@ class Method(ABC, Named):
     def check(self) -> None:
         """Raises UserError where a value is out of range."""
 
-    def resolve(self, features: Callable[[], Sequence[int]]) -> Self:
-        """These settings with every "auto" replaced. Raises UserError.
-
-        Args:
-            features: gives the length of each layer's features, for which it builds the net.
-        """
+    def resolve(self, features: Sequence[int]) -> Self:
+        """These settings with every "auto" replaced, for layers with features so long. Raises UserError."""
         return self
 
     def adapt(self, net: Net) -> Net:

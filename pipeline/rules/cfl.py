@@ -6,7 +6,7 @@ Source: Anonymous 2023. Its are the numbers of equations below.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
@@ -37,8 +37,8 @@ class LabelEmbeddingMethod(Method):
             raise UserError(f"--temperature {self.temperature}: must be a number above 0 (Anonymous 2023: 0.07).")
         self.embedding.check()
 
-    def resolve(self, features: Callable[[], Sequence[int]]) -> Self:
-        return replace(self, embedding=self.embedding.resolve(features()))
+    def resolve(self, features: Sequence[int]) -> Self:
+        return replace(self, embedding=self.embedding.resolve(features))
 
     def dictionary(self) -> EmbeddingSettings | None:
         return self.embedding
