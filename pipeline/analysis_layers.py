@@ -152,10 +152,10 @@ class _Recorder:
 
 @torch.no_grad()
 def attention(view: View, classes: Tensor) -> Tensor:
-    """How similar each feature vector is to label embeddings, ⟨h_k, t_z⟩: maps (N, K, rows, columns).
+    """How similar each feature vector is to label embeddings, as the run compares them: maps (N, K, rows, columns).
 
-    In the mean over its positions a map is the class's score by which the layer predicts (for dot products, and where
-    features are pooled to the mean). Source: Anonymous 2023, Figs. 2-5.
+    In the mean over its positions a map is the class's score by which the layer predicts, where features are pooled to
+    the mean. Source: Anonymous 2023, Figs. 2-5.
 
     Args:
         view: of a layer with label embeddings and a grid.
@@ -163,6 +163,7 @@ def attention(view: View, classes: Tensor) -> Tensor:
     """
     assert view.targets is not None and view.layer.grid is not None, "the caller has looked"
     tokens, num = view.tokens(), len(classes)  # (N, T, C)
-    similarities = view.rule.compare(tokens.flatten(0, 1), view.targets).reshape(*tokens.shape[:2], -1)  # (N, T, Z)
+    compared = view.rule.compared(tokens.flatten(0, 1))
+    similarities = view.rule.compare(compared, view.targets).reshape(*tokens.shape[:2], -1)  # (N, T, Z)
     picked = similarities.gather(2, classes[:, None, :].expand(-1, similarities.shape[1], -1))  # (N, T, K)
     return picked.transpose(1, 2).reshape(num, -1, *view.layer.grid)

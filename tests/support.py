@@ -19,7 +19,8 @@ from pipeline.channel import Receiver, Sender
 from pipeline.data.augment import AugmentConfig
 from pipeline.metrics import Clock
 from pipeline.nets import Layer, Net, VitSettings
-from pipeline.rules import CffSettings, Method, Streams
+from pipeline.rules import CffSettings, Method, Rule, Streams
+from pipeline.rules.cfl import LabelEmbeddingRule
 from pipeline.schedule import partition
 from pipeline.settings import HeadSettings, PipelineSettings, Settings, TrainSettings, Transport
 from pipeline.spec import RunSpec
@@ -28,8 +29,10 @@ from workers.edges import Edge, EdgeGroups, Ends
 CPU = torch.device("cpu")
 
 
-def outputs_of(layer: Layer, activations: Tensor) -> Streams:
-    """What a rule's ``run`` gives for a layer whose activations are these."""
+def outputs_of(layer: Layer, activations: Tensor, rule: Rule | None = None) -> Streams:
+    """What a rule's ``run`` gives for a layer whose activations are these; without a rule, any pooled one's."""
+    if isinstance(rule, LabelEmbeddingRule):
+        return rule.outputs(layer, activations)
     return {"x": activations, "pooled": layer.pool(activations)}
 
 

@@ -189,7 +189,8 @@ def test_attention_is_the_similarity_at_each_position(runs: Callable[[str], Path
         own = dict(network.rules[view.index].named_parameters()).get("embeddings")
         if own is None:
             assert network.embeddings is not None
-            own = nn.AdaptiveAvgPool1d(width)(network.embeddings)
+            shared = F.normalize(network.embeddings, dim=1) if kind == "cfl-cosine" else network.embeddings
+            own = nn.AdaptiveAvgPool1d(width)(shared)
         activations = view.outputs["x"]
         rows, columns = maps.shape[2:]
         for n in range(3):
@@ -199,11 +200,10 @@ def test_attention_is_the_similarity_at_each_position(runs: Callable[[str], Path
                         # A pixel's channels, or a token.
                         h = activations[n, :, y, x] if activations.dim() == 4 else activations[n, y * columns + x]
                         t = own[classes[n, k]]
-                        want = F.cosine_similarity(h, t, dim=0) / 0.07 if kind == "cfl-cosine" else h @ t
+                        want = h / h.norm() @ t / 0.07 if kind == "cfl-cosine" else h @ t
                         assert maps[n, k, y, x].item() == pytest.approx(want.item(), rel=1e-4, abs=1e-4)
-        if kind != "cfl-cosine":
-            assert view.direct is not None
-            torch.testing.assert_close(maps.mean(dim=(2, 3)), view.direct.gather(1, classes), rtol=1e-4, atol=1e-4)
+        assert view.direct is not None
+        torch.testing.assert_close(maps.mean(dim=(2, 3)), view.direct.gather(1, classes), rtol=1e-4, atol=1e-4)
 
 
 def test_records_are_the_network_s_features_and_scores(runs: Callable[[str], Path]) -> None:

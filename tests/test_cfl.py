@@ -19,6 +19,7 @@ from pipeline.metrics import EvaluationTally
 from pipeline.nets import Layer, MlpSettings, VitSettings
 from pipeline.rules import CflSettings, Context, Outline, Place
 from pipeline.rules.cfl import CflRule, batch_contrast, feature_contrast
+from pipeline.rules.contrastive import supervised_contrast
 from tests.support import CPU, outputs_of, tiny_spec
 
 Rows = list[list[float]]
@@ -69,6 +70,30 @@ def equation_9(z: Rows, labels: list[int], temperature: float) -> float:
     return total / len(z)
 
 
+def supervised(s: Rows, labels: list[int]) -> float:
+    """What the authors' program makes of similarities s: Khosla et al.'s loss, the mean outside the logarithm."""
+    total = 0.0
+    for n in range(len(s)):
+        positives = [s[n][p] for p in range(len(s)) if p != n and labels[p] == labels[n]]
+        if positives:
+            log_total = log_sum_exp([s[n][i] for i in range(len(s)) if i != n])
+            total -= math.fsum(positive - log_total for positive in positives) / len(positives)
+    return total / len(s)
+
+
+def terms_of(
+    contrast: str, h: Rows, t: Rows, units: Rows, labels: list[int], temperature: float
+) -> tuple[float, float]:
+    """L_batch of features and the batch's embeddings, and L_feat of features at the temperature."""
+    z = unit(torch.tensor(units, dtype=torch.float64)).tolist()
+    if contrast == "printed":
+        return equation_4(h, t, labels), equation_9(z, labels, temperature)
+    return (
+        supervised([[dot(a, b) for b in t] for a in h], labels),
+        supervised([[dot(a, b) / temperature for b in z] for a in z], labels),
+    )
+
+
 def random_rows(count: int, length: int, seed: int, scale: float = 1.0) -> Tensor:
     """(count, length) float64."""
     random = torch.Generator().manual_seed(seed)
@@ -93,7 +118,49 @@ def single(value: float) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# L_batch
+# What the program contrasts
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("num_classes", [2, 3, 9])
+def test_supervised_contrast_equals_a_double_loop(num_classes: int, scale: float) -> None:
+    s, labels = random_rows(9, 9, 1, scale), some_labels(9, num_classes, 3)
+    assert supervised_contrast(s, labels).item() == close(supervised(s.tolist(), labels.tolist()))
+
+
+@settings(max_examples=50, deadline=None)
+@given(count=st.integers(1, 10), num_classes=st.integers(1, 5), seed=st.integers(0, 2**31))
+def test_supervised_contrast_equals_the_loop_for_any_batch(count: int, num_classes: int, seed: int) -> None:
+    s, labels = random_rows(count, count, seed).requires_grad_(), some_labels(count, num_classes, seed)
+    loss = supervised_contrast(s, labels)
+    assert loss.item() == close(supervised(s.tolist(), labels.tolist()))
+    (gradient,) = torch.autograd.grad(loss, s)
+    assert torch.equal(gradient.diagonal(), torch.zeros(count, dtype=torch.float64)), "nothing is its own contrast"
+
+
+def test_supervised_contrast_by_hand() -> None:
+    """Two samples of class 0 and one of class 1, every similarity 0 but ⟨h_0, t_1⟩ = ln 3."""
+    s = torch.zeros(3, 3, dtype=torch.float64)
+    s[0, 1] = math.log(3)
+    # Anchor 0: −ln(3/(3 + 1)); anchor 1: −ln(1/(1 + 1)); anchor 2 has no positive, and counts.
+    assert supervised_contrast(s, torch.tensor([0, 0, 1])).item() == close((math.log(4 / 3) + math.log(2)) / 3)
+
+
+def test_supervised_contrast_is_never_below_0_where_the_printed_one_has_no_bound() -> None:
+    labels = torch.tensor([0, 0, 1, 1])
+    same = (labels[:, None] == labels[None, :]).double()
+    for strength in (1.0, 10.0, 100.0):
+        assert supervised_contrast(strength * same, labels).item() >= math.log(1 + 2 * math.exp(-strength)) - 1e-12
+        assert batch_contrast(strength * same, labels).item() == close(math.log(2) - strength)
+
+
+def test_gradient_of_supervised_contrast_passes_gradcheck() -> None:
+    s = random_rows(7, 7, 6).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: supervised_contrast(s, LABELS), (s,))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# L_batch as printed
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
@@ -152,7 +219,7 @@ def test_batch_contrast_of_extreme_similarities_is_finite_and_right() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# L_feat
+# L_feat as printed
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.07, 1.0])
@@ -257,34 +324,32 @@ def features_and_dictionary(width: int = 4, length: int = 4) -> tuple[Tensor, Te
 WEIGHTS = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 0), (0.5, 2, 3)]
 
 
+@pytest.mark.parametrize("contrast", ["program", "printed"])
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_loss_is_the_weighted_sum_of_the_terms_that_are_on(weights: tuple[float, float, float]) -> None:
+def test_loss_is_the_weighted_sum_of_the_terms_that_are_on(weights: tuple[float, float, float], contrast: Any) -> None:
     h, dictionary = features_and_dictionary()
-    rule = rule_of(
-        layer_of(), batch_weight=weights[0], dictionary_weight=weights[1], feature_weight=weights[2], temperature=0.2
-    )
+    chosen: dict[str, Any] = {"batch_weight": weights[0], "dictionary_weight": weights[1], "feature_weight": weights[2]}
+    rule = rule_of(layer_of(), **chosen, temperature=0.2, contrast=contrast)
     labels, of_batch = LABELS.tolist(), dictionary[LABELS].tolist()
-    terms = (
-        equation_4(h.tolist(), of_batch, labels),
-        equation_6(h.tolist(), dictionary.tolist(), labels),
-        equation_9(unit(h.double()).tolist(), labels, 0.2),
-    )
+    batch, feature = terms_of(contrast, h.tolist(), of_batch, h.tolist(), labels, 0.2)
+    terms = (batch, equation_6(h.tolist(), dictionary.tolist(), labels), feature)
     assert len({round(term, 3) for term in terms}) == 3, "no term stands in for another"
     expected = math.fsum(weight * term for weight, term in zip(weights, terms, strict=True))
-    assert rule.loss(layer_of(), outputs_of(layer_of(), h), context_of(dictionary)).item() == single(expected)
+    assert rule.loss(layer_of(), outputs_of(layer_of(), h, rule), context_of(dictionary)).item() == single(expected)
 
 
 def test_weights_are_the_papers_total_b_unless_set() -> None:
     chosen = CflSettings()
     weights = (chosen.batch_weight, chosen.dictionary_weight, chosen.feature_weight)
     assert (weights, chosen.temperature, chosen.similarity, chosen.embedding_noise) == ((1, 0, 1), 0.07, "dot", 1)
+    assert chosen.contrast == "program"
 
 
 def test_dictionary_term_pulls_by_the_difference_of_softmax_and_one_hot() -> None:
     """∂L_dict/∂h_n = (softmax − one-hot)·t / N and ∂L_dict/∂t_z = Σ_n (softmax − one-hot)·h_n / N, in loops."""
     h, dictionary = (tensor.requires_grad_() for tensor in features_and_dictionary())
     rule = rule_of(layer_of(), batch_weight=0, dictionary_weight=1, feature_weight=0)
-    loss = rule.loss(layer_of(), outputs_of(layer_of(), h), context_of(dictionary))
+    loss = rule.loss(layer_of(), outputs_of(layer_of(), h, rule), context_of(dictionary))
     of_features, of_embeddings = torch.autograd.grad(loss, (h, dictionary))
     expected_h, expected_t = torch.zeros_like(h, dtype=torch.float64), torch.zeros_like(dictionary, dtype=torch.float64)
     rows, embeddings = h.tolist(), dictionary.tolist()
@@ -299,13 +364,20 @@ def test_dictionary_term_pulls_by_the_difference_of_softmax_and_one_hot() -> Non
     torch.testing.assert_close(of_embeddings.double(), expected_t, rtol=1e-4, atol=1e-6)
 
 
-def test_batch_of_one_class_teaches_the_dictionary_nothing_and_spoils_nothing() -> None:
+def test_batch_of_one_class_spoils_nothing() -> None:
+    """As printed it has nothing to be contrasted with; in the program positives are, with each other."""
     h, dictionary = (tensor.requires_grad_() for tensor in features_and_dictionary())
     context = context_of(dictionary, labels=torch.zeros(7, dtype=torch.int64), noise_seed=1)
-    loss = rule_of(layer_of()).loss(layer_of(), outputs_of(layer_of(), h), context)
-    gradients = torch.autograd.grad(loss, (h, dictionary))
-    assert loss.item() == 0
-    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
+    for contrast in ("printed", "program"):
+        rule = rule_of(layer_of(), contrast=contrast)
+        loss = rule.loss(layer_of(), outputs_of(layer_of(), h, rule), context)
+        gradients = torch.autograd.grad(loss, (h, dictionary))
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
+        if contrast == "printed":
+            assert loss.item() == 0
+            assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
+        else:
+            assert loss.item() > 2 * math.log(6) - 1  # each is one of the six others, in both contrasts
 
 
 def test_features_of_nothing_but_zeros_have_a_finite_loss_and_gradient() -> None:
@@ -315,35 +387,73 @@ def test_features_of_nothing_but_zeros_have_a_finite_loss_and_gradient() -> None
         h[2] = 0.0
     for similarity in ("dot", "cosine"):
         rule = rule_of(layer_of(), dictionary_weight=1.0, similarity=similarity)
-        loss = rule.loss(layer_of(), outputs_of(layer_of(), h), context_of(dictionary))
+        loss = rule.loss(layer_of(), outputs_of(layer_of(), h, rule), context_of(dictionary))
         assert torch.isfinite(loss)
         assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, (h, dictionary)))
 
 
 @pytest.mark.parametrize("term", ["batch", "dictionary"])
-def test_cosine_variant_compares_directions_over_the_temperature(term: str) -> None:
-    h, dictionary = features_and_dictionary()
+@pytest.mark.parametrize("groups", [1, 3])
+def test_cosine_variant_compares_the_direction_of_every_position(term: str, groups: int) -> None:
+    """Directions are averaged, and embeddings pooled, after they have become unit-length: not the other way round."""
+    layer = layer_of(width=4 * groups, groups=groups)
+    h, dictionary = random_rows(7, 4 * groups, 20).float(), random_rows(NUM_CLASSES, 8, 21).float()
     of_batch, of_dictionary = float(term == "batch"), float(term == "dictionary")
     weights: dict[str, Any] = {"batch_weight": of_batch, "dictionary_weight": of_dictionary, "feature_weight": 0.0}
-    rule = rule_of(layer_of(), **weights, similarity="cosine", temperature=0.3)
-    towards, embeddings = unit(h.double()).div(0.3).tolist(), unit(dictionary.double())
+    rule = rule_of(layer, **weights, similarity="cosine", temperature=0.3)
+    of_each = [unit(h.double().unflatten(1, (groups, 4))[:, group]) for group in range(groups)]
+    towards = torch.stack(of_each).mean(dim=0).div(0.3).tolist()
+    embeddings = F.adaptive_avg_pool1d(unit(dictionary.double()), 4)
     if term == "batch":
-        expected = equation_4(towards, embeddings[LABELS].tolist(), LABELS.tolist())
+        s = [[dot(a, b) for b in embeddings[LABELS].tolist()] for a in towards]
+        expected = supervised(s, LABELS.tolist())
     else:
         expected = equation_6(towards, embeddings.tolist(), LABELS.tolist())
-    assert rule.loss(layer_of(), outputs_of(layer_of(), h), context_of(dictionary)).item() == single(expected)
-    assert rule.loss(layer_of(), outputs_of(layer_of(), 7 * h), context_of(3 * dictionary)).item() == single(expected)
+    assert rule.loss(layer, outputs_of(layer, h, rule), context_of(dictionary)).item() == single(expected)
+    assert rule.loss(layer, outputs_of(layer, 7 * h, rule), context_of(3 * dictionary)).item() == single(expected)
 
 
-def test_features_are_the_mean_over_the_groups_of_units() -> None:
+def test_cosine_similarity_by_hand() -> None:
+    """Two positions (3, 0), (0, 1) and t = (4, 0, 0, 3): directions (1, 0), (0, 1); t/5 pooled to (0.4, 0.3)."""
+    layer = layer_of(width=4, groups=2)
+    rule = rule_of(layer, similarity="cosine", temperature=0.5)
+    outputs = outputs_of(layer, torch.tensor([[3.0, 0.0, 0.0, 1.0]]), rule)
+    scores = rule.scores(layer, outputs, context_of(torch.tensor([[4.0, 0.0, 0.0, 3.0]]), torch.tensor([0])))
+    assert scores is not None
+    assert scores.item() == single((0.4 + 0.3) / 2 / 0.5)
+
+
+@pytest.mark.parametrize("contrast", ["program", "printed"])
+def test_features_are_the_mean_over_the_groups_of_units(contrast: Any) -> None:
+    """But the program's L_feat sees every unit."""
     layer = layer_of(width=12, groups=3)
     activations, dictionary = random_rows(7, 12, 22).float(), random_rows(NUM_CLASSES, 4, 23).float()
     means = [[sum(row[c + 4 * group] for group in range(3)) / 3 for c in range(4)] for row in activations.tolist()]
-    rule = rule_of(layer, dictionary_weight=1, temperature=0.2)
+    rule = rule_of(layer, dictionary_weight=1, temperature=0.2, contrast=contrast)
     labels, of_batch = LABELS.tolist(), dictionary[LABELS].tolist()
-    expected = equation_4(means, of_batch, labels) + equation_6(means, dictionary.tolist(), labels)
-    expected += equation_9(unit(torch.tensor(means, dtype=torch.float64)).tolist(), labels, 0.2)
-    assert rule.loss(layer, outputs_of(layer, activations), context_of(dictionary)).item() == single(expected)
+    units = activations.tolist() if contrast == "program" else means
+    batch, feature = terms_of(contrast, means, of_batch, units, labels, 0.2)
+    expected = batch + equation_6(means, dictionary.tolist(), labels) + feature
+    assert rule.loss(layer, outputs_of(layer, activations, rule), context_of(dictionary)).item() == single(expected)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("net", [MlpSettings(width=12, groups=3, depth=2), VitSettings(dim=4, heads=1, patch=2)])
+def test_what_a_rule_runs_gives_its_layer_the_losss_gradient(net: Any, similarity: Any) -> None:
+    """Also where the loss sees more than pooled features; nothing goes back to the layer before."""
+    layer = net.build(1, (1, 6, 4))
+    rule = rule_of(layer, dictionary_weight=1, similarity=similarity)
+    x = random_rows(7, 12, 24).float() if isinstance(net, MlpSettings) else random_rows(7, 24, 24).float().view(7, 6, 4)
+    dictionary = random_rows(NUM_CLASSES, 4, 25).float()
+    outputs, twin = rule.run(layer, {"x": x}, context_of(dictionary)), layer(x)
+    assert not outputs["x"].requires_grad
+    expected = rule.loss(layer, rule.outputs(layer, twin), context_of(dictionary))
+    loss = rule.loss(layer, outputs, context_of(dictionary))
+    parameters = list(layer.parameters())
+    for mine, theirs in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_features_are_the_mean_over_tokens() -> None:
@@ -352,7 +462,7 @@ def test_features_are_the_mean_over_tokens() -> None:
     means = [[sum(token[c] for token in sample) / 6 for c in range(4)] for sample in tokens.tolist()]
     rule = rule_of(layer, batch_weight=0, dictionary_weight=1, feature_weight=0)
     expected = equation_6(means, dictionary.tolist(), LABELS.tolist())
-    assert rule.loss(layer, outputs_of(layer, tokens), context_of(dictionary)).item() == single(expected)
+    assert rule.loss(layer, outputs_of(layer, tokens, rule), context_of(dictionary)).item() == single(expected)
 
 
 @pytest.mark.parametrize("length", [8, 11])
@@ -360,18 +470,18 @@ def test_embeddings_are_pooled_to_the_layers_length(length: int) -> None:
     h, dictionary = features_and_dictionary(length=length)
     pooled = F.adaptive_avg_pool1d(dictionary.double(), 4)
     rule = rule_of(layer_of(), dictionary_weight=1, feature_weight=0)
-    expected = equation_4(h.tolist(), pooled[LABELS].tolist(), LABELS.tolist())
+    expected, _ = terms_of("program", h.tolist(), pooled[LABELS].tolist(), h.tolist(), LABELS.tolist(), 0.2)
     expected += equation_6(h.tolist(), pooled.tolist(), LABELS.tolist())
-    assert rule.loss(layer_of(), outputs_of(layer_of(), h), context_of(dictionary)).item() == single(expected)
+    assert rule.loss(layer_of(), outputs_of(layer_of(), h, rule), context_of(dictionary)).item() == single(expected)
 
 
 def test_loss_is_computed_in_float32_whatever_the_layer_gives() -> None:
     h, dictionary = features_and_dictionary()
     rule = rule_of(layer_of(), dictionary_weight=1)
-    loss = rule.loss(layer_of(), outputs_of(layer_of(), h.bfloat16()), context_of(dictionary))
+    loss = rule.loss(layer_of(), outputs_of(layer_of(), h.bfloat16(), rule), context_of(dictionary))
     assert loss.dtype == torch.float32
     assert torch.equal(
-        loss, rule.loss(layer_of(), outputs_of(layer_of(), h.bfloat16().float()), context_of(dictionary))
+        loss, rule.loss(layer_of(), outputs_of(layer_of(), h.bfloat16().float(), rule), context_of(dictionary))
     )
 
 
@@ -394,7 +504,7 @@ def compared_with(width: int, context: Context, **values: Any) -> list[Tensor]:
     layer = layer_of(width)
     rule = rule_of(layer, Watched, batch_weight=1, dictionary_weight=1, **values)
     assert isinstance(rule, Watched)
-    rule.loss(layer, outputs_of(layer, torch.ones(len(context.labels), width)), context)
+    rule.loss(layer, outputs_of(layer, torch.ones(len(context.labels), width), rule), context)
     return rule.seen
 
 
@@ -515,7 +625,7 @@ def test_layer_of_the_cosine_variant_predicts_the_likest_direction() -> None:
     dictionary = torch.tensor([[1.0, 0.0], [3.0, 3.0], [0.0, 1.0]])
     rule = rule_of(layer_of(2), similarity="cosine")
     scores = rule.scores(
-        layer_of(2), outputs_of(layer_of(2), torch.tensor([[2.0, 0.1], [0.0, 1.0]])), context_of(dictionary)
+        layer_of(2), outputs_of(layer_of(2), torch.tensor([[2.0, 0.1], [0.0, 1.0]]), rule), context_of(dictionary)
     )
     assert scores is not None
     assert scores.argmax(dim=1).tolist() == [0, 2]

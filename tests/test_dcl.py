@@ -69,7 +69,7 @@ def loss_of(
 ) -> Tensor:
     random = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
     context = Context(labels=LABELS, place=Place(training=True), embeddings=dictionary, generator=random)
-    return rule.loss(layer, outputs_of(layer, activations), context)
+    return rule.loss(layer, outputs_of(layer, activations, rule), context)
 
 
 def vit_layer(dim: int = 4) -> Layer:
@@ -131,15 +131,16 @@ def test_extreme_similarities_give_a_finite_loss_and_gradient() -> None:
     assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, (tokens, dictionary)))
 
 
-def test_cosine_variant_compares_directions_over_the_temperature() -> None:
+def test_cosine_variant_compares_the_direction_of_every_token_over_the_temperature() -> None:
+    """As in the authors' program: (1/T) Σ_k ⟨h_k/‖h_k‖, pool(t_z/‖t_z‖)⟩/τ, not one cosine of the two means."""
     tokens, dictionary = random_of(7, 6, 4, seed=9), random_of(NUM_CLASSES, 8, seed=10)
     similarities = []
-    for vectors in tokens.double():
-        mean = vectors.sum(dim=0).tolist()
+    for vectors in tokens.double().tolist():
+        directions = [[value / math.sqrt(dot(h, h)) for value in h] for h in vectors]
         row = []
         for embedding in dictionary.double().tolist():
-            t = pooled(embedding, 4)
-            row.append(dot(mean, t) / math.sqrt(dot(mean, mean) * dot(t, t)) / 0.2)
+            t = pooled([value / math.sqrt(dot(embedding, embedding)) for value in embedding], 4)
+            row.append(math.fsum(dot(h, t) for h in directions) / len(directions) / 0.2)
         similarities.append(row)
     loss = loss_of(rule_of(vit_layer(), similarity="cosine", temperature=0.2), vit_layer(), tokens, dictionary)
     assert loss.item() == pytest.approx(cross_entropy(similarities, LABELS.tolist()), rel=1e-5)

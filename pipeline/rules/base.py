@@ -103,8 +103,12 @@ class Rule(nn.Module, ABC):
         """Every class's label embedding as this layer sees it (Z, C); None for methods without any."""
         return None
 
+    def compared(self, vectors: Tensor) -> Tensor:
+        """A layer's feature vectors (…, C), one for each position, as they are compared with label embeddings."""
+        return vectors
+
     def compare(self, features: Tensor, targets: Tensor) -> Tensor:
-        """Similarities (N, M) of features (N, C) with label embeddings (M, C), greater for what is nearer."""
+        """Similarities (N, M) of what ``compared`` gives, or its mean, (N, C) with ``targets`` (M, C)."""
         return features @ targets.T
 
 

@@ -18,8 +18,10 @@ from pipeline.embeddings import EmbeddingSettings, pool_embeddings
 from pipeline.errors import UserError
 from pipeline.nets.base import Layer
 from pipeline.rules.base import METHODS, Context, Method, Outline, PooledRule, Streams
+from pipeline.rules.contrastive import marginal_contrastive_loss, supervised_contrast
 
 Similarity = Literal["dot", "cosine"]
+Contrast = Literal["program", "printed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,8 @@ class LabelEmbeddingMethod(Method):
     """What the methods have in common that compare features with a dictionary of label embeddings."""
 
     similarity: Similarity = "dot"
-    """How features are compared with label embeddings: dot product, or cosine over the temperature."""
+    """How feature vectors are compared with label embeddings, in the mean over a sample's: by dot product, or by cosine
+    over the temperature."""
     temperature: float = 0.07
     """Temperature τ of cosine similarities."""
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
@@ -54,13 +57,16 @@ class CflSettings(LabelEmbeddingMethod):
 
     kind: ClassVar[str] = "cfl"
     batch_weight: float = 1.0
-    """λ1, of the contrast with the label embeddings of the batch (eq. 4)."""
+    """λ1, of the contrast L_batch with the label embeddings of the batch."""
     dictionary_weight: float = 0.0
-    """λ2, of the contrast with the embeddings of all classes (eq. 6)."""
+    """λ2, of the contrast L_dict with the embeddings of all classes (eq. 6)."""
     feature_weight: float = 1.0
-    """λ3, of the contrast between features (eq. 9)."""
+    """λ3, of the contrast L_feat between features."""
     embedding_noise: float = 1.0
     """Standard deviation of the noise on pooled label embeddings, in units of 1/C_l; 0 for none."""
+    contrast: Contrast = "program"
+    """What a sample's positives are contrasted with, in L_batch and L_feat. program: with each other and the negatives,
+    as the authors' program does. printed: with the negatives alone, as eqs. 4 and 9 say, which has no lower bound."""
 
     def check(self) -> None:
         super().check()
@@ -89,45 +95,85 @@ class LabelEmbeddingRule(PooledRule):
         own = settings.embedding.embedding_mode == "per-layer"
         self.embeddings = nn.Parameter(torch.randn(outline.num_classes, layer.features)) if own else None
 
+    def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
+        if self.similarity == "dot":  # the mean of the products is the product of the mean
+            return super().run(layer, streams, context)
+        return self.outputs(layer, layer(streams["x"]))
+
+    def outputs(self, layer: Layer, activations: Tensor) -> Streams:
+        """What ``run`` gives for a layer whose activations are these: to pass on, and what the loss sees."""
+        outputs = {"x": activations.detach(), "pooled": layer.pool(activations)}
+        if self.similarity == "cosine":
+            outputs["compared"] = self.compared(layer.tokens(activations).float()).mean(dim=1)
+        return outputs
+
+    def features(self, layer: Layer, outputs: Streams) -> Tensor:
+        """The mean of a sample's feature vectors as they are compared (N, C)."""
+        return outputs["compared" if self.similarity == "cosine" else "pooled"]
+
     def targets(self, layer: Layer, context: Context) -> Tensor:
         """Every class's embedding as this layer sees it (Z, C)."""
-        if self.embeddings is not None:
-            return self.embeddings
-        assert context.embeddings is not None, "the method names a dictionary, so whoever trains the layer reads it"
-        return pool_embeddings(context.embeddings, layer.features)
+        embeddings = self.embeddings if self.embeddings is not None else context.embeddings
+        assert embeddings is not None, "the method names a dictionary, so whoever trains the layer reads it"
+        return pool_embeddings(self.compared(embeddings), layer.features)
+
+    def compared(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
 
     def compare(self, features: Tensor, targets: Tensor) -> Tensor:
-        """Similarities (N, M) of features (N, C) and embeddings (M, C): ⟨h̄, t⟩, or cos(h̄, t)/τ."""
-        if self.similarity == "cosine":
-            return F.normalize(features, dim=1) @ F.normalize(targets, dim=1).T / self.temperature
-        return features @ targets.T
+        """(1/T) Σ_k ⟨h_k, t⟩, or (1/T) Σ_k ⟨h_k/‖h_k‖, pool(t/‖t‖)⟩/τ, as the program of Choi et al. 2024 has it."""
+        similarities = features @ targets.T
+        return similarities / self.temperature if self.similarity == "cosine" else similarities
 
     def scores(self, layer: Layer, outputs: Streams, context: Context) -> Tensor | None:
-        """⟨h̄, t_z⟩ for every class z, without noise (eq. 1)."""
+        """Similarity with every class's embedding, without noise (eq. 1)."""
         return self.compare(self.features(layer, outputs).float(), self.targets(layer, context))
 
 
 class CflRule(LabelEmbeddingRule):
-    """One layer's loss. Source: eqs. 4, 6, 9 and 10."""
+    """One layer's loss. Source: eqs. 4, 6, 9 and 10, and the authors' program for what is contrasted with what."""
 
     def __init__(self, settings: CflSettings, layer: Layer, outline: Outline) -> None:
         super().__init__(settings, layer, outline)
         self.weights = (settings.batch_weight, settings.dictionary_weight, settings.feature_weight)
         self.noise = settings.embedding_noise
+        self.contrast = settings.contrast
+        # L_feat of the program sees all units of a fully connected layer, not the mean over their groups.
+        self.sees_units = bool(
+            settings.feature_weight and self.contrast == "program" and layer.readout_width != layer.features
+        )
+
+    def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
+        if not self.sees_units:
+            return super().run(layer, streams, context)
+        return self.outputs(layer, layer(streams["x"]))
+
+    def outputs(self, layer: Layer, activations: Tensor) -> Streams:
+        outputs = super().outputs(layer, activations)
+        if self.sees_units:
+            outputs["units"] = layer.readout_input(activations)
+        return outputs
 
     def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
         h = self.features(layer, outputs).float()  # (N, C); float32 whatever the layer's precision: exp() follows
         targets, labels = self.targets(layer, context), context.labels
         of_batch, of_dictionary, of_features = self.weights
+        program = self.contrast == "program"
         total = h.new_zeros(())
         if of_batch:
-            noisy = self._noisy(targets[labels], context)
-            total = total + of_batch * batch_contrast(self.compare(h, noisy), labels)
+            similarities = self.compare(h, self._noisy(targets[labels], context))
+            contrast = supervised_contrast if program else batch_contrast
+            total = total + of_batch * contrast(similarities, labels)
         if of_dictionary:
             noisy = self._noisy(targets, context)
             total = total + of_dictionary * F.cross_entropy(self.compare(h, noisy), labels)
         if of_features:
-            total = total + of_features * feature_contrast(F.normalize(h, dim=1), labels, temperature=self.temperature)
+            z = F.normalize(outputs["units" if self.sees_units else "pooled"].float(), dim=1)
+            if program:
+                contrasted = marginal_contrastive_loss(z, labels, temperature=self.temperature, margin=0.0)
+            else:
+                contrasted = feature_contrast(z, labels, temperature=self.temperature)
+            total = total + of_features * contrasted
         return total
 
     def _noisy(self, targets: Tensor, context: Context) -> Tensor:
@@ -139,7 +185,7 @@ class CflRule(LabelEmbeddingRule):
 
 
 def batch_contrast(similarities: Tensor, labels: Tensor) -> Tensor:
-    """L_batch: each feature against the label embeddings of the batch. Source: eq. 4.
+    """L_batch as eq. 4 prints it: each feature against the label embeddings of the batch.
 
     Args:
         similarities: (N, N); row n is feature n, column i the embedding drawn for sample i.
@@ -157,7 +203,7 @@ def batch_contrast(similarities: Tensor, labels: Tensor) -> Tensor:
 
 
 def feature_contrast(z: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
-    """L_feat: features of one class towards each other and away from the others'. Source: eq. 9.
+    """L_feat as eq. 9 prints it: features of one class towards each other and away from the others'.
 
     Read literally, eq. 7 counts a feature among its own positives, where exp(1/τ) would swamp the sum; it is left out.
 

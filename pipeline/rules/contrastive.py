@@ -1,4 +1,4 @@
-"""The supervised contrastive loss of CFF, row block by row block, with its gradient written out."""
+"""Supervised contrastive losses: of features, row block by row block with the gradient written out; of similarities."""
 
 from __future__ import annotations
 
@@ -36,6 +36,30 @@ def marginal_contrastive_loss(z: Tensor, labels: Tensor, *, temperature: float, 
     """
     loss: Tensor = _Contrast.apply(z, labels, temperature, margin)  # type: ignore[no-untyped-call]
     return loss
+
+
+def supervised_contrast(logits: Tensor, labels: Tensor) -> Tensor:
+    """Supervised contrastive loss of any similarities, such as of features with the label embeddings of a batch.
+
+        L = 1/N Σ_n −1/|P_n| Σ_{p∈P_n} log [exp(s_np) / Σ_{i≠n} exp(s_ni)], P_n the others of n's class
+
+    Source: Khosla et al. 2020, L_out.
+
+    Args:
+        logits: s (N, N), over the temperature; row n is the anchor, column i what it is compared with for sample i.
+        labels: class of each sample (N,) int64.
+
+    Returns:
+        Scalar mean over all anchors. One without a positive contributes 0 and still counts.
+    """
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    positive = (labels[:, None] == labels[None, :]) & ~own
+    num_positives = positive.sum(dim=1)
+    alone = num_positives == 0
+    # Rows without positives are left whole: one sample alone would have a row of nothing but -inf.
+    log_sum = logits.masked_fill(own & ~alone[:, None], -torch.inf).logsumexp(dim=1)
+    mean = torch.where(positive, logits, 0.0).sum(dim=1) / num_positives.clamp(min=1)
+    return torch.where(alone, 0.0, log_sum - mean).mean()
 
 
 class _Contrast(torch.autograd.Function):

@@ -27,9 +27,8 @@ class DclSettings(LabelEmbeddingMethod):
 
 
 class DclRule(LabelEmbeddingRule):
-    """One layer's loss: cross-entropy over the classes of ⟨h̄, pool(t_z)⟩, without noise (Choi et al. 2024, eq. 2)."""
+    """One layer's loss: cross-entropy over the classes of the similarities, without noise (Choi et al. 2024, eq. 2)."""
 
     def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
-        # (1/T) Σ_k ⟨h_k, t⟩ = ⟨h̄, t⟩: the mean of the products is the product of the mean.
         similarities = self.compare(self.features(layer, outputs).float(), self.targets(layer, context))
         return F.cross_entropy(similarities, context.labels)
