@@ -34,7 +34,7 @@ from tests.support import CPU, tiny_spec
 KINDS: tuple[Feedback, ...] = ("bp", "fa", "dfa", "drtp")
 NETS: dict[str, Net] = {
     "MLP": MlpSettings(width=12, depth=3, dropout=0.2),
-    "FC": MlpSettings(width=12, depth=2, groups=3, norm="layer"),
+    "FC": MlpSettings(width=12, depth=2, groups=3, norm="after"),
     "conv": ConvSettings(channels=(4, 6, 8)),
     "VGG8b": VggSettings(scale=0.02, dropout=0.1),
     "ResNet": ResnetSettings(depth=8, width=4),
@@ -430,7 +430,7 @@ def digits(kind: Feedback, net: Net, **training: Any) -> Settings:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "net", [MlpSettings(width=64, depth=3, norm="layer"), ConvSettings(channels=(16, 32, 32))], ids=["FC", "conv"]
+    "net", [MlpSettings(width=64, depth=3, norm="after"), ConvSettings(channels=(16, 32, 32))], ids=["FC", "conv"]
 )
 def test_a_baseline_learns_digits(kind: Feedback, net: Net) -> None:
     result = reference.train(*make_run(digits(kind, net)))

@@ -22,7 +22,7 @@ from tests.conftest import make_run
 from tests.support import outputs_of
 from tests.test_equality import assert_same, through_ray, through_threads
 
-FC = MlpSettings(width=48, depth=4, groups=3, norm="layer", dropout=0.1)
+FC = MlpSettings(width=48, depth=4, groups=3, norm="after", dropout=0.1)
 LAST_LAYER_HEAD = HeadSettings(mode="online", head_layers="last", head_norm=False, head_lr="lr")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.layer import LocalLayer
-from pipeline.nets import MlpSettings, Net, Shape, VitSettings
+from pipeline.nets import NETS, MlpSettings, Net, Shape, VitSettings
 from pipeline.nets.vit import EncoderLayer, PatchEmbedding
 from tests.support import CPU, tiny_spec
 
@@ -219,6 +219,34 @@ def test_mlp_layer_is_linear_and_relu() -> None:
     linear = layer.get_submodule("linear")
     assert isinstance(linear, nn.Linear)
     torch.testing.assert_close(layer(images), torch.clamp(images.flatten(1) @ linear.weight.T + linear.bias, min=0))
+
+
+def test_where_an_mlps_layers_have_their_norm() -> None:
+    def normed(x: Tensor) -> Tensor:
+        return (x - x.mean(dim=1, keepdim=True)) / (x.var(dim=1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+
+    for norm, before, behind in (
+        ("none", (False, False, False), False),
+        ("after", (False, False, False), True),
+        ("before", (False, True, True), False),
+        ("before-all", (True, True, True), False),
+    ):
+        net = MlpSettings(width=4, depth=3, norm=norm)  # type: ignore[arg-type]
+        x = images_of((2, 3, 3))
+        for index in range(3):
+            layer = net.build(index, (2, 3, 3))
+            linear = layer.get_submodule("linear")
+            assert isinstance(linear, nn.Linear)
+            flat = x.flatten(1)
+            seen = normed(flat) if before[index] else flat
+            expected = torch.clamp(seen @ linear.weight.T + linear.bias, min=0)
+            x = layer(x)
+            torch.testing.assert_close(x, normed(expected) if behind else expected, rtol=1e-4, atol=1e-5)
+            assert num_parameters(layer) == linear.weight.numel() + 4 + 2 * (flat.shape[1] * before[index] + 4 * behind)
+
+
+def test_a_norm_of_version_0_1_has_its_name_of_now() -> None:
+    assert NETS.load({"kind": "mlp", "norm": "layer"}) == MlpSettings(norm="after")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from launch.presets.papers import DCL
 from pipeline.embeddings import EmbeddingSettings
 from pipeline.nets import ConvSettings, MixerSettings, MlpSettings, Net, ResnetSettings, VggSettings, VitSettings
 from pipeline.rules import DclSettings
-from pipeline.settings import AugmentSettings, Settings, TrainSettings
+from pipeline.settings import AugmentSettings, HeadSettings, Settings, TrainSettings
 
 _METHOD = DclSettings()
 
@@ -43,21 +43,23 @@ def _preset(
     )
 
 
-def _runs(nets: dict[str, Net], train: dict[str, TrainSettings]) -> dict[str, Settings]:
-    return {data: on(data, net=nets[data], train=train[data], method=_METHOD, head=WITH_FL) for data in nets}
+def _runs(nets: dict[str, Net], train: dict[str, TrainSettings], head: HeadSettings = WITH_FL) -> dict[str, Settings]:
+    return {data: on(data, net=nets[data], train=train[data], method=_METHOD, head=head) for data in nets}
 
 
+# As in the authors' program, every linear map but the first has a LayerNorm in front, the final one's too.
+_FC_HEAD = replace(WITH_FL, head_norm=True)
 _FC: dict[str, Net] = {
-    "cifar10": MlpSettings(width=3072, depth=2, groups=48, norm="layer"),
-    "mnist": MlpSettings(width=1024, depth=2, groups=8, norm="layer"),
-    "cifar100": MlpSettings(width=3072, depth=2, groups=12, norm="layer", dropout=0.3),
+    "cifar10": MlpSettings(width=3072, depth=2, groups=48, norm="before"),
+    "mnist": MlpSettings(width=1024, depth=2, groups=8, norm="before"),
+    "cifar100": MlpSettings(width=3072, depth=2, groups=12, norm="before", dropout=0.3),
 }
 _SETS = "cifar10 (unless named), mnist and cifar100"
 
 PRESETS: dict[str, Preset] = {
     "dcl-fc": _preset(
         "FC",
-        _runs(_FC, FC_TRAIN),
+        _runs(_FC, FC_TRAIN, _FC_HEAD),
         sets=_SETS,
         paper=f"""A net of {DCL.short}: three layers, the final one included.
 K = 48, 8, 12 for CIFAR-10, MNIST, CIFAR-100.""",

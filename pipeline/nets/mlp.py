@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch.nn.functional as F
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.nets.base import NETS, Dropout, Layer, Net, Shape
+
+
+def _as_named_now(norm: Any) -> Any:
+    return "after" if norm == "layer" else norm  # its name in runs of version 0.1
+
+
+Norm = Annotated[Literal["none", "after", "before", "before-all"], BeforeValidator(_as_named_now)]
 
 
 @NETS.register
@@ -28,8 +36,9 @@ class MlpSettings(Net):
     """Number of layers."""
     groups: int = 1
     """Groups K that a layer's units form: its features are the mean over the groups, width / groups long."""
-    norm: Literal["none", "layer"] = "none"
-    """layer: LayerNorm behind each ReLU."""
+    norm: Norm = "none"
+    """LayerNorm of each layer. after: behind its ReLU, so that its loss sees normalised units. before: in front of its
+    linear map, in all layers but the first, which has no layer before it; before-all: in the first one too."""
     dropout: float = 0.0
     """Share of units dropped behind each ReLU, while training."""
 
@@ -48,30 +57,32 @@ class MlpSettings(Net):
         return self
 
     def build(self, index: int, shape: Shape) -> Layer:
-        return LinearLayer(math.prod(shape) if index == 0 else self.width, self)
+        return LinearLayer(math.prod(shape) if index == 0 else self.width, self, first=index == 0)
 
     def describe(self) -> str:
-        kind = "FC" if self.groups > 1 or self.norm == "layer" else "MLP"
+        kind = "FC" if self.groups > 1 or self.norm != "none" else "MLP"
         return f"{kind}[{self.width} {self.depth}]" + (f", K = {self.groups}" if self.groups > 1 else "")
 
 
 class LinearLayer(Layer):
-    """(N, …) → (N, width): flatten, Linear, ReLU, then dropout and LayerNorm where the net has them."""
+    """(N, …) → (N, width): flatten, Linear, ReLU, then dropout where the net has it, and LayerNorm where it stands."""
 
-    def __init__(self, inputs: int, settings: MlpSettings) -> None:
+    def __init__(self, inputs: int, settings: MlpSettings, *, first: bool = False) -> None:
         super().__init__()
         self.groups = settings.groups
         self.features = settings.width // settings.groups
         self.linear = nn.Linear(inputs, settings.width)
         self.dropout = Dropout(settings.dropout)
-        self.norm = nn.LayerNorm(settings.width) if settings.norm == "layer" else None
+        before = settings.norm == "before-all" or (settings.norm == "before" and not first)
+        self.norm_before = nn.LayerNorm(inputs) if before else None
+        self.norm = nn.LayerNorm(settings.width) if settings.norm == "after" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        activations: Tensor = self.dropout(F.relu(self.linear(x.flatten(1))))
-        if self.norm is None:
-            return activations
-        normed: Tensor = self.norm(activations)
-        return normed
+        x = x.flatten(1)
+        if self.norm_before is not None:
+            x = self.norm_before(x)
+        activations: Tensor = self.dropout(F.relu(self.linear(x)))
+        return activations if self.norm is None else self.norm(activations)
 
     def tokens(self, activations: Tensor) -> Tensor:
         grouped: Tensor = activations.unflatten(1, (self.groups, self.features))
