@@ -30,15 +30,16 @@ class Display:
     """Shows a run's progress. A context manager around the run.
 
     Args:
-        num_batches: of an epoch.
+        num_images: that an epoch trains on.
         began: when the command was typed, in seconds since 1970.
         verbose: whether to say where workers are and how long each part of the start took.
     """
 
     def __init__(
-        self, spec: RunSpec, num_batches: int, console: Console, *, began: float, verbose: bool = False
+        self, spec: RunSpec, num_images: int, console: Console, *, began: float, verbose: bool = False
     ) -> None:
-        self._spec, self._num_batches, self._console = spec, num_batches, console
+        self._spec, self._num_batches, self._console = spec, spec.steps_per_epoch, console
+        self._num_images = num_images
         self._start = _Start(began) if verbose else None
         self._history = History(spec.num_layers)
         self._meters = [_Meter() for _ in range(spec.num_stages)]
@@ -143,11 +144,13 @@ class Display:
                 f"validation{_numbers([layer.loss for layer in layers])}{', accuracy' + accuracy if accuracy else ''}, "
                 f"{self._epoch_rates(report.epoch)}, left {self._left(report.epoch + 1)}"
             )
-        elif kind is Kind.READOUT:
+        elif kind in (Kind.READOUT, Kind.JUDGE):
             number = report.epoch - settings.train.epochs + 1
+            losses = [layer.loss if kind is Kind.READOUT else layer.readout_loss for layer in layers]
             self.say(
                 f"readouts, epoch {number}/{settings.head.head_epochs}: "
-                f"cross-entropy{_numbers([layer.loss for layer in layers if not math.isnan(layer.loss)])}"
+                f"{'cross-entropy' if kind is Kind.READOUT else 'validation'}"
+                f"{_numbers([loss for loss in losses if loss is not None and not math.isnan(loss)])}"
             )
 
     def say(self, text: str) -> None:
@@ -166,9 +169,8 @@ class Display:
         """As ``_rates``, over an epoch with its validation."""
         accounts = self._history.accounts(Kind.TRAIN, Kind.VALIDATE, epoch=epoch)
         stages = [accounts[stage] for stage in range(self._spec.num_stages)]
-        images = self._num_batches * self._spec.settings.train.batch_size
         used = " ".join(f"{account.utilisation:.0%}" for account in stages)
-        return f"{images / stages[0].wall:,.0f} images/s, utilisation {used}"
+        return f"{self._num_images / stages[0].wall:,.0f} images/s, utilisation {used}"
 
     def _left(self, done: int) -> str:
         elapsed = time.perf_counter() - self._begun

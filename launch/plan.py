@@ -61,7 +61,8 @@ def plan(arguments: list[str], console: Console) -> None:
     """
     parsed = _parse(arguments)
     most = shortened(parsed.run).train.max_steps
-    settings = replace(parsed.run, train=replace(parsed.run.train, max_steps=None))
+    # Every step takes a whole batch, and all are alike.
+    settings = replace(parsed.run, train=replace(parsed.run.train, max_steps=None, last_batch="drop"))
     if settings.baseline is not None:
         raise UserError(
             f"--baseline {settings.baseline}: the net is one piece to it, so there is nothing to plan. Leave it out."

@@ -101,9 +101,12 @@ class RunPictures:
             for title, epochs, layers in found
             if layers
         ]
-        title, epochs, layers = self._panel("readouts: cross-entropy", Kind.READOUT, lambda layer: layer.loss)
-        if layers:
-            panels.append(Panel(title=title, epochs=[number - epochs[0] + 1 for number in epochs], layers=layers))
+        for title, epochs, layers in (
+            self._panel("readouts: cross-entropy", Kind.READOUT, lambda layer: layer.loss),
+            self._panel("readouts: validation cross-entropy", Kind.JUDGE, lambda layer: layer.readout_loss),
+        ):
+            if layers:
+                panels.append(Panel(title=title, epochs=[number - epochs[0] + 1 for number in epochs], layers=layers))
         return panels
 
     def _panel(

@@ -77,6 +77,7 @@ def summarise(spec: RunSpec, dataset: Dataset, result: RunResult, *, command: st
                 tested[index] if tested else None,
                 validated[index] if validated else None,
                 trained[index] if trained else None,
+                _head_epoch(result, index, settings.train.epochs),
             )
             for index in range(spec.num_layers)
         ],
@@ -86,8 +87,22 @@ def summarise(spec: RunSpec, dataset: Dataset, result: RunResult, *, command: st
     }
 
 
+def _head_epoch(result: RunResult, index: int, epochs: int) -> int | None:
+    """The epoch, from 1, whose readout is kept; None where they are not judged."""
+    losses = {
+        epoch - epochs + 1: loss
+        for epoch in result.history.epochs(Kind.JUDGE)
+        if (loss := (result.history.layers(Kind.JUDGE, epoch) or [])[index].readout_loss) is not None
+    }
+    return min(losses, key=losses.__getitem__, default=None)
+
+
 def _layer(
-    index: int, tested: LayerReport | None, validated: LayerReport | None, trained: LayerReport | None
+    index: int,
+    tested: LayerReport | None,
+    validated: LayerReport | None,
+    trained: LayerReport | None,
+    head_epoch: int | None,
 ) -> dict[str, Any]:
     return {
         "layer": index + 1,
@@ -99,6 +114,7 @@ def _layer(
         "validation_fisher": validated.fisher if validated else None,
         "validation_accuracy": validated.accuracy if validated else None,
         "version_skew": trained.version_skew if trained else None,
+        "head_epoch": head_epoch,
     }
 
 
@@ -107,7 +123,7 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) 
     accounts = result.history.accounts(Kind.TRAIN, Kind.VALIDATE)
     if not num_epochs or len(accounts) < spec.num_stages:
         return None
-    train_steps = dataset.num_batches("train", spec.settings.train.batch_size) * num_epochs
+    images = dataset.images_per_pass("train", spec.settings.train.batch_size) * num_epochs
     stages = [accounts[stage] for stage in range(spec.num_stages)]
     busy = [stage.seconds[Spent.BUSY] for stage in stages]
     begun = [result.history.started_at[stage] for stage in range(spec.num_stages)]
@@ -117,7 +133,7 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) 
     # Others are at work before the slowest stage has its first batch, and after its last one.
     fill_seconds = (begun[slowest] - min(begun)) + (max(ended) - ended[slowest])
     return {
-        "images_per_second": train_steps * spec.settings.train.batch_size / wall,
+        "images_per_second": images / wall,
         "measured_speedup": sum(busy) / wall,
         "ideal_speedup": ideal_speedup(busy, fill_seconds),
         "fill_seconds": fill_seconds,

@@ -68,8 +68,8 @@ def train(arguments: RunArguments, console: Console, *, began: float) -> int:
         folder = RunFolder(spec, path, warn=warn)
         folder.list_skipped(left_out(dataset))
         announce(aside, spec, dataset)
-        num_batches = dataset.num_batches("train", settings.train.batch_size)
-        display = stack.enter_context(Display(spec, num_batches, aside, began=began, verbose=arguments.verbose))
+        num_images = dataset.images_per_pass("train", settings.train.batch_size)
+        display = stack.enter_context(Display(spec, num_images, aside, began=began, verbose=arguments.verbose))
 
         failure: RunError | None = None
         try:

@@ -122,7 +122,8 @@ def conduct(
             settle_best()
             if not closing and history.layers(Kind.VALIDATE, epochs - 1) is not None:
                 result.seconds["layers"] = time.perf_counter() - begun
-                crew.feed(closing_passes(history.require_best_epoch(), epochs, readout_epochs))
+                best = history.require_best_epoch()
+                crew.feed(closing_passes(best, epochs, readout_epochs, judged=settings.head.judged))
                 closing = True
             if stop_by is None and interrupted():
                 crew.interrupt()

@@ -24,7 +24,10 @@ def evaluate(
     ids, true = [], []
     for batch in batches:
         place, labels = spec.place(kind, epoch, batch.step, batch.position), batch.labels.to(device)
-        streams = rule.enter(augment.plain(batch.images), Context(labels=labels, place=place))
+        images = augment.validation(
+            batch.images, epoch=epoch, position=batch.position, num_views=spec.evaluation_views(kind, rule.num_views)
+        )
+        streams = rule.enter(images, Context(labels=labels, place=place))
         for layer, tally in zip(layers, tallies, strict=True):
             streams = layer.evaluate(streams, labels, place, tally)
         ids.append(batch.ids)

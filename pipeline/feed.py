@@ -19,6 +19,7 @@ _SPLITS: dict[Kind, Split] = {
     Kind.READOUT: "train",
     Kind.VALIDATE: "validate",
     Kind.TEST: "test",
+    Kind.JUDGE: "validate",
 }
 
 

@@ -88,6 +88,7 @@ class LocalLayer:
         last = index == spec.num_layers - 1
         self.has_readout = settings.head.mode != "none" and (settings.head.head_layers == "all" or last)
         self.readout_trained = False
+        self._best_readout: tuple[float, State] | None = None  # its cross-entropy, and its weights
         # Random numbers of dropout and label noise: seeded anew in every step, so no stream is shared or resumed.
         self._generator = torch.Generator(device)
         for module in self.net.modules():
@@ -170,6 +171,18 @@ class LocalLayer:
             self.readout_trained = True
         return loss.detach()
 
+    def judge_readout(self, loss: float | None) -> None:
+        """Keeps the readout as it is if this cross-entropy on validation images is its lowest. None: it has none."""
+        if loss is not None and (self._best_readout is None or loss < self._best_readout[0]):
+            with self._updating:
+                self._best_readout = loss, {name: _copy(value) for name, value in self.readout.state_dict().items()}
+
+    def take_best_readout(self) -> None:
+        """Goes back to the best of the readouts that were judged, if any were."""
+        if self._best_readout is not None:
+            with self._updating:
+                self.readout.load_state_dict(self._best_readout[1])
+
     @torch.no_grad()
     def evaluate(
         self,
@@ -184,10 +197,11 @@ class LocalLayer:
         context = Context(labels=labels, place=place)
         outputs, passed = self._pass_through(streams, context, send)
         context = self._with_embeddings(context)
+        features = self.rule.features(self.net, outputs).float()
         tally.add(
             loss=self.rule.loss(self.net, outputs, context),
-            features=self.rule.features(self.net, outputs).float(),
-            labels=labels,
+            features=features,
+            labels=labels.repeat(len(features) // len(labels)),  # a row for each view
             scores=self.readout(self.rule.readout_input(self.net, outputs).float()) if self.readout_trained else None,
             direct_scores=self.rule.scores(self.net, outputs, context),
         )
@@ -247,7 +261,7 @@ class LocalLayer:
         return replace(context, embeddings=values.requires_grad_(self._contributes and context.place.training))
 
     def weights(self) -> State:
-        """Copies of the layer's and, once trained, its readout's parameters. Safe from any thread."""
+        """Copies of the layer's and, once trained, its (best) readout's parameters. Safe from any thread."""
         with self._updating:
             return self._weights()
 
@@ -255,7 +269,8 @@ class LocalLayer:
         state = {f"{self._prefix}.net.{name}": _copy(value) for name, value in self.net.state_dict().items()}
         state |= {f"{self._prefix}.rule.{name}": _copy(value) for name, value in self.rule.state_dict().items()}
         if self.readout_trained:
-            state |= {f"{self._prefix}.readout.{name}": _copy(v) for name, v in self.readout.state_dict().items()}
+            best = self._best_readout[1] if self._best_readout is not None else self.readout.state_dict()
+            state |= {f"{self._prefix}.readout.{name}": _copy(value) for name, value in best.items()}
         return state
 
     def load_weights(self, state: State) -> None:

@@ -56,6 +56,8 @@ class Kind(IntEnum):
     """Take the candidate weights of the message's epoch."""
     STOP = 6
     """Nothing follows."""
+    JUDGE = 7
+    """Evaluate the readouts on validation images; of each, the best so far is kept."""
 
 
 @dataclass

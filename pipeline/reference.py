@@ -122,8 +122,14 @@ def train(
             tally.finite_latest()
         report(PassReport(stage=0, kind="READOUT", epoch=epoch, layers=[tally.report() for tally in tallies]))
 
-    def evaluate_layers(split: Split, kind: Kind, epoch: int) -> None:
-        report(evaluate(spec, layers, augment, batches(split, kind, epoch), kind=kind, epoch=epoch))
+    def evaluate_layers(split: Split, kind: Kind, epoch: int) -> PassReport:
+        said = evaluate(spec, layers, augment, batches(split, kind, epoch), kind=kind, epoch=epoch)
+        report(said)
+        return said
+
+    def judge_readouts(epoch: int) -> None:
+        for layer, said in zip(layers, evaluate_layers("validate", Kind.JUDGE, epoch).layers, strict=True):
+            layer.judge_readout(said.readout_loss)
 
     owners: list[LocalLayer | LabelDictionary] = [*layers, *([embeddings] if embeddings is not None else [])]
 
@@ -155,6 +161,10 @@ def train(
         if settings.head.mode == "after":
             for epoch in range(settings.head.head_epochs):
                 train_readouts(settings.train.epochs + epoch)
+                if settings.head.judged:
+                    judge_readouts(settings.train.epochs + epoch)
+        for layer in layers:
+            layer.take_best_readout()
         evaluate_layers("test", Kind.TEST, 0)
         result.seconds["readouts_and_test"] = time.perf_counter() - begun
         result.weights = all_weights()

@@ -108,6 +108,7 @@ def open_folder(settings: Settings, folder: Path) -> Dataset:
         memory_budget=int(data.memory_budget * 2**30),
         shuffle_window=data.shuffle_window,
         max_batches=settings.train.max_steps,
+        keep_last=settings.train.last_batch == "keep",
         strict=data.strict_data,
     )
 

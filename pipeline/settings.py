@@ -56,7 +56,7 @@ class AugmentSettings:
     """Random changes to training images, drawn anew for each image, view and epoch."""
 
     crop_padding: int | Literal["auto"] = "auto"
-    """Zero padding of the random crop in pixels, 0 for none. auto: the data set's (CIFAR-10: 12)."""
+    """Zero padding of the random crop in pixels, 0 for none. auto: the data set's (CIFAR-10: 4)."""
     flip: Literal["auto", "on", "off"] = "auto"
     """Random horizontal flip. auto: on where the data set's classes allow it."""
     randaugment_ops: int = 0
@@ -84,6 +84,10 @@ class TrainSettings:
     """Epochs after which the learning rate falls, of layers, label embeddings and online heads alike."""
     lr_decay: float = 0.5
     """What it is multiplied by at each milestone."""
+    last_batch: Literal["drop", "keep"] = "drop"
+    """The images of an epoch that fill no batch. drop: each epoch leaves out others. keep: a smaller last batch."""
+    validation_views: Literal["plain", "augmented"] = "plain"
+    """What validation sees. plain: the images as they are. augmented: random views of them, as many as in training."""
     keep: Literal["loss", "accuracy", "last"] = "loss"
     """Which epoch's weights are kept: the last layer's lowest validation loss, its highest validation accuracy, or the
     last epoch's."""
@@ -108,8 +112,16 @@ class HeadSettings:
     """LayerNorm before the linear layer."""
     head_epochs: int = 50
     """Passes over the training images for --head after."""
+    head_keep: Literal["last", "best"] = "last"
+    """Of the epochs of --head after, the one whose heads are kept: the last, or each head's lowest cross-entropy on the
+    validation images."""
     head_lr: float | Literal["lr"] = 5e-4
     """Learning rate of the heads' AdamW. lr: the layers'."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether heads are validated after each of their epochs."""
+        return self.mode == "after" and self.head_keep == "best"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ _META = torch.device("meta")
 def edge_bytes(spec: RunSpec) -> list[int]:
     """Largest payload on each edge in bytes: from the feeders to stage 0, from stage 0 to stage 1, and so on.
 
-    A training batch has every view, an evaluation batch one; a method may send other streams in one than in the other.
+    A training batch has every view, an evaluation batch those that validation sees; a method may send other streams in
+    one than in the other.
     """
     batch = spec.settings.train.batch_size
     beside = {name: torch.empty(batch, dtype=torch.int64, device=_META) for name in (LABELS, IDS)}
@@ -75,7 +76,8 @@ def _streams(spec: RunSpec, training: bool, labels: Tensor) -> list[Streams]:
     with torch.device(_META), torch.no_grad():
         layers = [spec.net.build(index, spec.shape).eval() for index in range(spec.num_layers)]
         rules = [spec.settings.method.build(i, layer, spec.outline) for i, layer in enumerate(layers)]
-        views = rules[0].num_views if training else 1
+        num_views = rules[0].num_views
+        views = num_views if training else max(1, spec.evaluation_views(Kind.VALIDATE, num_views))
         streams = rules[0].enter(torch.empty(views * len(labels), *spec.shape), context)
         for index, (layer, rule) in enumerate(zip(layers, rules, strict=True)):
             passed = narrow(rule.pass_on(layer, rule.run(layer, streams, context), context), wire)

@@ -72,6 +72,11 @@ class RunSpec:
                 before = self.settings.train.epochs * self.steps_per_epoch
         return Place(epoch=epoch, step=before, position=position, training=kind is Kind.TRAIN)
 
+    def evaluation_views(self, kind: Kind, num_views: int) -> int:
+        """Random views that an evaluation sees of an image, of a method that trains on so many; 0: the plain image."""
+        augmented = kind is Kind.VALIDATE and self.settings.train.validation_views == "augmented"
+        return num_views if augmented else 0
+
     @property
     def compiles(self) -> Literal["on", "graphs"] | None:
         """How the layers are compiled; None where they are not."""

@@ -88,7 +88,7 @@ class Stage:
                 self._train(message, send)
             case Kind.READOUT:
                 self._train_readouts(message, send)
-            case Kind.VALIDATE | Kind.TEST:
+            case Kind.VALIDATE | Kind.TEST | Kind.JUDGE:
                 self._evaluate(message, send)
             case Kind.RESTORE:
                 send(message)
@@ -161,8 +161,11 @@ class Stage:
             self._ids, self._labels = [], []
             if message.kind is Kind.VALIDATE:
                 self._keep_candidate(message.epoch)
+            if message.kind is Kind.TEST:
+                for layer in self.layers:
+                    layer.take_best_readout()
         place = self._place(message)
-        streams, labels = self._enter(message, place, 0)
+        streams, labels = self._enter(message, place, self.spec.evaluation_views(message.kind, self._rule.num_views))
         for layer, tally in zip(self.layers, self._evaluation, strict=True):
             streams = layer.evaluate(streams, labels, place, tally, send=self._onward(message, layer, send))
         test = message.kind is Kind.TEST
@@ -178,13 +181,16 @@ class Stage:
                 ids=torch.cat(self._ids).numpy() if test else None,
                 labels=torch.cat(self._labels).numpy() if test else None,
             )
+            if message.kind is Kind.JUDGE:
+                for layer, of_layer in zip(self.layers, report.layers, strict=True):
+                    layer.judge_readout(of_layer.readout_loss)
             self._say(report)
 
     def _place(self, message: Message) -> Place:
         return self.spec.place(message.kind, message.epoch, message.step, message.position)
 
     def _enter(self, message: Message, place: Place, num_views: int) -> tuple[Streams, Tensor]:
-        """The batch's streams and labels; the first stage makes ``num_views`` random views, or with 0 the plain one."""
+        """The batch's streams and labels; the first stage makes ``num_views`` views, with 0 it takes plain images."""
         labels = message.tensors[LABELS].to(self.device, non_blocking=True)
         if self._augment is None:
             streams = {name: tensor for name, tensor in message.tensors.items() if name not in (LABELS, IDS)}
@@ -192,9 +198,9 @@ class Stage:
         if IMAGES not in message.tensors:
             raise ChannelError(f"stage 1 got {sorted(message.tensors)} where it needs {IMAGES!r}")
         images, context = message.tensors[IMAGES], Context(labels=labels, place=place)
-        if num_views == 0:
-            return self._rule.enter(self._augment.plain(images), context), labels
-        views = self._augment.views(images, epoch=message.epoch, position=message.position, num_views=num_views)
+        evaluated = message.kind in (Kind.VALIDATE, Kind.TEST, Kind.JUDGE)
+        make = self._augment.validation if evaluated else self._augment.views
+        views = make(images, epoch=message.epoch, position=message.position, num_views=num_views)
         return self._rule.enter(views, context), labels
 
     def _onward(self, message: Message, layer: LocalLayer, send: Send) -> Callable[[Streams], None]:

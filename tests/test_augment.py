@@ -351,7 +351,7 @@ def test_randaugment_leaves_crops_and_flips_as_they_were() -> None:
     without = Augment(everything(randaugment_ops=0, **GRAY), seed=0, device=CPU)
     identities = Augment(everything(randaugment_ops=1, randaugment_magnitude=0, **GRAY), seed=0, device=CPU)
     # At magnitude 0 no operation changes this level, so only crop and flip are left.
-    arguments = {"epoch": 0, "position": 0, "num_views": 2}
+    arguments: dict[str, Any] = {"epoch": 0, "position": 0, "num_views": 2}
     assert torch.equal(without.views(images, **arguments), identities.views(images, **arguments))
 
 
@@ -419,7 +419,7 @@ def test_images_that_do_not_fit_are_refused(images: Tensor) -> None:
 
 @pytest.mark.parametrize("wrong", [{"epoch": -1}, {"position": -1}, {"num_views": 0}])
 def test_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
-    arguments = {"epoch": 0, "position": 0, "num_views": 1, **wrong}
+    arguments: dict[str, Any] = {"epoch": 0, "position": 0, "num_views": 1, **wrong}
     with pytest.raises(ValueError, match="are needed"):
         Augment(everything(), seed=0, device=CPU).views(noise(2, 3, 8, 8), **arguments)
 

@@ -8,13 +8,18 @@ from typing import Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pipeline import local, reference
+from pipeline.data.augment import Augment
+from pipeline.evaluate import evaluate
 from pipeline.history import RunResult
+from pipeline.layer import LocalLayer
 from pipeline.messages import Kind
 from pipeline.metrics import LayerReport
 from pipeline.nets import MlpSettings
 from pipeline.rules import CffSettings
+from pipeline.rules.contrastive import marginal_contrastive_loss
 from pipeline.settings import AugmentSettings, DataSettings, HeadSettings, Settings
 from tests.conftest import make_run
 
@@ -33,7 +38,7 @@ def assert_same(got: RunResult, want: RunResult) -> None:
         different = [name for name, value in expected.items() if not torch.equal(have[name], value)]
         assert not different
     assert any(".optimizer." in name and "exp_avg_sq" in name for name in want.last)
-    for kind in (Kind.TRAIN, Kind.VALIDATE, Kind.READOUT, Kind.TEST):
+    for kind in (Kind.TRAIN, Kind.VALIDATE, Kind.READOUT, Kind.JUDGE, Kind.TEST):
         assert got.history.epochs(kind) == want.history.epochs(kind)
         for epoch in want.history.epochs(kind):
             for mine, theirs in zip(
@@ -111,6 +116,13 @@ VARIANTS = {
         train=replace(s.train, epochs=4, lr=1e-7, keep="accuracy"),
         head=HeadSettings(mode="online", head_lr="lr"),
     ),
+    # A rate at which the classifiers soon get worse, so that the last is not the best.
+    "as the authors' program of CFF": lambda s: replace(
+        s,
+        augment=AugmentSettings(crop_padding=2, flip="on"),
+        train=replace(s.train, last_batch="keep", validation_views="augmented"),
+        head=HeadSettings(head_epochs=4, head_keep="best", head_lr=0.5),
+    ),
     "two CPU threads": lambda s: replace(s, pipeline=replace(s.pipeline, threads=2)),
     "batches in parts": lambda s: replace(s, net=replace(s.net, patch=1), train=replace(s.train, batch_size=128)),
     "class token": lambda s: replace(s, net=replace(s.net, pooling="token")),
@@ -137,11 +149,56 @@ def test_every_setting_gives_the_serial_bits(small_settings: Settings, variant: 
         "bf16 on the wire",
         "compiled",
         "a best epoch before the last",
+        "as the authors' program of CFF",
     ],
 )
 def test_ray_gives_the_serial_bits_with(small_settings: Settings, cluster: None, variant: str) -> None:
     settings = VARIANTS[variant](small_settings)
     assert_same(through_ray(settings, 2), serial(settings))
+
+
+def test_of_the_readouts_epochs_the_best_is_kept(small_settings: Settings) -> None:
+    """By each layer's cross-entropy on validation images; its weights are those that are tested and exported."""
+    settings = VARIANTS["as the authors' program of CFF"](small_settings)
+    result = serial(settings)
+    epochs = result.history.epochs(Kind.JUDGE)
+    assert epochs == [2, 3, 4, 5]
+    moved = False
+    for index in range(settings.net.num_layers):
+        losses = [(result.history.layers(Kind.JUDGE, epoch) or [])[index].readout_loss for epoch in epochs]
+        best = min(range(4), key=lambda epoch: losses[epoch] or 0.0)
+        shorter = serial(replace(settings, head=replace(settings.head, head_epochs=best + 1)))
+        readout = {name: value for name, value in result.weights.items() if name.startswith(f"layers.{index}.readout")}
+        assert readout
+        assert all(torch.equal(value, shorter.weights[name]) for name, value in readout.items())
+        tested, expected = (run.history.layers(Kind.TEST, 0) or [] for run in (result, shorter))
+        assert tested[index].readout_loss == expected[index].readout_loss
+        moved = moved or best < 3
+    assert moved, "somewhere the best is not the last"
+
+
+def test_validation_sees_views_of_its_own(small_settings: Settings) -> None:
+    """Both views together, as in training, drawn for validation alone; what is learned stays the same."""
+    plain = replace(small_settings, augment=AugmentSettings(crop_padding=2, flip="on"))
+    augmented = replace(plain, train=replace(plain.train, validation_views="augmented"))
+    for name, value in serial(plain).last.items():
+        assert torch.equal(serial(augmented).last[name], value)
+
+    spec, dataset = make_run(augmented)
+    device = torch.device("cpu")
+    layer, augment = LocalLayer(spec, 0, device), Augment(spec.augment, seed=0, device=device)
+    batches = list(dataset.batches("validate", epoch=1, batch_size=32))
+    said = evaluate(spec, [layer], augment, batches, kind=Kind.VALIDATE, epoch=1).layers[0]
+    losses = []
+    for batch in batches:
+        views = augment.views(batch.images, epoch=1, position=batch.position, num_views=2, purpose="augment/validation")
+        of_training = augment.views(batch.images, epoch=1, position=batch.position, num_views=2)
+        assert not torch.equal(views, of_training)
+        z = F.normalize(layer.net.pool(layer.net.eval()(views)), dim=1)
+        labels = batch.labels.repeat(2)
+        loss = marginal_contrastive_loss(z, labels, temperature=0.15, margin=0.4)
+        losses += [loss.item()] * len(labels)
+    assert said.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_the_kept_weights_can_be_of_an_earlier_epoch(small_settings: Settings) -> None:

@@ -70,6 +70,18 @@ def test_run_closes_with_best_weights_readouts_and_test() -> None:
     ]
 
 
+def test_readouts_that_are_judged_are_validated_after_each_epoch() -> None:
+    assert closing_passes(best_epoch=0, epochs=3, readout_epochs=2, judged=True) == [
+        (Kind.RESTORE, 0),
+        (Kind.READOUT, 3),
+        (Kind.JUDGE, 3),
+        (Kind.READOUT, 4),
+        (Kind.JUDGE, 4),
+        (Kind.TEST, 0),
+        (Kind.STOP, 0),
+    ]
+
+
 def test_run_with_online_readouts_closes_without_a_readout_pass() -> None:
     closing = [(Kind.RESTORE, 0), (Kind.TEST, 0), (Kind.STOP, 0)]
     assert closing_passes(best_epoch=0, epochs=1, readout_epochs=0) == closing

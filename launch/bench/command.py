@@ -118,7 +118,11 @@ class _Outcome:
 def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
     names = check(asked)
     # A cluster's other nodes would not be the same devices.
-    settings = replace(asked.settings, pipeline=replace(asked.settings.pipeline, ray_address="local", executor="ray"))
+    settings = replace(
+        asked.settings,
+        train=replace(asked.settings.train, last_batch="drop"),  # every measured step takes a whole batch
+        pipeline=replace(asked.settings.pipeline, ray_address="local", executor="ray"),
+    )
     resolve.check(settings)
     folder = output_folder(asked.out, "bench", run_dir=asked.settings.run_dir)
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")

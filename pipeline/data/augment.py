@@ -74,8 +74,8 @@ class Augment:
             num_ops=config.randaugment_ops, magnitude=config.randaugment_magnitude, device=device
         )
 
-    def views(self, images: Tensor, *, epoch: int, position: int, num_views: int) -> Tensor:
-        """Random views of images at places position … position+N−1 of the epoch's order.
+    def views(self, images: Tensor, *, epoch: int, position: int, num_views: int, purpose: str = "augment") -> Tensor:
+        """Random views of images at places position … position+N−1 of the epoch's order; each purpose draws its own.
 
         Images (N, C, H, W) uint8, on the host or the device → (V·N, C, H, W) float32 on the device: all of view 0,
         then all of view 1. The copy of pinned host images may still be under way on return: fill their buffer anew only
@@ -89,8 +89,15 @@ class Augment:
         count = len(images)
         out = torch.empty(num_views * count, *images.shape[1:], dtype=torch.float32, device=self._device)
         for view in range(num_views):
-            self._normalize(self._view(images, epoch, position, view), out=out[view * count : (view + 1) * count])
+            rows = slice(view * count, (view + 1) * count)
+            self._normalize(self._view(images, purpose, epoch, position, view), out=out[rows])
         return out
+
+    def validation(self, images: Tensor, *, epoch: int, position: int, num_views: int) -> Tensor:
+        """Validation images: random views of their own with ``num_views``, as they are with 0."""
+        if num_views == 0:
+            return self.plain(images)
+        return self.views(images, epoch=epoch, position=position, num_views=num_views, purpose="augment/validation")
 
     def plain(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) uint8 → (N, C, H, W) float32 on the device, normalised and nothing else.
@@ -108,18 +115,18 @@ class Augment:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
             raise ValueError(f"images are {tuple(images.shape)} {images.dtype}; (N, {channels}, H, W) uint8 is needed")
 
-    def _view(self, images: Tensor, epoch: int, position: int, view: int) -> Tensor:
+    def _view(self, images: Tensor, purpose: str, epoch: int, position: int, view: int) -> Tensor:
         config, count = self._config, len(images)
         # Purposes of their own: turning RandAugment on leaves every crop and flip as it was.
         if config.randaugment_ops:
             num_draws = self._randaugment.num_draws
             draws = keys.uniform(
-                self._seed, "augment/randaugment", epoch, view, first=position, count=count, draws=num_draws
+                self._seed, f"{purpose}/randaugment", epoch, view, first=position, count=count, draws=num_draws
             )
             images = self._randaugment(images, draws)
         if config.crop_padding or config.flip:
             draws = keys.uniform(
-                self._seed, "augment/crop-flip", epoch, view, first=position, count=count, draws=_CROP_DRAWS
+                self._seed, f"{purpose}/crop-flip", epoch, view, first=position, count=count, draws=_CROP_DRAWS
             )
             images = crop_flip(images, draws, padding=config.crop_padding, flip=config.flip)
         return images

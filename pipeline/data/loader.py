@@ -59,6 +59,7 @@ class Dataset:
         memory_budget: bytes that decoded images may take; all splits fit or none is kept.
         shuffle_window: samples over which an epoch is shuffled at a time; below that whole shards are.
         max_batches: batches after which a pass over any split ends; None for no such bound.
+        keep_last: whether training has a smaller last batch, where one is left over.
         strict: refuse shards that others would skip, and hash also sets larger than 2 GiB.
 
     Raises:
@@ -77,6 +78,7 @@ class Dataset:
         memory_budget: int = 4 << 30,
         shuffle_window: int = 65536,
         max_batches: int | None = None,
+        keep_last: bool = False,
         strict: bool = False,
     ) -> None:
         _check_settings(validation, train_fraction, label_noise, memory_budget, shuffle_window)
@@ -84,7 +86,7 @@ class Dataset:
         self.index: DataIndex = DataIndex.load(folder)
         self._seed = seed
         self._shuffle_window = shuffle_window
-        self._max_batches = max_batches
+        self._max_batches, self._keep_last = max_batches, keep_last
 
         skipped: list[Skipped] = []
         hashed = strict or self.index.num_bytes <= _HASHED_UP_TO
@@ -121,17 +123,22 @@ class Dataset:
         return len(self._ids[split])
 
     def num_batches(self, split: Split, batch_size: int) -> int:
-        """Batches of a pass: whole ones in training, the last partial one as well otherwise."""
+        """Batches of a pass: in training whole ones unless the last is kept, otherwise the last partial one as well."""
         _check_batch_size(batch_size)
         count = self.count(split)
-        batches = count // batch_size if split == "train" else -(-count // batch_size)
+        whole = split == "train" and (not self._keep_last or count < batch_size)
+        batches = count // batch_size if whole else -(-count // batch_size)
         return batches if self._max_batches is None else min(batches, self._max_batches)
+
+    def images_per_pass(self, split: Split, batch_size: int) -> int:
+        """Images of all of a pass's batches."""
+        return min(self.count(split), self.num_batches(split, batch_size) * batch_size)
 
     def batches(self, split: Split, *, epoch: int, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """The batches of one pass.
 
-        Training is shuffled by (seed, epoch) and drops the last partial batch; the others go in disk order, whatever
-        the epoch.
+        Training is shuffled by (seed, epoch) and drops the last partial batch unless it is kept; the others go in disk
+        order, whatever the epoch.
 
         Args:
             part: (f, F) gives only batches with step % F == f: the share of feeder f among F.

@@ -90,6 +90,8 @@ _CIFAR100_COARSE = (
 
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2023, 0.1994, 0.2010)
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
 _CIFAR_SITE = "https://www.cs.toronto.edu/~kriz/"
 
 
@@ -158,7 +160,7 @@ _ALL = (
         shape=(3, 32, 32),
         mean=_CIFAR_MEAN,
         std=_CIFAR_STD,
-        crop_padding=12,
+        crop_padding=4,
         flip=True,
         site=_CIFAR_SITE,
         downloads=_files({"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"}),
@@ -243,6 +245,8 @@ _ALL = (
         classes=(),
         num_classes=200,
         shape=(3, 64, 64),
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
         crop_padding=6,
         flip=True,
         top_k=10,

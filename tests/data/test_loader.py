@@ -116,6 +116,20 @@ def test_training_drops_the_partial_batch_and_testing_keeps_it(prepared: Prepare
     assert dataset.num_batches("test", 10) == 2
 
 
+def test_training_keeps_the_partial_batch_where_asked(prepared: Prepared) -> None:
+    dataset = Dataset(prepared(), seed=0, keep_last=True)
+    count = dataset.count("train")
+    assert [len(batch.ids) for batch in dataset.batches("train", epoch=0, batch_size=10)] == [10] * 4 + [count - 40]
+    assert dataset.num_batches("train", 10) == 5
+    assert dataset.images_per_pass("train", 10) == count
+    ids = joined(dataset.batches("train", epoch=3, batch_size=10))[2]
+    assert sorted(ids.tolist()) == sorted(joined(dataset.batches("train", epoch=0, batch_size=1))[2].tolist())
+    assert dataset.num_batches("train", count + 1) == 0, "but not where it would be the only one"
+    dropping = Dataset(prepared(), seed=0)
+    assert dropping.images_per_pass("train", 10) == 40
+    assert dropping.images_per_pass("test", 10) == dropping.count("test")
+
+
 @pytest.mark.parametrize("split", ["validate", "test"])
 def test_validation_and_test_go_in_disk_order(prepared: Prepared, split: loader.Split) -> None:
     ids = joined(Dataset(prepared(), seed=0).batches(split, epoch=5, batch_size=4))[2]
