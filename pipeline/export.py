@@ -20,8 +20,10 @@ from pipeline.kinds import problems, unknown_keys
 from pipeline.layer import Readout, State
 from pipeline.nets import NETS, Layer, NetField, Shape
 from pipeline.rules import METHODS, Context, MethodField, Outline, Place, Rule, Streams
+from pipeline.settings import Wire
 from pipeline.spec import RunSpec
 from pipeline.tensor_file import save_tensors
+from pipeline.wire import narrow, widen
 
 _AGAIN = "The file was changed: take it from the run folder again, or export the run again."
 _FORMAT = 1
@@ -42,6 +44,7 @@ class Card:
         data: name of the data set it learned from.
         method: the learning method's settings.
         head_norm: whether readouts have a LayerNorm.
+        wire: precision in which layers pass activations on.
     """
 
     net: NetField
@@ -52,6 +55,7 @@ class Card:
     data: str
     method: MethodField
     head_norm: bool = True
+    wire: Wire = "fp32"
     format: int = _FORMAT
 
 
@@ -104,7 +108,8 @@ class Network(nn.Module):
             streams = rule.enter(x, context) if index == 0 else streams
             outputs = rule.run(layer, streams, context)
             yield layer, rule, outputs, context
-            streams = rule.pass_on(layer, outputs, context)
+            wire = self.card.wire
+            streams = widen(narrow(rule.pass_on(layer, outputs, context), wire), wire)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Pooled features (N, C) of every layer. Images (N, channels, H, W): uint8, or float scaled to 0 … 1."""
@@ -155,6 +160,7 @@ def card_of(spec: RunSpec) -> Card:
         data=spec.data_name,
         method=spec.settings.method,
         head_norm=spec.settings.head.head_norm,
+        wire=spec.settings.pipeline.wire,
     )
 
 
