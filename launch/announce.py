@@ -17,6 +17,9 @@ from pipeline.settings import Settings
 from pipeline.shapes import num_parameters
 from pipeline.spec import RunSpec
 
+BY_TEST = "the test images choose the epoch that is kept, so their accuracy says too much"
+"""What ``--validation test`` does, wherever its figures are printed."""
+
 
 def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
     """What is trained on what, and how it is divided."""
@@ -29,6 +32,8 @@ def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
     )
     if (images := image_line(settings.net, dataset.index)) is not None:
         say(console, images)
+    if settings.data.validation == "test":
+        say(console, f"{BY_TEST}: all training images are trained on (--validation test)")
     if settings.train.max_steps is not None:
         say(
             console,

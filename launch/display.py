@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.spinner import Spinner
 from rich.table import Table
 
+from launch.announce import BY_TEST
 from launch.console import counted, say
 from launch.layer_table import LayerRow, accuracy_sentence, percent, print_layers
 from pipeline.history import History
@@ -290,6 +291,8 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
         top_k = summary["top_k"]
         also = f", top-{top_k} {percent(rows[-1].top_k)}" if top_k > 1 else ""
         say(console, f"{accuracy}{also}", style="bold")
+        if summary["selected_on"] == "test":
+            say(console, f"selected on test: {BY_TEST}.")
     say(console, f"run folder: {folder}")
 
 

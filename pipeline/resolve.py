@@ -84,9 +84,9 @@ def check_data(settings: Settings) -> None:
     data = settings.data
     _at_least(0, "--memory-budget", data.memory_budget)
     _at_least(1, "--shuffle-window", data.shuffle_window)
-    if not 0 < data.validation < 1:
+    if data.validation != "test" and not 0 < data.validation < 1:
         raise UserError(
-            f"--validation {data.validation}: must lie between 0 and 1, both excluded. "
+            f"--validation {data.validation}: must lie between 0 and 1, both excluded, or be test. "
             "The weights of the best validation loss are the ones kept."
         )
     prepare.check(data.data, data_dir=_data_dir(settings), image_size=data.image_size)

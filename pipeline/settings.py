@@ -37,8 +37,9 @@ class DataSettings:
     image_size: int | None = None
     """For a folder of images or foreign shards: side in pixels that all are brought to. Default: their own where all
     have one size of at most 64 that patches divide, else a square near their median shorter side, at most 64."""
-    validation: float = 0.1
-    """Share of the training images kept back for validation."""
+    validation: float | Literal["test"] = 0.1
+    """Share of the training images kept back for validation. test: none; all are trained on, and the test images choose
+    the epoch that is kept, as in papers that report the best test accuracy. Such an accuracy is too good."""
     train_fraction: float = 1.0
     """Share of the remaining training images that is used (Aghagolzadeh & Ezoji 2025, Table 4, limited data)."""
     label_noise: float = 0.0

@@ -53,7 +53,7 @@ class Dataset:
     Args:
         folder: holds ``index.json`` and its shards.
         seed: the run's seed; keys the validation split, the train fraction, label noise and the order of epochs.
-        validation: share of the training samples that validates, in [0, 1).
+        validation: share of the training samples that validates, in [0, 1); "test": none, and the test samples do.
         train_fraction: share of the remaining training samples that is used, in (0, 1].
         label_noise: share of the used training labels that is changed to another class, in [0, 1].
         memory_budget: bytes that decoded images may take; all splits fit or none is kept.
@@ -72,7 +72,7 @@ class Dataset:
         folder: Path,
         *,
         seed: int,
-        validation: float = 0.1,
+        validation: float | Literal["test"] = 0.1,
         train_fraction: float = 1.0,
         label_noise: float = 0.0,
         memory_budget: int = 4 << 30,
@@ -81,7 +81,9 @@ class Dataset:
         keep_last: bool = False,
         strict: bool = False,
     ) -> None:
-        _check_settings(validation, train_fraction, label_noise, memory_budget, shuffle_window)
+        by_test = validation == "test"
+        share = 0.0 if validation == "test" else validation
+        _check_settings(share, train_fraction, label_noise, memory_budget, shuffle_window)
         self.folder = folder
         self.index: DataIndex = DataIndex.load(folder)
         self._seed = seed
@@ -98,22 +100,23 @@ class Dataset:
         """Each shard left out now."""
         self._disk: dict[Split, _SplitOnDisk] = {
             "train": disk["train"],
-            "validate": disk["train"],
+            "validate": disk["test" if by_test else "train"],
             "test": disk["test"],
         }
 
         count = disk["train"].count
-        division = order.divide(count, seed=seed, validation=validation, train_fraction=train_fraction)
+        division = order.divide(count, seed=seed, validation=share, train_fraction=train_fraction)
         self._shifts = order.label_shifts(
             division.train, count, seed=seed, share=label_noise, num_classes=len(self.index.classes)
         )
         # Skipped shards leave the division of the others as it was.
+        test = disk["test"].present(np.arange(disk["test"].count))
         self._ids: dict[Split, NDArray[np.int64]] = {
             "train": disk["train"].present(division.train),
-            "validate": disk["train"].present(division.validate),
-            "test": disk["test"].present(np.arange(disk["test"].count)),
+            "validate": test if by_test else disk["train"].present(division.validate),
+            "test": test,
         }
-        self._check_counts(validation)
+        self._check_counts(share)
         if sum(len(ids) for ids in self._ids.values()) * disk["train"].image_bytes <= memory_budget:
             for split in disk.values():
                 split.keep_images()

@@ -130,6 +130,17 @@ def test_training_keeps_the_partial_batch_where_asked(prepared: Prepared) -> Non
     assert dropping.images_per_pass("test", 10) == dropping.count("test")
 
 
+def test_the_test_images_validate_where_none_are_kept_back(prepared: Prepared) -> None:
+    dataset = Dataset(prepared(), seed=0, validation="test")
+    assert dataset.count("train") == 47
+    for one, other in zip(
+        joined(dataset.batches("validate", epoch=2, batch_size=4)),
+        joined(dataset.batches("test", epoch=0, batch_size=4)),
+        strict=True,
+    ):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
 @pytest.mark.parametrize("split", ["validate", "test"])
 def test_validation_and_test_go_in_disk_order(prepared: Prepared, split: loader.Split) -> None:
     ids = joined(Dataset(prepared(), seed=0).batches(split, epoch=5, batch_size=4))[2]
