@@ -1,16 +1,6 @@
 """The label dictionary: an embedding for each class, which layers share, and who may change it when.
 
-Sequentially, training step t reads D_t at every layer and writes D_{t+1}. In a pipeline the last layer finishes step t
-long after the first one has begun step t+1, so layers read older versions. Which one is a function of the model and its
-settings, never of stages or timing: layer l of L reads, at step t, D_{max(0, t + l − (L−1) − lag)}.
-
-          tick      0     1     2     3     4
-  layer 0  step     0     1     2     3     4        L = 3, lag 0: in one tick all layers read the same version.
-          reads    D_0   D_0   D_0   D_1   D_2
-  layer 1  step           0     1     2     3        Layer 2 has contributed to step k at the end of tick k + 2, and
-          reads          D_0   D_0   D_1   D_2       then D_{k+1} exists. A lag of 1 gives it one tick to arrive, so
-  layer 2  step                 0     1     2        that nobody waits for it.
-          reads                D_0   D_1   D_2
+Which version of it a layer reads is settled by ``pipeline.versions``.
 """
 
 from __future__ import annotations
@@ -27,12 +17,11 @@ from torch import Tensor
 
 from pipeline import keys
 from pipeline.errors import EmbeddingError, PeerLostError, UserError
+from pipeline.versions import Mode, Update, Versions
 
 if TYPE_CHECKING:
     from pipeline.rules import Place
     from pipeline.spec import RunSpec
-
-Mode = Literal["static", "last", "shared-mean", "shared-sum", "per-layer"]
 
 VALUES = "embeddings.values"
 """Name of the dictionary (Z, C_D) among a run's weights."""
@@ -43,8 +32,9 @@ class EmbeddingSettings:
     """The dictionary of label embeddings that the layers compare their features with."""
 
     embedding_mode: Mode = "last"
-    """Whose gradients change it. static: nobody's. last: the last layer's. shared-mean, shared-sum: the mean or sum of
-    all layers'. per-layer: each layer has one of its own, as long as its features."""
+    """Whose gradients change it. static: nobody's. last: the last layer's. in-turn: every layer's, one after another,
+    each with AdamW moments of its own. shared-mean, shared-sum: the mean or sum of all layers', with one AdamW.
+    per-layer: each layer has one of its own, as long as its features."""
     embedding_width: int | Literal["auto"] = "auto"
     """Length C_D of an embedding; layers pool it to theirs. auto: the longest features of any layer."""
     embedding_lag: int = 1
@@ -81,6 +71,16 @@ class EmbeddingSettings:
         """Whether layers share one dictionary."""
         return self.embedding_mode != "per-layer"
 
+    def versions(self, num_layers: int, steps_per_epoch: int) -> Versions:
+        """The versions of a run's dictionary."""
+        return Versions(
+            mode=self.embedding_mode,
+            lag=self.embedding_lag,
+            exact=self.embedding_sync == "exact",
+            num_layers=num_layers,
+            steps_per_epoch=steps_per_epoch,
+        )
+
 
 def pool_embeddings(embeddings: Tensor, length: int) -> Tensor:
     """Embeddings (Z, C_D) pooled to (Z, length): the mean over length bins as even as can be, neighbours overlapping.
@@ -106,26 +106,6 @@ def _bins(width: int, length: int, dtype: torch.dtype, device: torch.device) -> 
     return bins.to(device)
 
 
-def version_read(settings: EmbeddingSettings, layer: int, step: int, num_layers: int) -> int:
-    """The version of the dictionary that a layer (0-based) reads at a training step."""
-    if settings.embedding_mode == "static":
-        return 0
-    if settings.embedding_sync == "exact":
-        return step
-    return max(0, step + layer - (num_layers - 1) - settings.embedding_lag)
-
-
-def contributors(mode: Mode, num_layers: int) -> tuple[int, ...]:
-    """The layers whose gradients change a shared dictionary."""
-    match mode:
-        case "last":
-            return (num_layers - 1,)
-        case "shared-mean" | "shared-sum":
-            return tuple(range(num_layers))
-        case "static" | "per-layer":
-            return ()
-
-
 class EmbeddingSource(Protocol):
     """Where a layer gets the dictionary from, and sends its gradients to."""
 
@@ -145,10 +125,13 @@ class EmbeddingSource(Protocol):
 class LabelDictionary:
     """The dictionary, its optimizer and its versions, on the CPU whatever the layers are on.
 
-    Version k+1 is version k after one optimizer step on step k's combined gradient.
+    Version k+1 is version k after the updates that ``Versions.updates`` names: one optimizer's step on their combined
+    gradient, or in turn a step of each layer's own optimizer.
 
-    Gradients may come in any order and from any thread; a version is made when all of its step's are there, and they
-    are added in the layers' order. All waiting ends with ``break_off``. Implements ``EmbeddingSource`` for one process.
+    Gradients may come in any order and from any thread; a version is made when all of its updates' are there, and they
+    are added, or applied, in the order that is named. All waiting ends with ``break_off``.
+
+    Implements ``EmbeddingSource`` for one process.
     """
 
     def __init__(self, spec: RunSpec) -> None:
@@ -158,16 +141,20 @@ class LabelDictionary:
         assert settings.embedding_width != "auto", "resolve() settles the width"
         self._settings, self._train = settings, train
         self._num_layers, self._steps_per_epoch = spec.num_layers, spec.steps_per_epoch
-        self._contributors = contributors(settings.embedding_mode, spec.num_layers)
+        self._schedule = settings.versions(spec.num_layers, spec.steps_per_epoch)
         self._patience = spec.settings.pipeline.stall_timeout
         generator = torch.Generator().manual_seed(keys.torch_seed(train.seed, "init-embeddings"))
         shape = (len(spec.classes), settings.embedding_width)
         self._values = torch.nn.Parameter(torch.randn(shape, generator=generator))
         self._lr = train.lr if settings.embedding_lr == "lr" else settings.embedding_lr
-        self._optimizer = torch.optim.AdamW([self._values], lr=self._lr, weight_decay=train.weight_decay, fused=True)
+        in_turn = settings.embedding_mode == "in-turn"
+        self._optimizers = {
+            prefix: torch.optim.AdamW([self._values], lr=self._lr, weight_decay=train.weight_decay, fused=True)
+            for prefix in ([f"layers.{layer}." for layer in range(spec.num_layers)] if in_turn else [""])
+        }
         self._version = 0
         self._versions = {0: self._values.detach().clone()}
-        self._pending: dict[int, dict[int, Tensor]] = {}
+        self._pending: dict[int, dict[Update, Tensor]] = {}
         self._ends: dict[int, Tensor] = {}  # the dictionary at the ends of epochs that may turn out the best
         self._frozen: Tensor | None = None
         self._changed = threading.Condition()
@@ -187,50 +174,68 @@ class LabelDictionary:
         who = f"label embeddings: layer {layer + 1}, step {step + 1}"
         gradient = gradient.detach().to("cpu", torch.float32, copy=True)
         with self._changed:
-            if layer not in self._contributors:
+            if layer not in self._schedule.contributors:
                 raise EmbeddingError(f"{who}: --embedding-mode {self._settings.embedding_mode} takes no gradient of it")
-            if step < self._version or layer in self._pending.get(step, ()):
+            changed = self._schedule.changed_by(layer, step)
+            if changed < self._version or (layer, step) in self._pending.get(changed, ()):
                 raise EmbeddingError(f"{who}: its gradient came twice")
-            if step > self._version + self._num_layers + self._settings.embedding_lag:
-                raise EmbeddingError(f"{who}: step {self._version + 1} still lacks gradients; one was lost")
+            if changed > self._version + self._num_layers + self._settings.embedding_lag:
+                raise EmbeddingError(f"{who}: {self._lacking()}; one was lost")
             if gradient.shape != self._values.shape:
                 raise EmbeddingError(
                     f"{who}: a gradient of shape {tuple(gradient.shape)} for embeddings of {tuple(self._values.shape)}"
                 )
             if not torch.isfinite(gradient).all():
                 raise EmbeddingError(f"{who}: the gradient is not a number. A lower --lr or --embedding-lr helps most.")
-            self._pending.setdefault(step, {})[layer] = gradient
-            while len(self._pending.get(self._version, ())) == len(self._contributors):
+            self._pending.setdefault(changed, {})[layer, step] = gradient
+            while len(self._pending.get(self._version, ())) == len(self._schedule.updates(self._version)):
                 self._advance()
             self._changed.notify_all()
 
     def _advance(self) -> None:
-        """Makes the next version. All gradients of its step are there."""
-        gradients = self._pending.pop(self._version)
-        combined = torch.zeros_like(self._values)
-        for layer in self._contributors:  # in this order, whatever the one in which they came
-            combined += gradients[layer]
-        if self._settings.embedding_mode == "shared-mean":
-            combined /= len(self._contributors)
-        self._values.grad = combined
-        self._optimizer.param_groups[0]["lr"] = self._lr * self._train.lr_factor(self._version // self._steps_per_epoch)
-        self._optimizer.step()
+        """Makes the next version. All gradients that it takes are there."""
+        gradients, updates = self._pending.pop(self._version), self._schedule.updates(self._version)
+        if self._settings.embedding_mode == "in-turn":
+            for layer, step in updates:
+                self._update(f"layers.{layer}.", gradients[layer, step], step)
+        else:
+            combined = torch.zeros_like(self._values)
+            for update in updates:  # in this order, whatever the one in which they came
+                combined += gradients[update]
+            if self._settings.embedding_mode == "shared-mean":
+                combined /= len(updates)
+            self._update("", combined, self._version)
         if not torch.isfinite(self._values).all():
             raise EmbeddingError(
                 f"label embeddings: version {self._version + 1} is not a number. A lower --lr or --embedding-lr helps."
             )
         self._version += 1
         self._versions[self._version] = self._values.detach().clone()
-        if self._version % self._steps_per_epoch == 0:
-            self._ends[self._version // self._steps_per_epoch - 1] = self._versions[self._version]
+        epoch = updates[-1][1] // self._steps_per_epoch
+        if self._version == self._schedule.end(epoch):
+            self._ends[epoch] = self._versions[self._version]
         # Every contributor is through with the step before. A layer that contributes nothing may have sent that step's
         # activations on and read its version only now: it reads none older than newest − L − lag.
         self._versions.pop(self._version - self._num_layers - self._settings.embedding_lag - 1, None)
 
+    def _update(self, prefix: str, gradient: Tensor, step: int) -> None:
+        optimizer = self._optimizers[prefix]
+        self._values.grad = gradient
+        optimizer.param_groups[0]["lr"] = self._lr * self._train.lr_factor(step // self._steps_per_epoch)
+        optimizer.step()
+
+    def _lacking(self) -> str:
+        """Whose gradients the next version waits for."""
+        there = self._pending.get(self._version, ())
+        missing = [(layer, step) for layer, step in self._schedule.updates(self._version) if (layer, step) not in there]
+        step = missing[0][1]
+        layers = ", ".join(str(layer + 1) for layer, of in missing if of == step)
+        return f"step {step + 1} lacks the gradient of layer {layers}"
+
     def read(self, layer: int, place: Place) -> Tensor:
         if self._frozen is not None and not place.training:
             return self._frozen
-        return self.wait_for(version_read(self._settings, layer, place.step, self._num_layers))
+        return self.wait_for(self._schedule.read(layer, place.step, training=place.training))
 
     def wait_for(self, version: int) -> Tensor:
         """A version of the dictionary, when it is there.
@@ -255,18 +260,16 @@ class LabelDictionary:
             return
         if self._broken:
             raise PeerLostError("label embeddings: the run has ended")
-        missing = [f"{n + 1}" for n in self._contributors if n not in self._pending.get(self._version, ())]
         raise EmbeddingError(
-            f"label embeddings: version {version} did not come within {self._patience:g} s; "
-            f"step {self._version + 1} lacks the gradient of layer {', '.join(missing)}"
+            f"label embeddings: version {version} did not come within {self._patience:g} s; {self._lacking()}"
         )
 
     def candidate(self, epoch: int) -> Tensor:
         """The dictionary at the end of an epoch, when it is there. Errors as ``wait_for``."""
-        if not self._contributors:
+        if not self._schedule.contributors:
             return self.wait_for(0)
         with self._changed:
-            self._await((epoch + 1) * self._steps_per_epoch)
+            self._await(self._schedule.end(epoch))
             return self._ends[epoch]
 
     def candidate_weights(self, epoch: int) -> dict[str, Tensor]:
@@ -290,8 +293,11 @@ class LabelDictionary:
     def state(self) -> dict[str, Tensor]:
         """The newest version and the optimizer's state."""
         with self._changed:
-            moments = self._optimizer.state.get(self._values, {})
-            state = {f"embeddings.optimizer.{name}": value.clone() for name, value in moments.items()}
+            state = {
+                f"embeddings.optimizer.{prefix}{name}": value.clone()
+                for prefix, optimizer in self._optimizers.items()
+                for name, value in optimizer.state.get(self._values, {}).items()
+            }
             return {VALUES: self._versions[self._version].clone()} | state
 
     def break_off(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline import keys
 from pipeline.compiled import compiled
-from pipeline.embeddings import EmbeddingSource, contributors, version_read
+from pipeline.embeddings import EmbeddingSource
 from pipeline.errors import NonFiniteLossError
 from pipeline.metrics import EvaluationTally
 from pipeline.nets import Dropout, Layer
@@ -96,9 +96,10 @@ class LocalLayer:
                 module.generator = self._generator
         self._embeddings = embeddings
         dictionary = settings.method.dictionary()
-        self._contributes = dictionary is not None and index in contributors(dictionary.embedding_mode, spec.num_layers)
+        shared = dictionary is not None and dictionary.shared
+        self._versions = dictionary.versions(spec.num_layers, spec.steps_per_epoch) if dictionary and shared else None
+        self._contributes = self._versions is not None and index in self._versions.contributors
         assert embeddings is not None or not spec.has_shared_embeddings, "a shared dictionary has a source"
-        self._dictionary, self._num_layers = dictionary, spec.num_layers
         # Reading a loss is free on a CPU and stalls a GPU. There the losses are looked at now and then, and until then
         # this flag, which never falls, keeps the fused optimizer from applying an update that is no number.
         self._not_finite = torch.zeros((), device=device) if device.type == "cuda" else None
@@ -209,10 +210,7 @@ class LocalLayer:
 
     def version_skew(self, place: Place) -> int | None:
         """By how many updates the label embeddings that the layer reads there lag behind; None where it shares none."""
-        if self._dictionary is None or not self._dictionary.shared:
-            return None
-        newest = place.step if self._dictionary.embedding_mode != "static" else 0
-        return newest - version_read(self._dictionary, self.index, place.step, self._num_layers)
+        return self._versions.behind(self.index, place.step) if self._versions is not None else None
 
     @torch.no_grad()
     def _pass_through(

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipeline.embeddings import contributors
 from pipeline.profiling import Profile
 from pipeline.schedule import balanced, ideal_speedup, partition
 from pipeline.simulate import Cores, Dictionary, Edge, Feed, LayerWork, Limit, Pipeline, limit, simulate
 from pipeline.spec import RunSpec
+from pipeline.versions import contributors
 
 Stages = tuple[range, ...]
 

@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.embeddings import EmbeddingSettings, contributors, version_read
+from pipeline.embeddings import EmbeddingSettings
 from pipeline.metrics import Spent
 
 _GAIN = 0.01  # what must be gained by removing something for it to count as the limit
@@ -368,25 +368,29 @@ class _Channel:
         self._machine.raise_to(self.freed, number)
 
 
+_ENDLESS = 1 << 60  # steps of the one epoch that is simulated
+
+
 class _Sync:
     """The label dictionary's versions."""
 
     def __init__(self, machine: _Machine, dictionary: Dictionary, num_layers: int) -> None:
-        self._machine, self._dictionary, self._num_layers = machine, dictionary, num_layers
-        self._pushed = {layer: _Counter() for layer in contributors(dictionary.settings.embedding_mode, num_layers)}
+        self._machine, self._dictionary = machine, dictionary
+        self._versions = dictionary.settings.versions(num_layers, _ENDLESS)
+        self._pushed = {layer: _Counter() for layer in self._versions.contributors}
         self._version = _Counter()
         if self._pushed:
             machine.start(self._advance())
 
     def _advance(self) -> _Process:
-        for version in count(1):
-            for pushed in self._pushed.values():
-                yield _Until(pushed, version)
+        for version in count():
+            for layer, step in self._versions.updates(version):
+                yield _Until(self._pushed[layer], step + 1)
             yield _Delay(self._dictionary.seconds)
-            self._machine.raise_to(self._version, version)
+            self._machine.raise_to(self._version, version + 1)
 
     def read(self, layer: int, step: int) -> _Until:
-        return _Until(self._version, version_read(self._dictionary.settings, layer, step, self._num_layers))
+        return _Until(self._version, self._versions.read(layer, step))
 
     def push(self, layer: int, step: int) -> None:
         if layer in self._pushed:

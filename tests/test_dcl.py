@@ -190,7 +190,7 @@ def test_layer_with_embeddings_of_its_own_learns_them() -> None:
 
 def test_modes_are_the_papers_unless_set() -> None:
     """The program of DCL sums all layers' gradients; in CFL the last layer's alone count (Anonymous 2023, eq. 3)."""
-    assert DclSettings().embedding.embedding_mode == "shared-sum"
+    assert DclSettings().embedding.embedding_mode == "in-turn"
     assert CflSettings().embedding.embedding_mode == "last"
     assert (DclSettings().similarity, DclSettings().temperature) == ("dot", 0.07)
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from pipeline import keys, reference
 from pipeline.data.augment import Augment
-from pipeline.embeddings import VALUES, EmbeddingSettings, LabelDictionary, Mode
+from pipeline.embeddings import VALUES, EmbeddingSettings, LabelDictionary
 from pipeline.history import RunResult
 from pipeline.layer import LocalLayer
 from pipeline.messages import Kind
 from pipeline.nets import ConvSettings, MlpSettings, Net, VitSettings
 from pipeline.rules import CflSettings, Context, DclSettings, Method, Place
 from pipeline.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.versions import Mode
 from tests.conftest import make_run
 from tests.support import outputs_of
 from tests.test_equality import assert_same, through_ray, through_threads
@@ -48,8 +49,12 @@ def serial(settings: Settings) -> RunResult:
 
 
 CASES = {
-    **{f"{mode}, lag {lag}": (mode, lag, False) for mode in ("last", "shared-mean", "shared-sum") for lag in (0, 1, 3)},
-    **{f"{mode}, exact": (mode, 1, True) for mode in ("last", "shared-mean", "shared-sum")},
+    **{
+        f"{mode}, lag {lag}": (mode, lag, False)
+        for mode in ("last", "in-turn", "shared-mean", "shared-sum")
+        for lag in (0, 1, 3)
+    },
+    **{f"{mode}, exact": (mode, 1, True) for mode in ("last", "in-turn", "shared-mean", "shared-sum")},
     "static": ("static", 1, False),
     "per-layer": ("per-layer", 1, False),
 }
@@ -67,12 +72,12 @@ def test_threads_give_the_serial_bits(name: str, stages: int) -> None:
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", ["last, lag 1", "shared-sum, lag 1"])
+@pytest.mark.parametrize("name", ["last, lag 1", "in-turn, lag 1"])
 def test_ray_gives_the_serial_bits(name: str, stages: int, cluster: None) -> None:
     assert_same(through_ray(case(name), stages), serial(case(name)))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("last, lag 1", "shared-sum, lag 1")])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("last, lag 1", "in-turn, lag 1")])
 def test_ray_gives_the_serial_bits_in_every_mode(name: str, cluster: None) -> None:
     assert_same(through_ray(case(name), 4), serial(case(name)))
 
@@ -111,7 +116,7 @@ def test_the_early_epoch_is_an_early_one_and_its_dictionary_is_kept() -> None:
     assert not torch.equal(result.weights[VALUES], result.last[VALUES])
 
 
-@pytest.mark.parametrize("mode", ["last", "shared-mean", "shared-sum"])
+@pytest.mark.parametrize("mode", ["last", "in-turn", "shared-mean", "shared-sum"])
 def test_exact_is_plain_sequential_training(mode: Mode) -> None:
     settings = settings_with(mode=mode, exact=True, method=DclSettings())
     want = sequential(settings)
@@ -121,7 +126,8 @@ def test_exact_is_plain_sequential_training(mode: Mode) -> None:
 
 
 def sequential(settings: Settings) -> dict[str, Tensor]:
-    """A dozen lines of PyTorch: one dictionary, every layer reads it, all step, the dictionary steps."""
+    """A dozen lines of PyTorch: one dictionary, every layer reads it, all step, the dictionary steps. In turn: every
+    layer has an optimizer of its own for the dictionary too, as in the program of Choi et al. 2024."""
     spec, dataset = make_run(settings)
     cpu = torch.device("cpu")
     parts = [LocalLayer(spec, index, cpu, NoDictionary()) for index in range(spec.num_layers)]  # initial weights
@@ -130,11 +136,13 @@ def sequential(settings: Settings) -> dict[str, Tensor]:
     decay = settings.train.weight_decay
     optimizers = [torch.optim.AdamW(part.net.parameters(), weight_decay=decay, fused=True) for part in parts]
     of_dictionary = torch.optim.AdamW([dictionary], weight_decay=decay, fused=True)
+    of_layers = [torch.optim.AdamW([dictionary], weight_decay=decay, fused=True) for _ in parts]
+    in_turn = settings_mode(settings) == "in-turn"
     augment = Augment(spec.augment, seed=settings.train.seed, device=cpu)
     for part in parts:
         part.net.train()
     for epoch in range(settings.train.epochs):
-        for optimizer in (*optimizers, of_dictionary):
+        for optimizer in (*optimizers, of_dictionary, *of_layers):
             optimizer.param_groups[0]["lr"] = settings.train.lr * settings.train.lr_factor(epoch)
         for batch in dataset.batches("train", epoch=epoch, batch_size=settings.train.batch_size):
             x = augment.views(batch.images, epoch=epoch, position=batch.position, num_views=1)
@@ -149,6 +157,9 @@ def sequential(settings: Settings) -> dict[str, Tensor]:
                 optimizer.step()
                 assert read.grad is not None
                 gradients.append(read.grad)
+                if in_turn:
+                    dictionary.grad = read.grad
+                    of_layers[index].step()
                 x = out.detach()
             match settings.method.dictionary():
                 case EmbeddingSettings(embedding_mode="last"):
@@ -157,9 +168,16 @@ def sequential(settings: Settings) -> dict[str, Tensor]:
                     dictionary.grad = sum(gradients, torch.zeros_like(dictionary))
                 case EmbeddingSettings(embedding_mode="shared-mean"):
                     dictionary.grad = sum(gradients, torch.zeros_like(dictionary)) / len(gradients)
-            of_dictionary.step()
+            if not in_turn:
+                of_dictionary.step()
     layers = {f"layers.{i}.net.{n}": v.detach() for i, part in enumerate(parts) for n, v in part.net.named_parameters()}
     return {VALUES: dictionary.detach(), **layers}
+
+
+def settings_mode(settings: Settings) -> str:
+    dictionary = settings.method.dictionary()
+    assert dictionary is not None
+    return dictionary.embedding_mode
 
 
 class NoDictionary:

@@ -22,15 +22,13 @@ from pipeline.embeddings import (
     EmbeddingSettings,
     FixedEmbeddings,
     LabelDictionary,
-    Mode,
-    contributors,
     pool_embeddings,
-    version_read,
 )
 from pipeline.errors import EmbeddingError, PeerLostError, RunError, UserError
 from pipeline.nets import MlpSettings
 from pipeline.rules import CflSettings, Place
 from pipeline.spec import RunSpec
+from pipeline.versions import Mode, Versions, contributors
 from tests.support import changed, tiny_spec
 
 NUM_CLASSES, WIDTH, STEPS_PER_EPOCH = 3, 5, 4  # the last as in tiny_spec
@@ -156,6 +154,10 @@ VERSIONS_READ = {
 }
 
 
+def version_read(chosen: EmbeddingSettings, layer: int, step: int, num_layers: int) -> int:
+    return chosen.versions(num_layers, STEPS_PER_EPOCH).read(layer, step)
+
+
 def table(chosen: EmbeddingSettings, num_layers: int = 3) -> list[list[int]]:
     return [[version_read(chosen, layer, step, num_layers) for step in range(8)] for layer in range(num_layers)]
 
@@ -188,10 +190,91 @@ def test_in_one_tick_of_the_pipeline_all_layers_read_the_same_version(lag: int) 
 
 @pytest.mark.parametrize(
     ("mode", "who"),
-    [("static", ()), ("per-layer", ()), ("last", (3,)), ("shared-mean", (0, 1, 2, 3)), ("shared-sum", (0, 1, 2, 3))],
+    [
+        ("static", ()),
+        ("per-layer", ()),
+        ("last", (3,)),
+        *((mode, (0, 1, 2, 3)) for mode in ("in-turn", "shared-mean", "shared-sum")),
+    ],
 )
 def test_mode_says_whose_gradients_count(mode: Mode, who: tuple[int, ...]) -> None:
     assert contributors(mode, 4) == who
+
+
+# Three layers, four steps an epoch: updates that each version adds to the one before, as (layer, step), both from 0.
+IN_TURN = [
+    [(0, 0)],
+    [(1, 0)],
+    [(2, 0), (0, 1), (1, 1)],
+    [(2, 1), (0, 2), (1, 2)],
+    [(2, 2), (0, 3), (1, 3)],
+    [(2, 3)],
+    [(0, 4)],
+    [(1, 4)],
+    [(2, 4), (0, 5), (1, 5)],
+]
+
+
+def in_turn(num_layers: int = 3, lag: int = 0, steps: int = 4, *, exact: bool = False) -> Versions:
+    return Versions(mode="in-turn", lag=lag, exact=exact, num_layers=num_layers, steps_per_epoch=steps)
+
+
+def test_updates_in_turn_make_the_versions_of_the_table() -> None:
+    assert [list(in_turn().updates(version)) for version in range(9)] == IN_TURN
+    assert [[in_turn().read(layer, step) for step in range(6)] for layer in range(3)] == [
+        [0, 1, 2, 3, 6, 7],
+        [1, 2, 3, 4, 7, 8],
+        [2, 3, 4, 5, 8, 9],
+    ]
+    assert [[in_turn().behind(layer, step) for step in (1, 2, 3, 5)] for layer in range(3)] == [
+        [2, 4, 4, 2],
+        [2, 2, 2, 2],
+        [0, 0, 0, 0],
+    ]
+    assert [in_turn().read(layer, 4, training=False) for layer in range(3)] == [4, 5, 6]
+    assert [in_turn().end(epoch) for epoch in range(2)] == [6, 12]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    num_layers=st.integers(1, 6),
+    lag=st.integers(0, 4),
+    steps=st.integers(1, 6),
+    exact=st.booleans(),
+)
+def test_updates_in_turn_can_be_had_serially_and_in_a_pipeline(
+    num_layers: int, lag: int, steps: int, exact: bool
+) -> None:
+    """Every update counts once, in sequential order. A layer reads what is there: in the serial loop, and in a pipeline
+    of one layer a stage; and at lag 0 as much of it as sequential order allows, within its epoch."""
+    chosen = in_turn(num_layers, lag, steps, exact=exact)
+    made: list[tuple[int, int]] = []  # in order
+    count = [0]  # updates in each version
+    for version in range(chosen.end(2)):
+        made += chosen.updates(version)
+        count.append(len(made))
+        assert all(chosen.changed_by(layer, step) == version for layer, step in chosen.updates(version))
+    assert made == [(layer, step) for step in range(3 * steps) for layer in range(num_layers)]
+    assert [count[chosen.end(epoch)] for epoch in range(3)] == [num_layers * steps * (epoch + 1) for epoch in range(3)]
+    for step in range(3 * steps):
+        for layer in range(num_layers):
+            read = chosen.read(layer, step)
+            before = made[: count[read]]
+            assert chosen.behind(layer, step) == step * num_layers + layer - len(before) >= 0
+            if exact:
+                assert chosen.behind(layer, step) == 0
+                continue
+            epoch = step // steps
+            first = epoch * steps  # of the epoch, whose ticks come after all of the epoch before
+            assert all(s < first or s + other < step + layer - lag for other, s in before)
+            if lag == 0:
+                later = made[len(before)]
+                assert later[1] >= first
+                assert later[1] + later[0] >= step + layer
+    for epoch in range(3):
+        for layer in range(num_layers):
+            read = chosen.read(layer, (epoch + 1) * steps, training=False)
+            assert count[read] <= (epoch + 1) * steps * num_layers, "an evaluation waits for no later step"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -279,6 +362,30 @@ COMBINED: dict[Mode, Callable[[int], Tensor]] = {
 }
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_in_turn_every_layer_makes_adamw_steps_of_its_own(exact: bool) -> None:
+    """In float64: each layer's moments know its own gradients alone, each step moves what the one before has left."""
+    plan = Plan(mode="in-turn", sync="exact" if exact else "lagged", train={"weight_decay": 0.3})
+    dictionary, num_steps = plan.build(), 8
+    p = dictionary.wait_for(0).clone().double()
+    for step in range(num_steps):
+        for layer in reversed(range(3)) if not exact else range(3):
+            dictionary.push(layer, step, gradient(layer, step))
+    moments = {layer: (torch.zeros_like(p), torch.zeros_like(p)) for layer in range(3)}
+    for step in range(num_steps):
+        for layer in range(3):
+            g, (m, v) = gradient(layer, step).double(), moments[layer]
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            moments[layer], t = (m, v), step + 1
+            p = p - 1e-2 * 0.3 * p
+            p = p - 1e-2 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+    state = dictionary.state()
+    torch.testing.assert_close(state[VALUES].double(), p, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(dictionary.candidate(1), state[VALUES])
+    for layer, (m, _) in moments.items():
+        torch.testing.assert_close(state[f"embeddings.optimizer.layers.{layer}.exp_avg"].double(), m)
+
+
 @pytest.mark.parametrize("mode", COMBINED)
 def test_version_is_one_adamw_step_on_the_modes_combined_gradient(mode: Mode) -> None:
     plan = Plan(mode=mode, train={"weight_decay": 0.3})
@@ -364,7 +471,7 @@ def test_gradients_added_in_another_order_would_give_other_bits() -> None:
     assert not torch.equal((a + b) + c, (a + c) + b)
 
 
-@pytest.mark.parametrize("mode", ["shared-sum", "shared-mean"])
+@pytest.mark.parametrize("mode", ["shared-sum", "shared-mean", "in-turn"])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_gradients_in_any_order_give_the_same_bits(mode: Mode, data: st.DataObject) -> None:
@@ -466,7 +573,7 @@ def test_gradient_of_a_step_further_ahead_than_versions_allow_is_refused(lag: in
         dictionary.push(0, step, gradient(0, step))
     said = refused(dictionary, 0, 4 + lag)
     assert f"layer 1, step {5 + lag}" in said
-    assert "step 1 still lacks gradients" in said
+    assert "step 1 lacks the gradient of layer 2, 3; one was lost" in said
 
 
 @pytest.mark.parametrize("shape", [(WIDTH,), (NUM_CLASSES, WIDTH + 1), (NUM_CLASSES + 1, WIDTH), (WIDTH, NUM_CLASSES)])

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.embeddings import EmbeddingSettings, FixedEmbeddings, Mode
+from pipeline.embeddings import EmbeddingSettings, FixedEmbeddings
 from pipeline.errors import NonFiniteLossError
 from pipeline.layer import LocalLayer, State
 from pipeline.messages import IDS, LABELS, Kind, Message, message_bytes
@@ -21,6 +21,7 @@ from pipeline.metrics import EvaluationTally
 from pipeline.nets import MlpSettings, Net, VitSettings
 from pipeline.rules import CffSettings, CflSettings, Context, DclSettings, Place, Rule, Streams
 from pipeline.shapes import edge_bytes
+from pipeline.versions import Mode
 from tests.support import CPU, changed, outputs_of, tiny_spec
 
 LABELS_OF_BATCH = torch.tensor([0, 1, 2, 0, 1, 2])

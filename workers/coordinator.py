@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
-from pipeline.embeddings import LabelDictionary, contributors, version_read
+from pipeline.embeddings import LabelDictionary
 from pipeline.errors import EmbeddingError, PeerLostError, RunError
 from pipeline.layer import State
 from pipeline.rules import Place
@@ -89,7 +89,7 @@ class RemoteEmbeddings:
     def __init__(self, spec: RunSpec, coordinator: Any, layers: range) -> None:
         settings = spec.settings.method.dictionary()
         assert settings is not None and settings.shared, "asked for only where layers share a dictionary"
-        self._settings, self._num_layers, self._layers = settings, spec.num_layers, layers
+        self._schedule, self._layers = settings.versions(spec.num_layers, spec.steps_per_epoch), layers
         self._patience = spec.settings.pipeline.stall_timeout
         self._coordinator = coordinator
         self._versions: dict[int, Tensor] = {}
@@ -98,9 +98,9 @@ class RemoteEmbeddings:
         self._failure: RunError | None = None
         self._outgoing: queue.SimpleQueue[tuple[int, int, Tensor, torch.cuda.Event | None]] = queue.SimpleQueue()
         num_steps = spec.settings.train.epochs * spec.steps_per_epoch
-        self._last = max(version_read(settings, layer, num_steps, spec.num_layers) for layer in layers)
+        self._last = max(self._schedule.read(layer, num_steps, training=False) for layer in layers)
         self._start("label embeddings: fetch", self._fetch)
-        if set(layers) & set(contributors(settings.embedding_mode, spec.num_layers)):
+        if set(layers) & set(self._schedule.contributors):
             self._start("label embeddings: send", self._send)
 
     def read(self, layer: int, place: Place) -> Tensor:
@@ -112,9 +112,9 @@ class RemoteEmbeddings:
         """
         if self._frozen is not None and not place.training:
             return self._frozen
-        version = version_read(self._settings, layer, place.step, self._num_layers)
+        version = self._schedule.read(layer, place.step, training=place.training)
         # The stage's first layer reads the oldest version of all; what is older was for steps that are over.
-        oldest = version_read(self._settings, self._layers[0], place.step, self._num_layers)
+        oldest = self._schedule.read(self._layers[0], place.step, training=place.training)
         with self._changed:
             self._changed.wait_for(lambda: version in self._versions or self._failure is not None, self._patience)
             if self._failure is not None:

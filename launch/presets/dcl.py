@@ -19,8 +19,9 @@ from pipeline.settings import AugmentSettings, HeadSettings, Settings, TrainSett
 
 _METHOD = DclSettings()
 
-_MODES = """Whose gradients change the dictionary: --embedding-mode shared-sum (DC-FL, the authors' program),
-shared-mean (as DistributedDataParallel does), last (DC-FL-O), per-layer (DC-FL-LD), static (DCL-S).
+_MODES = """Whose gradients change the dictionary: --embedding-mode in-turn (DC-FL, as the authors'
+program trains it), last (DC-FL-O), per-layer (DC-FL-LD), static (DCL-S), and of ours shared-sum, shared-mean: one
+optimizer's step on the sum or mean of all layers' gradients.
 --similarity cosine: with temperature 0.07. The same net by backprop and feedback alignment: --baseline bp, fa, dfa."""
 
 
@@ -100,7 +101,7 @@ PRESETS["dcl-vgg8b"] = _preset(
   DC-FL-LD    0.34   5.50           8.45      31.64      2.19  22.59   --embedding-mode per-layer""",
 )
 
-_WIDE = replace(_METHOD, embedding=EmbeddingSettings(embedding_mode="shared-sum", embedding_width=512))
+_WIDE = replace(_METHOD, embedding=EmbeddingSettings(embedding_mode="in-turn", embedding_width=512))
 for _name, _title, _net, _error, _backprop in (
     ("resnet32", "block-wise ResNet-32", ResnetSettings(), 25.19, 6.70),
     ("vit", "block-wise ViT[256 4 6]", VitSettings(dim=256, heads=4, depth=6), 32.63, 16.25),

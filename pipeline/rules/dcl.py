@@ -17,10 +17,10 @@ from pipeline.rules.cfl import LabelEmbeddingMethod, LabelEmbeddingRule
 @METHODS.register
 @dataclass(frozen=True, kw_only=True)
 class DclSettings(LabelEmbeddingMethod):
-    """Dictionary contrastive learning. Modes: shared-sum is DC-FL, last DC-FL-O, per-layer DC-FL-LD, static DCL-S."""
+    """Dictionary contrastive learning. Modes: in-turn is DC-FL, last DC-FL-O, per-layer DC-FL-LD, static DCL-S."""
 
     kind: ClassVar[str] = "dcl"
-    embedding: EmbeddingSettings = field(default_factory=lambda: EmbeddingSettings(embedding_mode="shared-sum"))
+    embedding: EmbeddingSettings = field(default_factory=lambda: EmbeddingSettings(embedding_mode="in-turn"))
 
     def build(self, index: int, layer: Layer, outline: Outline) -> DclRule:
         return DclRule(self, layer, outline)
