@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -89,8 +90,16 @@ class Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
-        if text.split(" ")[0] in _SERVES:
+        try:
+            return self._follow(process, text)
+        finally:
+            if process.poll() is None:  # the test's time is over, or it does not end
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def _follow(self, process: subprocess.Popen[str], text: str) -> tuple[int, str]:
+        if text.split(" ", maxsplit=1)[0] in _SERVES:
             time.sleep(6)
             assert process.poll() is None, process.communicate()[0]
             process.terminate()

@@ -48,3 +48,22 @@ def test_a_process_knows_when_it_was_started() -> None:
     began = float(said_by(sys.executable, "-c", program))
     assert asked - 0.05 <= began <= time.time() - 0.3
     assert process_began() < asked
+
+
+def test_ray_leaves_sigterm_to_the_program_from_the_moment_it_has_started() -> None:
+    """Symptom: exit 134 with a stack, where SIGTERM came while data were opened and Ray had started."""
+    program = (
+        "import os, signal, time\n"
+        "from launch.presets import PRESETS\n"
+        "from launch.signals import heard_by, interrupt\n"
+        "from workers.cluster import StartingCluster\n"
+        "with heard_by(interrupt), StartingCluster(PRESETS['cff-vit'].settings) as starting:\n"
+        "    while not starting._ready.wait(0.1):\n"
+        "        pass\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(5)\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('heard')\n"
+    )
+    assert "heard" in said_by(sys.executable, "-c", program)

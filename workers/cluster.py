@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ from pipeline.settings import PipelineSettings, Settings
 _CONNECT_TIMEOUT = 5.0
 _OBJECT_STORE = 256 << 20  # bytes; only set-up, metrics and weights pass through it
 _DEFAULT_PORT = 6379
+_SIGACTION = 512  # bytes that hold a C library's struct sigaction, whichever it is
 _LOOK = 0.1  # seconds between two looks at a thread, in which signals are heard
 
 _RAY_ENVIRONMENT = {
@@ -74,16 +76,13 @@ class StartingCluster:
         if self._error is not None:
             raise self._error
         assert self._devices is not None, "there is an error or there are devices"
-        # Ray's own library takes over SIGTERM, to print a stack and abort; Python does not see that it did.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.getsignal(number))
         return self._devices
 
     def _keep(self) -> None:
         started = False
         try:
-            self._devices, started = _join_or_start(self._settings)
+            with _handlers_kept():
+                self._devices, started = _join_or_start(self._settings)
         except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
             self._error = error
         self._ready.set()
@@ -92,6 +91,23 @@ class StartingCluster:
             import ray  # noqa: PLC0415
 
             ray.shutdown()
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Puts the process's signal handlers back at its end, from any thread, which Python's ``signal`` does not.
+
+    Ray's own library takes over SIGTERM, to print a stack and abort; Python does not see that it did.
+    """
+    libc = ctypes.CDLL(None)
+    actions = {number: ctypes.create_string_buffer(_SIGACTION) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, action in actions.items():
+        libc.sigaction(int(number), None, action)
+    try:
+        yield
+    finally:
+        for number, action in actions.items():
+            libc.sigaction(int(number), action, None)
 
 
 @contextmanager
