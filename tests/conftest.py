@@ -43,10 +43,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 # Two tests at a time: `pytest -n 2`, as `make pytest` does. Without -n nothing here changes anything.
 
 _HERE = Path(__file__).parent
+_PRESETS = "tests/test_every_preset.py"
 
 
 class _OneCluster(LoadFileScheduling):  # type: ignore[misc]  # it has no types
-    """A file's tests share what they make, so they go to one process; all files with tests on Ray go to one together.
+    """A file's tests share what they make, so they go to one process; all files with tests on Ray go to one together,
+    but for the presets', which are a third of that work and go to the other process, with a cluster of its own.
 
     These take the longest and begin first, as they are the most tests. A mark that names a test's group would do, but
     pytest-xdist 3.8 does not see it with pytest 9.2.
@@ -54,7 +56,7 @@ class _OneCluster(LoadFileScheduling):  # type: ignore[misc]  # it has no types
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", maxsplit=1)[0]
-        return "cluster" if _asks_for_cluster(_HERE.parent / file) else file
+        return "cluster" if _asks_for_cluster(_HERE.parent / file) and file != _PRESETS else file
 
 
 @cache
