@@ -70,7 +70,7 @@ def run_and_draw(
 
     run = reference.train if settings.pipeline.executor == "serial" else local.train
     result = run(spec, dataset, observe=observe, interrupted=lambda: any(interrupted(report) for report in said))
-    run_folder.finish(result, {})
+    run_folder.draw(run_folder.finish(result, {}))
     return spec, result, said, warnings
 
 

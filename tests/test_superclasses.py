@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launch.cli import main
@@ -69,7 +70,8 @@ def test_cosine_similarity_is_the_method_s() -> None:
     targets = torch.tensor([[10.0, 10.0], [0.0, 0.1], [1.0, 0.0], [1.0, 0.0]])
     features = torch.tensor([[1.0, 0.1]])
     assert guess(view(features, targets, None), GROUPS).super.tolist() == [0]
-    assert guess(view(features, targets, None, cosine=True), GROUPS).super.tolist() == [1]
+    directions = F.normalize(targets, dim=1)  # as a rule gives them
+    assert guess(view(features, directions, None, cosine=True), GROUPS).super.tolist() == [1]
 
 
 def test_the_mean_of_pooled_embeddings_is_the_pooled_mean() -> None:

@@ -49,7 +49,7 @@ whose names begin with cff.""",
   ViT[240 6 7]  79.96   with --randaugment-ops 3  85.37   --dim 240 --heads 6 --depth 7
 Plain CFF, ViT[128 4 5] (Table 1): 78.70, with --margin-first 0 --margin-last 0.
 Class token (Table 5): 76.63, with --randaugment-ops 3 --pooling token. One-forward (Table 6): 1.42 less, --views 1.
-Random crop: padding 4, as in every version of the authors' program up to April 2025; later ones: --crop-padding 12.""",
+Random crop: padding 4, as in every version of the authors' program up to 2025-04; later ones: --crop-padding 12.""",
         settings=_VIT_CIFAR10,
     ),
     "cff-vit-cifar100": Preset(
