@@ -134,7 +134,7 @@ def test_the_documents_print_commands_of_every_kind() -> None:
     """The taking out works: what the README is known to print is found."""
     texts = [printed.text for printed in PRINTED if printed.document == "README.md"]
     assert "launch cff-vit" in texts
-    assert "launch bench" in texts
+    assert any(text.startswith("launch bench") for text in texts)
     assert any(text.startswith("launch analyse RUN") for text in texts)
     assert any(printed.python for printed in PRINTED)
     assert {printed.reason for printed in PRINTED if printed.reason} >= {"CI runs it itself", "needs the network"}
