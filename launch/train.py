@@ -91,7 +91,8 @@ def train(arguments: RunArguments, console: Console, *, began: float) -> int:
         summary = summarise(spec, dataset, result, command=command_line(), began=began)
         place = folder.finish(result, summary)
     print_summary(console, summary, str(place))
-    folder.draw(place)  # last: pictures take seconds, for which nobody should wait for the result
+    with heard_by(interrupts.hear):  # last: pictures take seconds, for which nobody should wait for the result
+        folder.draw(place)
     if failure is not None:
         raise failure
     return INTERRUPTED if result.status == "interrupted" else 0

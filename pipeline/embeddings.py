@@ -140,7 +140,6 @@ class LabelDictionary:
         assert settings is not None and settings.shared, "asked for only where layers share one"
         assert settings.embedding_width != "auto", "resolve() settles the width"
         self._settings, self._train = settings, train
-        self._num_layers, self._steps_per_epoch = spec.num_layers, spec.steps_per_epoch
         self._schedule = settings.versions(spec.num_layers, spec.steps_per_epoch)
         self._patience = spec.settings.pipeline.stall_timeout
         generator = torch.Generator().manual_seed(keys.torch_seed(train.seed, "init-embeddings"))
@@ -179,7 +178,7 @@ class LabelDictionary:
             changed = self._schedule.changed_by(layer, step)
             if changed < self._version or (layer, step) in self._pending.get(changed, ()):
                 raise EmbeddingError(f"{who}: its gradient came twice")
-            if changed > self._version + self._num_layers + self._settings.embedding_lag:
+            if changed > self._version + self._schedule.num_layers + self._schedule.lag:
                 raise EmbeddingError(f"{who}: {self._lacking()}; one was lost")
             if gradient.shape != self._values.shape:
                 raise EmbeddingError(
@@ -211,17 +210,17 @@ class LabelDictionary:
             )
         self._version += 1
         self._versions[self._version] = self._values.detach().clone()
-        epoch = updates[-1][1] // self._steps_per_epoch
+        epoch = updates[-1][1] // self._schedule.steps_per_epoch
         if self._version == self._schedule.end(epoch):
             self._ends[epoch] = self._versions[self._version]
         # Every contributor is through with the step before. A layer that contributes nothing may have sent that step's
         # activations on and read its version only now: it reads none older than newest − L − lag.
-        self._versions.pop(self._version - self._num_layers - self._settings.embedding_lag - 1, None)
+        self._versions.pop(self._version - self._schedule.num_layers - self._schedule.lag - 1, None)
 
     def _update(self, prefix: str, gradient: Tensor, step: int) -> None:
         optimizer = self._optimizers[prefix]
         self._values.grad = gradient
-        optimizer.param_groups[0]["lr"] = self._lr * self._train.lr_factor(step // self._steps_per_epoch)
+        optimizer.param_groups[0]["lr"] = self._lr * self._train.lr_factor(step // self._schedule.steps_per_epoch)
         optimizer.step()
 
     def _lacking(self) -> str:

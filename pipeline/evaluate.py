@@ -24,7 +24,7 @@ def evaluate(
     ids, true = [], []
     for batch in batches:
         place, labels = spec.place(kind, epoch, batch.step, batch.position), batch.labels.to(device)
-        images = augment.validation(
+        images = augment.evaluation(
             batch.images, epoch=epoch, position=batch.position, num_views=spec.evaluation_views(kind, rule.num_views)
         )
         streams = rule.enter(images, Context(labels=labels, place=place))

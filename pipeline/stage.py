@@ -199,7 +199,7 @@ class Stage:
             raise ChannelError(f"stage 1 got {sorted(message.tensors)} where it needs {IMAGES!r}")
         images, context = message.tensors[IMAGES], Context(labels=labels, place=place)
         evaluated = message.kind in (Kind.VALIDATE, Kind.TEST, Kind.JUDGE)
-        make = self._augment.validation if evaluated else self._augment.views
+        make = self._augment.evaluation if evaluated else self._augment.views
         views = make(images, epoch=message.epoch, position=message.position, num_views=num_views)
         return self._rule.enter(views, context), labels
 

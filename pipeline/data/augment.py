@@ -93,8 +93,8 @@ class Augment:
             self._normalize(self._view(images, purpose, epoch, position, view), out=out[rows])
         return out
 
-    def validation(self, images: Tensor, *, epoch: int, position: int, num_views: int) -> Tensor:
-        """Validation images: random views of their own with ``num_views``, as they are with 0."""
+    def evaluation(self, images: Tensor, *, epoch: int, position: int, num_views: int) -> Tensor:
+        """Images to be evaluated: with ``num_views`` random views of their own, with 0 as they are."""
         if num_views == 0:
             return self.plain(images)
         return self.views(images, epoch=epoch, position=position, num_views=num_views, purpose="augment/validation")

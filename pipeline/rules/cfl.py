@@ -94,9 +94,11 @@ class LabelEmbeddingRule(PooledRule):
         self.similarity, self.temperature = settings.similarity, settings.temperature
         own = settings.embedding.embedding_mode == "per-layer"
         self.embeddings = nn.Parameter(torch.randn(outline.num_classes, layer.features)) if own else None
+        # By dot product pooled features do: the mean of the products is the product of the mean.
+        self.sees_activations = self.similarity == "cosine"
 
     def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
-        if self.similarity == "dot":  # the mean of the products is the product of the mean
+        if not self.sees_activations:
             return super().run(layer, streams, context)
         return self.outputs(layer, layer(streams["x"]))
 
@@ -142,11 +144,7 @@ class CflRule(LabelEmbeddingRule):
         self.sees_units = bool(
             settings.feature_weight and self.contrast == "program" and layer.readout_width != layer.features
         )
-
-    def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
-        if not self.sees_units:
-            return super().run(layer, streams, context)
-        return self.outputs(layer, layer(streams["x"]))
+        self.sees_activations = self.sees_activations or self.sees_units
 
     def outputs(self, layer: Layer, activations: Tensor) -> Streams:
         outputs = super().outputs(layer, activations)
