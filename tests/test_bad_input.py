@@ -139,8 +139,13 @@ def test_a_configuration_with_unknown_settings(tmp_path: Path, capsys: Any) -> N
     assert "train.epochs" in capsys.readouterr().err
 
 
-def test_an_unreachable_cluster(tmp_path: Path, capsys: Any) -> None:
-    before = ray.is_initialized()
+@pytest.mark.parametrize("initialized", [False, True])
+def test_an_unreachable_cluster(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, initialized: bool
+) -> None:
+    ended: list[bool] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: initialized)  # by this process, before and for other work
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: nothing answers there
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -148,7 +153,7 @@ def test_an_unreachable_cluster(tmp_path: Path, capsys: Any) -> None:
     said = capsys.readouterr().err
     assert address in said
     assert "ray start --head" in said
-    assert ray.is_initialized() == before
+    assert ended == [True] * (not initialized)
     assert not (tmp_path / "run").exists()
 
 

@@ -79,17 +79,18 @@ class StartingCluster:
         return self._devices
 
     def _keep(self) -> None:
-        started = False
+        ours = False
         try:
+            import ray  # noqa: PLC0415 (a second, and the caller has other things to do meanwhile)
+
+            ours = not ray.is_initialized()  # a notebook or a test may keep its own, which this leaves alone
             with _handlers_kept():
-                self._devices, started = _join_or_start(self._settings)
+                self._devices = _join_or_start(self._settings)
         except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
             self._error = error
         self._ready.set()
         self._finished.wait()
-        if started or self._error is not None:
-            import ray  # noqa: PLC0415
-
+        if ours:
             ray.shutdown()
 
 
@@ -121,15 +122,14 @@ def ray_cluster(settings: Settings) -> Iterator[Devices]:
         yield starting.wait()
 
 
-def _join_or_start(settings: Settings) -> tuple[Devices, bool]:
-    """The devices, and whether Ray was started or joined here: a notebook or a test may keep its own."""
-    import ray  # noqa: PLC0415 (a second, and the caller has other things to do meanwhile)
+def _join_or_start(settings: Settings) -> Devices:
+    import ray  # noqa: PLC0415
 
     pipe = settings.pipeline
     if pipe.ray_address is not None:
         _reach(pipe.ray_address)
     if ray.is_initialized():
-        return _cluster_devices(pipe), False
+        return _cluster_devices(pipe)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a training run calls nobody
     address = pipe.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
@@ -149,7 +149,7 @@ def _join_or_start(settings: Settings) -> tuple[Devices, bool]:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-        return devices, True
+        return devices
     _reach(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -158,7 +158,7 @@ def _join_or_start(settings: Settings) -> tuple[Devices, bool]:
         if os.environ.get("RAY_AUTH_MODE") is None:
             reason += " (one that asks for a token, as Ray's do by default, needs RAY_AUTH_MODE=token here)"
         raise ResourcesError(_unreachable(address, reason)) from error
-    return _cluster_devices(pipe), True
+    return _cluster_devices(pipe)
 
 
 def _cluster_devices(settings: PipelineSettings) -> Devices:
