@@ -35,9 +35,10 @@ demo: $(INSTALLED) ## launch cff-vit: train a small Vision Transformer, a stage 
 
 test: lint pytest ## Linters, types and the whole test suite
 
-lint: $(INSTALLED) ## Linters and types
+lint: $(INSTALLED) ## Linters, which room may import which, and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 pytest: $(INSTALLED) ## The test suite alone; TESTS='tests/test_cff.py -k margin' for a part of it

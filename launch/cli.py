@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from launch.console import make_console, say
-from launch.help import HELP
+from launch.command_line.help import HELP
+from launch.output.console import make_console, say
 from launch.signals import INTERRUPTED, heard_by, interrupt, process_began
 from pipeline.errors import RunError, UserError
 
@@ -63,7 +63,7 @@ def _dispatch(arguments: list[str], console: Console, began: float) -> int:
         _print_version(console)
         return 0
     if name in HELP or (name == "help" and not rest):
-        from launch.overview import print_overview  # noqa: PLC0415
+        from launch.commands.overview import print_overview  # noqa: PLC0415
 
         print_overview(console, COMMANDS)
         return 0
@@ -77,7 +77,7 @@ def _dispatch(arguments: list[str], console: Console, began: float) -> int:
 
 def _launch(name: str, arguments: list[str], console: Console, began: float) -> int:
     """`launch PRESET …`, or `launch --config FILE …`."""
-    from launch.commandline import parse_run, unknown  # noqa: PLC0415
+    from launch.command_line.parse import parse_run, unknown  # noqa: PLC0415
     from launch.presets import PRESETS  # noqa: PLC0415
 
     config_alone = name == "--config" or name.startswith("--config=")
@@ -86,15 +86,15 @@ def _launch(name: str, arguments: list[str], console: Console, began: float) -> 
             raise UserError(f"{name}: flags come after a preset or a command, as in `launch cff-vit {name}`.")
         raise UserError(unknown(name, [*PRESETS, *COMMANDS], "preset or command"))
     parsed = parse_run(None, [name, *arguments]) if config_alone else parse_run(name, arguments)
-    from launch.train import train  # noqa: PLC0415
+    from launch.commands.train import train  # noqa: PLC0415
 
     return train(parsed, console, began=began)
 
 
 def _prepare(arguments: list[str], console: Console) -> None:
-    from launch.arguments import PrepareArguments  # noqa: PLC0415
-    from launch.commandline import parse  # noqa: PLC0415
-    from launch.data import prepare_data  # noqa: PLC0415
+    from launch.command_line.arguments import PrepareArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+    from launch.commands.prepare import prepare_data  # noqa: PLC0415
 
     parsed = parse(PrepareArguments, arguments, command="launch prepare")
     prepare_data(
@@ -108,34 +108,35 @@ def _prepare(arguments: list[str], console: Console) -> None:
 
 
 def _eval(arguments: list[str], console: Console) -> None:
-    from launch.arguments import EvalArguments  # noqa: PLC0415
-    from launch.commandline import parse  # noqa: PLC0415
-    from launch.inspect import evaluate_run  # noqa: PLC0415
+    from launch.command_line.arguments import EvalArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+    from launch.commands.evaluate import evaluate_run  # noqa: PLC0415
 
     parsed = parse(EvalArguments, arguments, command="launch eval")
     evaluate_run(parsed.run, console, batch_size=parsed.batch_size, superclasses=parsed.superclasses)
 
 
 def _analyse(arguments: list[str], console: Console) -> None:
-    from launch.analyse import Wishes, analyse_run  # noqa: PLC0415
-    from launch.commandline import parse  # noqa: PLC0415
+    from launch.analyse.command import analyse_run  # noqa: PLC0415
+    from launch.analyse.figures import Wishes  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
 
     analyse_run(parse(Wishes, arguments, command="launch analyse"), console)
 
 
 def _predict(arguments: list[str], console: Console) -> None:
-    from launch.arguments import PredictArguments  # noqa: PLC0415
-    from launch.commandline import parse  # noqa: PLC0415
-    from launch.inspect import predict  # noqa: PLC0415
+    from launch.command_line.arguments import PredictArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+    from launch.commands.predict import predict  # noqa: PLC0415
 
     parsed = parse(PredictArguments, arguments, command="launch predict")
     predict(parsed.run, parsed.images, console, top=parsed.top)
 
 
 def _export(arguments: list[str], console: Console) -> None:
-    from launch.arguments import ExportArguments  # noqa: PLC0415
-    from launch.commandline import parse  # noqa: PLC0415
-    from launch.inspect import export  # noqa: PLC0415
+    from launch.command_line.arguments import ExportArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+    from launch.commands.export import export  # noqa: PLC0415
 
     parsed = parse(ExportArguments, arguments, command="launch export")
     export(parsed.run, parsed.file, console)
@@ -148,21 +149,21 @@ def _bench(arguments: list[str], console: Console) -> None:
 
 
 def _plan(arguments: list[str], console: Console) -> None:
-    from launch.plan import plan  # noqa: PLC0415
+    from launch.plan.command import plan  # noqa: PLC0415
 
     plan(arguments, console)
 
 
 def _list(arguments: list[str], console: Console) -> None:
-    from launch.arguments import ListArguments  # noqa: PLC0415
-    from launch.commandline import parse  # noqa: PLC0415
-    from launch.overview import print_list  # noqa: PLC0415
+    from launch.command_line.arguments import ListArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+    from launch.commands.overview import print_list  # noqa: PLC0415
 
     print_list(console, parse(ListArguments, arguments, command="launch list").data_dir)
 
 
 def _completion(arguments: list[str], console: Console) -> None:
-    from launch.completion import print_completion  # noqa: PLC0415
+    from launch.commands.completion import print_completion  # noqa: PLC0415
 
     print_completion(arguments)
 
@@ -181,7 +182,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def _print_version(console: Console) -> None:
-    from launch.versions import versions  # noqa: PLC0415
+    from launch.output.versions import versions  # noqa: PLC0415
 
     known = versions()
     others = ", ".join(f"{name} {version or 'missing'}" for name, version in known.items() if name != "localpipe")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pipeline.history import RunResult
+from typing import Any
 
 
 class UserError(Exception):
@@ -16,10 +13,10 @@ class RunError(Exception):
     """A run that had started and could not go on. The command line prints the message and exits with 1.
 
     Attributes:
-        result: the ``RunResult`` with what was learned until then, where anything was.
+        result: the ``pipeline.runtime.history.RunResult`` with what was learned until then, where anything was.
     """
 
-    result: RunResult | None = None
+    result: Any = None
 
 
 class ChannelError(RunError):

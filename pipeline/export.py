@@ -14,16 +14,16 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pipeline.embeddings import VALUES
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import Wire
 from pipeline.errors import UserError
-from pipeline.kinds import problems, unknown_keys
-from pipeline.layer import Readout, State
+from pipeline.layers.label_dictionary import VALUES
+from pipeline.layers.layer import Readout, State
+from pipeline.layers.transfer_dtype import narrow, widen
+from pipeline.methods import METHODS, Context, MethodField, Outline, Place, Rule, Streams
 from pipeline.nets import NETS, Layer, NetField, Shape
-from pipeline.rules import METHODS, Context, MethodField, Outline, Place, Rule, Streams
-from pipeline.settings import Wire
-from pipeline.spec import RunSpec
+from pipeline.registry import problems, unknown_keys
 from pipeline.tensor_file import save_tensors
-from pipeline.wire import narrow, widen
 
 _AGAIN = "The file was changed: take it from the run folder again, or export the run again."
 _FORMAT = 1

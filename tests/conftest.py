@@ -15,13 +15,13 @@ import pytest
 import torch
 from xdist.scheduler import LoadFileScheduling
 
-from pipeline import resolve
+from pipeline.config import build, checks
+from pipeline.config.devices import Devices
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.data.loader import Dataset
+from pipeline.methods import CffSettings
 from pipeline.nets import VitSettings
-from pipeline.resolve import Devices
-from pipeline.rules import CffSettings
-from pipeline.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
-from pipeline.spec import RunSpec
 
 RAN = "documented command"
 """Name of the property under which a test tells which command it ran."""
@@ -141,6 +141,6 @@ def make_run(settings: Settings, *, stages: int | None = None) -> tuple[RunSpec,
     """A run's spec and data, on CPU devices."""
     if stages is not None:
         settings = replace(settings, pipeline=replace(settings.pipeline, stages=stages))
-    resolve.check(settings)
-    dataset = resolve.open_data(settings)
-    return resolve.place(resolve.resolve(settings, dataset), dataset, Devices("cpu", 2)), dataset
+    checks.check(settings)
+    dataset = build.open_data(settings)
+    return build.place(build.resolve(settings, dataset), dataset, Devices("cpu", 2)), dataset

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
-from pipeline.channel import Receiver, Sender
+from pipeline.config.partition import partition
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import HeadSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.data.augment import AugmentConfig
-from pipeline.metrics import Clock
+from pipeline.methods import CffSettings, Method, Rule, Streams
+from pipeline.methods.cfl import LabelEmbeddingRule
 from pipeline.nets import Layer, Net, VitSettings
-from pipeline.rules import CffSettings, Method, Rule, Streams
-from pipeline.rules.cfl import LabelEmbeddingRule
-from pipeline.schedule import partition
-from pipeline.settings import HeadSettings, PipelineSettings, Settings, TrainSettings, Transport
-from pipeline.spec import RunSpec
-from workers.edges import Edge, EdgeGroups, Ends
+from pipeline.telemetry.clock import Clock
+from pipeline.transport import Transport
+from pipeline.transport.channel import Receiver, Sender
+from pipeline.transport.edges import Edge, EdgeGroups, Ends
 
 CPU = torch.device("cpu")
 
@@ -83,7 +84,9 @@ def changed(spec: RunSpec, group: str, **values: Any) -> RunSpec:
 _EDGE = "stage 1 → stage 2"
 # Forked from a process that has imported torch and started nothing: a pair of ends starts in a moment.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "pipeline.channel", "workers.edges", "tests.support"])
+_CONTEXT.set_forkserver_preload(
+    ["torch", "torch.distributed", "pipeline.transport.channel", "pipeline.transport.edges", "tests.support"]
+)
 
 
 @dataclass

@@ -9,15 +9,15 @@ from typing import Literal
 from rich.console import Console
 from torch import Tensor
 
-from launch.commandline import RunArguments
-from launch.train import train
+from launch.command_line.parse import RunArguments
+from launch.commands.train import train
+from pipeline.config.settings import HeadSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.data.loader import Dataset
 from pipeline.data.prepare import resolve
-from pipeline.embeddings import EmbeddingSettings
+from pipeline.methods import CffSettings, CflSettings, DclSettings, Method
+from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import MlpSettings, Net, VitSettings
 from pipeline.nets.conv import ConvSettings
-from pipeline.rules import CffSettings, CflSettings, DclSettings, Method
-from pipeline.settings import HeadSettings, PipelineSettings, Settings, TrainSettings
 
 _OWN = EmbeddingSettings(embedding_mode="per-layer")
 _ONLINE, _NONE = HeadSettings(mode="online", head_norm=False), HeadSettings(mode="none")

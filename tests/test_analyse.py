@@ -20,12 +20,12 @@ from sklearn.metrics.pairwise import cosine_similarity
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from launch import pictures as draw
 from launch.cli import main
-from launch.pictures import AnchorRow, Classes, Example
-from pipeline import analysis_features as figures
+from launch.output import pictures as draw
+from launch.output.pictures import AnchorRow, Classes, Example
 from pipeline import load
-from pipeline.analysis_layers import attention, fisher, record, views
+from pipeline.analysis import figures
+from pipeline.analysis.layers import attention, fisher, record, views
 from tests.support_analysis import digits, digits_run
 from tests.test_analysis import explicit_fisher
 

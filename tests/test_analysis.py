@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
-from pipeline.analysis import FeatureMoments
+from pipeline.layers.fisher import FeatureMoments
 from tests.support import CPU
 
 

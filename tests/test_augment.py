@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from pipeline import keys
+from pipeline import rng
 from pipeline.data.augment import Augment, AugmentConfig, crop_flip
 from pipeline.data.randaugment import NUM_BINS, OPS, RandAugment
 from pipeline.errors import UserError
@@ -173,7 +173,7 @@ def test_rounds_follow_one_another_sample_by_sample() -> None:
     """Grouping by operation and putting back keeps every sample in its place."""
     images = noise(60, 3, 12, 15)
     augment = RandAugment(num_ops=3, magnitude=14, device=CPU)
-    draws = keys.uniform(3, "test", first=0, count=60, draws=augment.num_draws)
+    draws = rng.uniform(3, "test", first=0, count=60, draws=augment.num_draws)
     expected = []
     for image, draw in zip(images, draws, strict=True):
         one = image[None]
@@ -193,7 +193,7 @@ def test_operations_and_signs_are_uniform() -> None:
             return images
 
     augment = Watched(num_ops=3, magnitude=14, device=CPU)
-    draws = keys.uniform(11, "test", first=0, count=14_000, draws=augment.num_draws)
+    draws = rng.uniform(11, "test", first=0, count=14_000, draws=augment.num_draws)
     augment(torch.zeros(14_000, 1, 1, 1, dtype=torch.uint8), draws)
     ops, negative = applied[0]
     for r in range(3):
@@ -209,7 +209,7 @@ def test_operations_and_signs_are_uniform() -> None:
 
 def test_crop_and_flip_against_slicing() -> None:
     images = noise(50, 3, 7, 10)
-    draws = keys.uniform(5, "test", first=0, count=50, draws=3)
+    draws = rng.uniform(5, "test", first=0, count=50, draws=3)
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)))
     for flip in (False, True):
         out = crop_flip(images, draws, padding=4, flip=flip)
@@ -243,7 +243,7 @@ def test_flips_are_about_half_and_independent_of_the_crop() -> None:
     )
     flipped = views[:, 0, 0, 1] > views[:, 0, 0, 0]
     assert abs(float(flipped.double().mean()) - 0.5) < 0.015  # 3 standard deviations
-    draws = keys.uniform(1, "augment/crop-flip", 0, 0, first=0, count=10_000, draws=3)
+    draws = rng.uniform(1, "augment/crop-flip", 0, 0, first=0, count=10_000, draws=3)
     assert np.abs(np.corrcoef(draws.T) - np.eye(3)).max() < 0.03
 
 

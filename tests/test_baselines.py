@@ -15,19 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launch.cli import main
-from pipeline import load, reference, resolve
-from pipeline import settings as settings_module
+from pipeline import load
+from pipeline.config import build, checks
+from pipeline.config import settings as settings_module
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import AugmentSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.errors import UserError
 from pipeline.export import card_of, save
-from pipeline.layer import LocalLayer
-from pipeline.messages import Kind
+from pipeline.layers.layer import LocalLayer
+from pipeline.methods import BaselineSettings, Context, Outline, Place, Rule
+from pipeline.methods.baseline import Feedback
 from pipeline.nets import ConvSettings, MixerSettings, MlpSettings, Net, ResnetSettings, Shape, VggSettings, VitSettings
 from pipeline.nets.feedback import FeedbackConv2d, FeedbackLinear
 from pipeline.nets.whole import WholeLayer
-from pipeline.rules import BaselineSettings, Context, Outline, Place, Rule
-from pipeline.rules.baseline import Feedback
-from pipeline.settings import AugmentSettings, PipelineSettings, Settings, TrainSettings
-from pipeline.spec import RunSpec
+from pipeline.runtime.serial import train_serial
+from pipeline.transport.message import Kind
 from tests.conftest import make_run
 from tests.support import CPU, tiny_spec
 
@@ -417,7 +419,7 @@ def test_an_exported_network_holds_feedback_weights_and_predicts(kind: Feedback,
 
 
 def digits(kind: Feedback, net: Net, **training: Any) -> Settings:
-    return resolve.settle_baseline(
+    return build.settle_baseline(
         Settings(
             net=net,
             baseline=kind,
@@ -433,7 +435,7 @@ def digits(kind: Feedback, net: Net, **training: Any) -> Settings:
     "net", [MlpSettings(width=64, depth=3, norm="after"), ConvSettings(channels=(16, 32, 32))], ids=["FC", "conv"]
 )
 def test_a_baseline_learns_digits(kind: Feedback, net: Net) -> None:
-    result = reference.train(*make_run(digits(kind, net)))
+    result = train_serial(*make_run(digits(kind, net)))
     losses = [(result.history.layers(Kind.TRAIN, epoch) or [])[0].loss for epoch in (0, 7)]
     tested = result.history.layers(Kind.TEST, 0)
     assert tested is not None
@@ -443,7 +445,7 @@ def test_a_baseline_learns_digits(kind: Feedback, net: Net) -> None:
 
 def test_milestones_and_kept_weights_are_the_settings() -> None:
     spec, dataset = make_run(digits("bp", MlpSettings(width=16, depth=2), epochs=3, milestones=(1,), keep="accuracy"))
-    result = reference.train(spec, dataset)
+    result = train_serial(spec, dataset)
     accuracies = [(result.history.layers(Kind.VALIDATE, epoch) or [])[0].accuracy or 0.0 for epoch in range(3)]
     assert result.best_epoch == accuracies.index(max(accuracies))
 
@@ -475,7 +477,7 @@ def test_a_run_of_the_command_line_is_named_evaluated_exported_and_repeated(tmp_
 
 def test_a_baseline_spells_out_method_head_and_executor() -> None:
     asked = Settings(baseline="fa", train=TrainSettings(keep="accuracy", lr=0.1, milestones=(2,)))
-    settled = resolve.settle_baseline(asked)
+    settled = build.settle_baseline(asked)
     assert settled.method == BaselineSettings(feedback="fa")
     assert (settled.head.mode, settled.pipeline.executor) == ("none", "serial")
     assert (settled.net, settled.train, settled.data, settled.augment) == (
@@ -484,14 +486,14 @@ def test_a_baseline_spells_out_method_head_and_executor() -> None:
         asked.data,
         asked.augment,
     )
-    assert resolve.settle_baseline(settled) == settled
-    resolve.check(settled)
+    assert build.settle_baseline(settled) == settled
+    checks.check(settled)
     assert settings_module.from_dict(settings_module.to_dict(settled), source="test") == settled
 
 
 def test_without_a_baseline_settings_stay_as_they_are() -> None:
     settings = Settings(pipeline=PipelineSettings(executor="threads", stages=2))
-    assert resolve.settle_baseline(settings) is settings
+    assert build.settle_baseline(settings) is settings
 
 
 @pytest.mark.parametrize(
@@ -508,7 +510,7 @@ def test_stages_and_threads_are_refused(pipeline: PipelineSettings, said: list[s
         Settings(method=BaselineSettings(feedback="drtp"), pipeline=pipeline),
     ):
         with pytest.raises(UserError) as error:
-            resolve.settle_baseline(settings)
+            build.settle_baseline(settings)
         assert all(part in str(error.value) for part in said)
 
 

@@ -15,27 +15,28 @@ import pytest
 import torch
 from rich.console import Console
 
-from launch.bench import ablate, memory, rungs
+from launch.bench import ablation, ablation_steps, memory
 from launch.bench.accuracy import Curve, times_to
 from launch.bench.arguments import DEFAULT, BenchArguments, check, output_folder
+from launch.bench.backprop.entry import rivals
 from launch.bench.conclusion import FeederRate, conclude
-from launch.bench.contest import CannotRunError, Contestant, DeviceUse, Round
-from launch.bench.contestants import NAMES, THEIRS, Entry, chosen, compete, in_turn, sources_of
+from launch.bench.entries import NAMES, THEIRS, Entry, chosen, compete, in_turn, sources_of
 from launch.bench.feeding import FeederSpeed, feeder_speed
 from launch.bench.figures import Figures, figures_of
 from launch.bench.ours import ROWS, PipelineContestant, Source, StageUse, drain, pace, spec_of, stage_use, turns_of
 from launch.bench.plain import PlainLoop
+from launch.bench.protocol import CannotRunError, Contestant, DeviceUse, Round
 from launch.bench.report import cells
-from launch.bench.rivals.contestant import rivals
 from launch.cli import main
-from pipeline import resolve
+from pipeline.config import build
+from pipeline.config.devices import Devices
+from pipeline.config.partition import partition
+from pipeline.config.settings import DataSettings, Settings
 from pipeline.data.augment import Augment
 from pipeline.errors import StageFailedError, UserError
-from pipeline.metrics import Spent, StepTimes
 from pipeline.nets import VitSettings
-from pipeline.resolve import Devices
-from pipeline.schedule import partition
-from pipeline.settings import DataSettings, Settings
+from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.reports import StepTimes
 from tests.conftest import make_run
 from tests.support_cli import launch
 
@@ -222,7 +223,7 @@ def test_conclusion_warns_of_a_feeder_that_is_hardly_fast_enough() -> None:
 
 def test_a_feeder_alone_is_timed_in_its_first_epoch_and_later() -> None:
     settings = tiny_settings(depth=2)
-    speed = feeder_speed(settings, resolve.open_data(settings), seconds=0.05)
+    speed = feeder_speed(settings, build.open_data(settings), seconds=0.05)
     assert speed.first > 0 and speed.later > 0
     assert torch.get_num_threads() == 1, "threads are as before"
 
@@ -332,7 +333,7 @@ def test_turns_are_epochs_of_their_own_length() -> None:
     turns = turns_of(spec, "memory", warm=2, steps=3)
     assert drain(spec) == 4, "so far can the first of two stages be ahead, with two messages in the queue"
     assert turns.steps_per_epoch == 2 + 3 + 4
-    dataset = resolve.open_folder(turns.settings, Path(turns.data_folder))
+    dataset = build.open_folder(turns.settings, Path(turns.data_folder))
     assert dataset.num_batches("train", 64) == turns.steps_per_epoch
     assert turns.settings.pipeline.feeders == 0
     assert turns_of(spec, "feeder", warm=2, steps=3).settings.pipeline.feeders == 1
@@ -423,17 +424,19 @@ def test_ctrl_c_reports_what_was_measured_and_leaves_no_process(tmp_path: Path) 
 # The ladder and memory
 
 
-@pytest.mark.parametrize("rung", [rung for rung in rungs.LADDER if rung.plain is not None], ids=lambda rung: rung.name)
-def test_the_plain_loop_and_the_products_layers_learn_the_same(rung: rungs.Rung) -> None:
+@pytest.mark.parametrize(
+    "rung", [rung for rung in ablation_steps.LADDER if rung.plain is not None], ids=lambda rung: rung.name
+)
+def test_the_plain_loop_and_the_products_layers_learn_the_same(rung: ablation_steps.Rung) -> None:
     """Otherwise the ladder would compare different mathematics."""
     assert rung.plain is not None
     spec = spec_of(ROWS["cff-1"], tiny_settings(depth=2), Devices("cpu", 1), QUIET)
     spec = replace(spec, stages=partition(2, 1))
     cpu = torch.device("cpu")
     plain = PlainLoop(spec, rung.plain, cpu)
-    product = rungs.ProductLoop(spec, cpu)
+    product = ablation_steps.ProductLoop(spec, cpu)
     augment = Augment(spec.augment, seed=0, device=cpu)
-    dataset = resolve.open_folder(spec.settings, Path(spec.data_folder))
+    dataset = build.open_folder(spec.settings, Path(spec.data_folder))
     for batch, _ in zip(dataset.batches("train", epoch=0, batch_size=64), range(3), strict=False):
         views = augment.views(batch.images, epoch=0, position=batch.position, num_views=1)
         mine, theirs = product.step(views, batch.labels, batch, 0), plain.step(views, batch.labels)
@@ -442,7 +445,7 @@ def test_the_plain_loop_and_the_products_layers_learn_the_same(rung: rungs.Rung)
 
 def test_a_rung_takes_turns_in_a_process_of_its_own() -> None:
     spec = spec_of(ROWS["cff-serial-1"], tiny_settings(depth=2), Devices("cpu", 1), QUIET)
-    rung = ablate.RungContestant(spec, rungs.LADDER[0], warm=1)
+    rung = ablation.RungContestant(spec, ablation_steps.LADDER[0], warm=1)
     try:
         rung.start()
         taken = rung.round(2)
@@ -455,13 +458,13 @@ def test_a_rung_takes_turns_in_a_process_of_its_own() -> None:
 
 def test_the_ladder_climbs_from_rung_to_rung() -> None:
     speeds = (100, 150, 300)
-    climbed = [measured(rung.name, [speed]) for rung, speed in zip(rungs.LADDER, speeds, strict=False)]
+    climbed = [measured(rung.name, [speed]) for rung, speed in zip(ablation_steps.LADDER, speeds, strict=False)]
     for entry in climbed:
         spec = spec_of(ROWS["cff-serial-1"], tiny_settings(depth=2), Devices("cpu", 1), QUIET)
-        rung = next(rung for rung in rungs.LADDER if rung.name == entry.name)
-        entry.contestant = ablate.RungContestant(spec, rung, warm=1)
+        rung = next(rung for rung in ablation_steps.LADDER if rung.name == entry.name)
+        entry.contestant = ablation.RungContestant(spec, rung, warm=1)
         entry.contestant.first_step = 7.0
-    rows = ablate.ladder(climbed, BATCH)
+    rows = ablation.ladder(climbed, BATCH)
     assert [row.to_first for row in rows] == pytest.approx([1.0, 1.5, 3.0])
     assert [row.to_tuned for row in rows] == pytest.approx([2 / 3, 1.0, 2.0])
     assert [row.to_before for row in rows] == pytest.approx([1.0, 1.5, 2.0])

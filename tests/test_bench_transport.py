@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from launch.bench.contest import CannotRunError
+from launch.bench.protocol import CannotRunError
 from launch.bench.transport import Cost, conclude, cost_of, rotated, transport
 from launch.bench.transport_ways import End, Processes, Turn, channel
 from pipeline.errors import UserError

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.methods import CffSettings, Context, Outline, Place
+from pipeline.methods.cff import CffRule, Schedule, margin
+from pipeline.methods.contrastive import marginal_contrastive_loss
 from pipeline.nets import Layer, MlpSettings
-from pipeline.rules import CffSettings, Context, Outline, Place
-from pipeline.rules.cff import CffRule, Schedule, margin
-from pipeline.rules.contrastive import marginal_contrastive_loss
 from tests.support import outputs_of
 
 SHAPE = (1, 2, 2)

@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.embeddings import EmbeddingSettings, FixedEmbeddings
 from pipeline.errors import UserError
-from pipeline.layer import LocalLayer
-from pipeline.metrics import EvaluationTally
+from pipeline.layers.label_dictionary import FixedEmbeddings
+from pipeline.layers.layer import LocalLayer
+from pipeline.layers.tallies import EvaluationTally
+from pipeline.methods import CflSettings, Context, Outline, Place
+from pipeline.methods.cfl import CflRule, batch_contrast, feature_contrast
+from pipeline.methods.contrastive import supervised_contrast
+from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import Layer, MlpSettings, VitSettings
-from pipeline.rules import CflSettings, Context, Outline, Place
-from pipeline.rules.cfl import CflRule, batch_contrast, feature_contrast
-from pipeline.rules.contrastive import supervised_contrast
 from tests.support import CPU, outputs_of, tiny_spec
 
 Rows = list[list[float]]

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.channel import LocalChannel
 from pipeline.errors import ChannelError, PeerLostError
-from pipeline.messages import Kind, Message
-from pipeline.metrics import Clock, Spent
-from pipeline.settings import Transport
+from pipeline.telemetry.clock import Clock, Spent
+from pipeline.transport import Transport
+from pipeline.transport.channel import LocalChannel
+from pipeline.transport.message import Kind, Message
 from tests.support import End, Pair, run_pair
 
 EDGE = "stage 1 → stage 2"

@@ -17,14 +17,14 @@ import tyro
 from rich.console import Console
 
 from launch.cli import COMMANDS, main
-from launch.commandline import FIRST, MARKERS, RunArguments, peek, preset_and_default
-from launch.console import counted, make_console, say
-from launch.display import print_summary
-from launch.flags import flags_of
-from launch.layer_table import LayerRow, accuracy_sentence, print_layers
+from launch.command_line.flags import flags_of
+from launch.command_line.parse import FIRST, MARKERS, RunArguments, peek, preset_and_default
+from launch.output.console import counted, make_console, say
+from launch.output.display import print_summary
+from launch.output.layer_table import LayerRow, accuracy_sentence, print_layers
+from launch.output.tables import print_table
 from launch.presets import PRESETS
-from launch.tables import print_table
-from pipeline import settings as settings_module
+from pipeline.config import settings as settings_module
 from pipeline.errors import UserError
 
 _NAMES = re.compile(r"(?<![\w-])--[a-z][a-z-]*")

@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import local, reference
-from pipeline.embeddings import EmbeddingSettings, LabelDictionary
+from pipeline.config.settings import Settings
 from pipeline.errors import EmbeddingError, NonFiniteLossError, RunError
-from pipeline.history import RunResult
-from pipeline.metrics import Clock, Spent
-from pipeline.rules import DclSettings, Place
-from pipeline.settings import Settings
-from pipeline.stage import AwaitedEmbeddings
+from pipeline.layers.label_dictionary import LabelDictionary
+from pipeline.methods import DclSettings, Place
+from pipeline.methods.embeddings import EmbeddingSettings
+from pipeline.runtime.history import RunResult
+from pipeline.runtime.serial import train_serial
+from pipeline.runtime.stage import AwaitedEmbeddings
+from pipeline.runtime.threads import train_threads
+from pipeline.telemetry.clock import Clock, Spent
 from tests.conftest import make_run
 from tests.support import tiny_spec
 from tests.support_cli import launch
@@ -34,12 +36,12 @@ def train(settings: Settings, executor: str, stages: int) -> RunResult:
     settings = replace(settings, pipeline=replace(settings.pipeline, executor=executor))  # type: ignore[arg-type]
     spec, dataset = make_run(settings, stages=stages)
     if executor == "serial":
-        return reference.train(spec, dataset)
+        return train_serial(spec, dataset)
     if executor == "threads":
-        return local.train(spec, dataset)
-    from workers import crew
+        return train_threads(spec, dataset)
+    from workers.group import train_ray
 
-    return crew.train(spec)
+    return train_ray(spec)
 
 
 @pytest.mark.alone

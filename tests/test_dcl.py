@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.embeddings import EmbeddingSettings
 from pipeline.errors import UserError
+from pipeline.methods import CflSettings, Context, DclSettings, Outline, Place
+from pipeline.methods.dcl import DclRule
+from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import Layer, MlpSettings, VitSettings
-from pipeline.rules import CflSettings, Context, DclSettings, Outline, Place
-from pipeline.rules.dcl import DclRule
 from tests.support import outputs_of
 
 NUM_CLASSES = 5

@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import keys, reference
+from pipeline import rng
+from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.data.augment import Augment
-from pipeline.embeddings import VALUES, EmbeddingSettings, LabelDictionary
-from pipeline.history import RunResult
-from pipeline.layer import LocalLayer
-from pipeline.messages import Kind
+from pipeline.layers.label_dictionary import VALUES, LabelDictionary
+from pipeline.layers.layer import LocalLayer
+from pipeline.methods import CflSettings, Context, DclSettings, Method, Place
+from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import ConvSettings, MlpSettings, Net, VitSettings
-from pipeline.rules import CflSettings, Context, DclSettings, Method, Place
-from pipeline.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.runtime.history import RunResult
+from pipeline.runtime.serial import train_serial
+from pipeline.transport.message import Kind
 from pipeline.versions import Mode
 from tests.conftest import make_run
 from tests.support import outputs_of
@@ -45,7 +47,7 @@ def settings_with(
 
 @cache
 def serial(settings: Settings) -> RunResult:
-    return reference.train(*make_run(settings))
+    return train_serial(*make_run(settings))
 
 
 CASES = {
@@ -194,7 +196,7 @@ class NoDictionary:
 
 
 def reference_seed(settings: Settings, layer: int, step: int) -> int:
-    return keys.torch_seed(settings.train.seed, "layer", layer, step)
+    return rng.torch_seed(settings.train.seed, "layer", layer, step)
 
 
 def test_the_lag_changes_the_numbers_and_its_absence_is_not_exact() -> None:

@@ -17,17 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.embeddings import (
-    VALUES,
-    EmbeddingSettings,
-    FixedEmbeddings,
-    LabelDictionary,
-    pool_embeddings,
-)
+from pipeline.config.run_spec import RunSpec
 from pipeline.errors import EmbeddingError, PeerLostError, RunError, UserError
+from pipeline.layers.label_dictionary import VALUES, FixedEmbeddings, LabelDictionary
+from pipeline.methods import CflSettings, Place
+from pipeline.methods.embeddings import EmbeddingSettings, pool_embeddings
 from pipeline.nets import MlpSettings
-from pipeline.rules import CflSettings, Place
-from pipeline.spec import RunSpec
 from pipeline.versions import Mode, Versions, contributors
 from tests.support import changed, tiny_spec
 

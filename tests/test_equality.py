@@ -10,23 +10,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline import local, reference
+from pipeline.config.settings import AugmentSettings, DataSettings, HeadSettings, Settings
 from pipeline.data.augment import Augment
-from pipeline.evaluate import evaluate
-from pipeline.history import RunResult
-from pipeline.layer import LocalLayer
-from pipeline.messages import Kind
-from pipeline.metrics import LayerReport
+from pipeline.layers.evaluate import evaluate
+from pipeline.layers.layer import LocalLayer
+from pipeline.methods import CffSettings
+from pipeline.methods.contrastive import marginal_contrastive_loss
 from pipeline.nets import MlpSettings
-from pipeline.rules import CffSettings
-from pipeline.rules.contrastive import marginal_contrastive_loss
-from pipeline.settings import AugmentSettings, DataSettings, HeadSettings, Settings
+from pipeline.runtime.history import RunResult
+from pipeline.runtime.serial import train_serial
+from pipeline.runtime.threads import train_threads
+from pipeline.telemetry.reports import LayerReport
+from pipeline.transport.message import Kind
 from tests.conftest import make_run
 
 
 @cache
 def serial(settings: Settings) -> RunResult:
-    return reference.train(*make_run(settings))
+    return train_serial(*make_run(settings))
 
 
 def assert_same(got: RunResult, want: RunResult) -> None:
@@ -59,16 +60,16 @@ def said(report: LayerReport) -> str:
 
 
 def through_ray(settings: Settings, stages: int) -> RunResult:
-    from workers import crew
+    from workers.group import train_ray
 
     pipe = replace(settings.pipeline, executor="ray")
     spec, _ = make_run(replace(settings, pipeline=pipe), stages=stages)
-    return crew.train(spec)
+    return train_ray(spec)
 
 
 def through_threads(settings: Settings, stages: int) -> RunResult:
     pipe = replace(settings.pipeline, executor="threads")
-    return local.train(*make_run(replace(settings, pipeline=pipe), stages=stages))
+    return train_threads(*make_run(replace(settings, pipeline=pipe), stages=stages))
 
 
 def with_views(settings: Settings, views: Literal[1, 2]) -> Settings:
@@ -212,7 +213,7 @@ def test_the_kept_weights_can_be_of_an_earlier_epoch(small_settings: Settings) -
 
 
 def test_another_seed_gives_other_bits(small_settings: Settings) -> None:
-    other = reference.train(*make_run(replace(small_settings, train=replace(small_settings.train, seed=1))))
+    other = train_serial(*make_run(replace(small_settings, train=replace(small_settings.train, seed=1))))
     want = serial(small_settings)
     assert not any(
         torch.equal(other.last[name], value) for name, value in want.last.items() if name.endswith("qkv.weight")

@@ -18,14 +18,18 @@ import torch
 from safetensors.torch import load_file
 
 from launch.cli import main
-from pipeline import export, local, reference
+from pipeline import export
+from pipeline.config.settings import Settings
 from pipeline.data.loader import Batch
 from pipeline.errors import ChannelError, NonFiniteLossError, ResourcesError, RunError, StageFailedError
-from pipeline.feed import IMAGES
-from pipeline.messages import IDS, LABELS, Kind, Message
-from pipeline.metrics import Clock, EvaluationTally, LayerReport, PassReport
-from pipeline.settings import Settings
-from pipeline.stage import Stage
+from pipeline.layers.tallies import EvaluationTally
+from pipeline.runtime.feeder import IMAGES
+from pipeline.runtime.serial import train_serial
+from pipeline.runtime.stage import Stage
+from pipeline.runtime.threads import train_threads
+from pipeline.telemetry.clock import Clock
+from pipeline.telemetry.reports import LayerReport, PassReport
+from pipeline.transport.message import IDS, LABELS, Kind, Message
 from tests.conftest import make_run
 from tests.support_cli import launch
 from tests.test_equality import assert_same
@@ -100,7 +104,7 @@ def test_an_interrupt_while_the_readouts_learn_keeps_them(small_settings: Settin
         if report.kind == Kind.READOUT.name:
             asked.set()
 
-    train = reference.train if executor == "serial" else local.train
+    train = train_serial if executor == "serial" else train_threads
     result = train(*make_run(settings), observe=observe, interrupted=asked.is_set)
     assert result.status == "interrupted"
     assert any(".readout." in name for name in result.weights)
@@ -121,7 +125,7 @@ def test_validation_losses_that_are_no_numbers_end_the_run_by_name(
         return said
 
     monkeypatch.setattr(EvaluationTally, "report", spoilt)
-    train = reference.train if executor == "serial" else local.train
+    train = train_serial if executor == "serial" else train_threads
     with pytest.raises(RunError, match="validation loss was a number in no epoch") as failure:
         train(*make_run(settings))
     assert failure.value.result is not None
@@ -143,34 +147,34 @@ def test_a_step_that_is_missing_is_noticed(small_settings: Settings) -> None:
 
 
 def test_a_worker_that_cannot_start_says_why(small_settings: Settings, cluster: None, tmp_path: Path) -> None:
-    from workers import crew
+    from workers.group import train_ray
 
     spec, _ = make_run(replace(small_settings, pipeline=replace(small_settings.pipeline, executor="ray")), stages=2)
     begun = time.monotonic()
     with pytest.raises(StageFailedError, match=r"feeder 1 could not start: .*nowhere"):
-        crew.train(replace(spec, data_folder=str(tmp_path / "nowhere")))
+        train_ray(replace(spec, data_folder=str(tmp_path / "nowhere")))
     assert time.monotonic() - begun < 20
 
 
 def test_a_feeder_refuses_other_data_than_was_checked(small_settings: Settings, cluster: None) -> None:
-    from workers import crew
+    from workers.group import train_ray
 
     spec, _ = make_run(replace(small_settings, pipeline=replace(small_settings.pipeline, executor="ray")), stages=1)
     with pytest.raises(StageFailedError, match="other data"):
-        crew.train(replace(spec, content_hash="0" * 64))
+        train_ray(replace(spec, content_hash="0" * 64))
 
 
 def test_a_stage_that_answers_late_loses_no_report(
     small_settings: Settings, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workers import crew
+    from workers import group
 
-    monkeypatch.setattr(crew, "_ANSWER", 0.0)  # hardly any look is answered in time
+    monkeypatch.setattr(group, "_ANSWER", 0.0)  # hardly any look is answered in time
     spec, dataset = make_run(
         replace(small_settings, pipeline=replace(small_settings.pipeline, executor="ray")), stages=2
     )
-    got = crew.train(spec)
-    assert_same(got, reference.train(spec, dataset))
+    got = group.train_ray(spec)
+    assert_same(got, train_serial(spec, dataset))
 
 
 @pytest.mark.alone
@@ -212,9 +216,9 @@ def test_a_loss_that_is_no_number_stops_with_the_good_weights(
 def test_the_first_bad_step_is_the_same_for_every_executor(small_settings: Settings) -> None:
     settings = replace(small_settings, train=replace(small_settings.train, lr=1e18))
     with pytest.raises(NonFiniteLossError) as serial:
-        reference.train(*make_run(settings))
+        train_serial(*make_run(settings))
     with pytest.raises(NonFiniteLossError) as threads:
-        local.train(*make_run(replace(settings, pipeline=replace(settings.pipeline, executor="threads")), stages=1))
+        train_threads(*make_run(replace(settings, pipeline=replace(settings.pipeline, executor="threads")), stages=1))
     assert str(serial.value) == str(threads.value)
 
 
@@ -226,7 +230,7 @@ def test_a_disk_that_fills_up_loses_no_weights(tmp_path: Path, monkeypatch: pyte
             raise OSError(28, "No space left on device")
         export.save(file, *rest)
 
-    monkeypatch.setattr("launch.runfolder.save", full)
+    monkeypatch.setattr("launch.output.run_folder.save", full)
     monkeypatch.setattr("tempfile.mkdtemp", lambda prefix: str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
     arguments = ["cff-vit", "--executor", "serial", "--dim", "16", "--heads", "2"]
@@ -240,9 +244,9 @@ def test_a_disk_that_fills_up_loses_no_weights(tmp_path: Path, monkeypatch: pyte
 
 
 def test_stages_that_find_no_room_say_what_is_there(small_settings: Settings, cluster: None) -> None:
-    from workers import crew
+    from workers.group import train_ray
 
     pipe = replace(small_settings.pipeline, executor="ray", resource_timeout=1.0, threads=6)
     spec, _ = make_run(replace(small_settings, pipeline=pipe), stages=2)
     with pytest.raises(ResourcesError, match=r"2 stages need 6 CPU each; after 1 s the cluster has 8 CPU"):
-        crew.train(spec)
+        train_ray(spec)

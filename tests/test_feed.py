@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.loader import Batch, Split
-from pipeline.feed import IMAGES, MergedReceiver, SourceReceiver, messages
-from pipeline.messages import IDS, LABELS, Kind, Message
-from pipeline.metrics import Clock, Spent
-from pipeline.schedule import Pass, closing_passes, layer_passes
+from pipeline.runtime.feeder import IMAGES, MergedReceiver, SourceReceiver, messages
+from pipeline.runtime.passes import Pass, closing_passes, layer_passes
+from pipeline.telemetry.clock import Clock, Spent
+from pipeline.transport.message import IDS, LABELS, Kind, Message
 
 BATCH = 2
 FIRST_ID: dict[Split, int] = {"train": 0, "validate": 10**5, "test": 10**6}

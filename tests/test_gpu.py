@@ -9,12 +9,15 @@ from typing import Literal
 import pytest
 import torch
 
-from pipeline import local, reference, resolve
-from pipeline.history import RunResult
-from pipeline.resolve import Devices
-from pipeline.rules import CflSettings, DclSettings, Method
-from pipeline.settings import Settings, Transport
-from pipeline.spec import RunSpec
+from pipeline.config import build, checks
+from pipeline.config.devices import Devices
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import Settings
+from pipeline.methods import CflSettings, DclSettings, Method
+from pipeline.runtime.history import RunResult
+from pipeline.runtime.serial import train_serial
+from pipeline.runtime.threads import train_threads
+from pipeline.transport import Transport
 from tests.test_equality import assert_same
 
 pytestmark = pytest.mark.gpu
@@ -34,18 +37,16 @@ def on_gpus(
 ) -> RunResult:
     pipe = replace(settings.pipeline, executor=executor, device="cuda", transport=transport, stages=stages)
     settings = replace(settings, pipeline=pipe)
-    resolve.check(settings)
-    dataset = resolve.open_data(settings)
-    spec: RunSpec = resolve.place(
-        resolve.resolve(settings, dataset), dataset, Devices("cuda", torch.cuda.device_count())
-    )
+    checks.check(settings)
+    dataset = build.open_data(settings)
+    spec: RunSpec = build.place(build.resolve(settings, dataset), dataset, Devices("cuda", torch.cuda.device_count()))
     if executor == "serial":
-        return reference.train(spec, dataset)
+        return train_serial(spec, dataset)
     if executor == "threads":
-        return local.train(spec, dataset)
-    from workers import crew
+        return train_threads(spec, dataset)
+    from workers.group import train_ray
 
-    return crew.train(spec, notify=notify)
+    return train_ray(spec, notify=notify)
 
 
 @needs_gpu

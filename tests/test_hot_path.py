@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline import compiled as compiling
+from pipeline.config.compiler import ENOUGH_STEPS, check_compiler
 from pipeline.errors import UserError
 from pipeline.export import card_of, load, save
-from pipeline.layer import LocalLayer
-from pipeline.metrics import EvaluationTally
+from pipeline.layers.layer import LocalLayer
+from pipeline.layers.tallies import EvaluationTally
+from pipeline.methods import Place, contrastive
+from pipeline.methods.contrastive import marginal_contrastive_loss
 from pipeline.nets import ConvSettings, MixerSettings, Net, VitSettings
 from pipeline.nets import attention as attending
 from pipeline.nets.vit import project_normed
-from pipeline.rules import Place, contrastive
-from pipeline.rules.contrastive import marginal_contrastive_loss
-from pipeline.shapes import edge_bytes
+from pipeline.runtime.edges import edge_bytes
 from tests.support import CPU, changed, tiny_spec
 
 IMAGES = (3, 8, 8)
@@ -245,14 +245,14 @@ def test_an_exported_network_passes_on_what_its_run_passed_on(wire: str, tmp_pat
 def test_compile_without_a_compiler_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"C\+\+ compiler.*--compile off"):
-        compiling.check_compiler("cpu")
-    compiling.check_compiler("cuda")  # Triton brings its own
+        check_compiler("cpu")
+    check_compiler("cuda")  # Triton brings its own
 
 
 def test_auto_compiles_long_runs_only() -> None:
     spec = changed(tiny_spec(), "pipeline", compile="auto")
     per_epoch = spec.steps_per_epoch
-    enough = -(-compiling.ENOUGH_STEPS // per_epoch)
+    enough = -(-ENOUGH_STEPS // per_epoch)
     assert changed(spec, "train", epochs=enough).compiles == "on"
     assert changed(spec, "train", epochs=enough - 1).compiles is None
     assert changed(spec, "pipeline", compile="off").compiles is None

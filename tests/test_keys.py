@@ -7,28 +7,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import keys
+from pipeline import rng
 
 # What these functions gave when runs were first recorded. A change here changes every run's numbers: old seeds, golden
 # losses and interrupted runs would no longer agree.
 
 
 def test_keys_are_pinned() -> None:
-    assert keys.key(0, "init", 0) == 0x8F390B80E2ED450AF8CD8746C25B6034
-    assert keys.key(1, "order", 2, 3) == 0x3031BBB3736B2977677570FE990A928E
+    assert rng.key(0, "init", 0) == 0x8F390B80E2ED450AF8CD8746C25B6034
+    assert rng.key(1, "order", 2, 3) == 0x3031BBB3736B2977677570FE990A928E
 
 
 def test_torch_seeds_are_pinned() -> None:
-    assert keys.torch_seed(0, "init", 0) == 5160146334643561093
-    assert keys.torch_seed(7, "init-readout", 4) == 2350710531507824710
+    assert rng.torch_seed(0, "init", 0) == 5160146334643561093
+    assert rng.torch_seed(7, "init-readout", 4) == 2350710531507824710
 
 
 def test_generators_are_pinned() -> None:
-    assert keys.generator(0, "order", 1).permutation(10).tolist() == [9, 8, 6, 5, 2, 7, 4, 0, 1, 3]
+    assert rng.generator(0, "order", 1).permutation(10).tolist() == [9, 8, 6, 5, 2, 7, 4, 0, 1, 3]
 
 
 def test_uniform_numbers_are_pinned() -> None:
-    drawn = keys.uniform(3, "views", 1, first=5, count=2, draws=5)
+    drawn = rng.uniform(3, "views", 1, first=5, count=2, draws=5)
     by_hand = [
         [0.09770282, 0.00663355, 0.5505423, 0.96870055, 0.91055136],
         [0.71522919, 0.39655811, 0.55952342, 0.58848506, 0.71095899],
@@ -40,20 +40,20 @@ def test_uniform_numbers_are_pinned() -> None:
 @given(first=st.integers(0, 10**9), split=st.integers(0, 20), count=st.integers(0, 20), draws=st.integers(1, 13))
 def test_positions_numbers_are_the_same_in_any_block(first: int, split: int, count: int, draws: int) -> None:
     count = max(count, split)
-    whole = keys.uniform(0, "views", 2, first=first, count=count, draws=draws)
-    head = keys.uniform(0, "views", 2, first=first, count=split, draws=draws)
-    tail = keys.uniform(0, "views", 2, first=first + split, count=count - split, draws=draws)
+    whole = rng.uniform(0, "views", 2, first=first, count=count, draws=draws)
+    head = rng.uniform(0, "views", 2, first=first, count=split, draws=draws)
+    tail = rng.uniform(0, "views", 2, first=first + split, count=count - split, draws=draws)
     assert whole.shape == (count, draws)
     np.testing.assert_array_equal(whole, np.concatenate([head, tail]))
 
 
 def test_positions_share_no_numbers() -> None:
-    drawn = keys.uniform(0, "views", first=0, count=1000, draws=7)
+    drawn = rng.uniform(0, "views", first=0, count=1000, draws=7)
     assert len(np.unique(drawn)) == drawn.size
 
 
 def test_uniform_numbers_are_uniform() -> None:
-    drawn = keys.uniform(0, "views", first=0, count=20_000, draws=4)
+    drawn = rng.uniform(0, "views", first=0, count=20_000, draws=4)
     assert drawn.min() >= 0
     assert drawn.max() < 1
     share, _ = np.histogram(drawn, bins=10, range=(0, 1))
@@ -73,29 +73,29 @@ def test_uniform_numbers_are_uniform() -> None:
 )
 def test_other_seed_purpose_or_index_gives_other_numbers(other: tuple[int, str, int]) -> None:
     seed, purpose, *index = other
-    assert keys.key(seed, purpose, *index) != keys.key(0, "views", 2, 3)
-    assert keys.torch_seed(seed, purpose, *index) != keys.torch_seed(0, "views", 2, 3)
-    assert keys.generator(seed, purpose, *index).random() != keys.generator(0, "views", 2, 3).random()
-    mine = keys.uniform(seed, purpose, *index, first=0, count=3, draws=3)
-    assert not np.isin(mine, keys.uniform(0, "views", 2, 3, first=0, count=3, draws=3)).any()
+    assert rng.key(seed, purpose, *index) != rng.key(0, "views", 2, 3)
+    assert rng.torch_seed(seed, purpose, *index) != rng.torch_seed(0, "views", 2, 3)
+    assert rng.generator(seed, purpose, *index).random() != rng.generator(0, "views", 2, 3).random()
+    mine = rng.uniform(seed, purpose, *index, first=0, count=3, draws=3)
+    assert not np.isin(mine, rng.uniform(0, "views", 2, 3, first=0, count=3, draws=3)).any()
 
 
 def test_digits_of_an_index_do_not_run_together() -> None:
-    assert keys.key(0, "views", 1, 23) != keys.key(0, "views", 12, 3)
-    assert keys.key(0, "views1", 2) != keys.key(0, "views", 12)
+    assert rng.key(0, "views", 1, 23) != rng.key(0, "views", 12, 3)
+    assert rng.key(0, "views1", 2) != rng.key(0, "views", 12)
 
 
 @given(st.integers(0, 2**31), st.text(max_size=10), st.lists(st.integers(0, 2**40), max_size=4))
 def test_keys_fit_their_generators(seed: int, purpose: str, index: list[int]) -> None:
-    assert 0 <= keys.key(seed, purpose, *index) < 2**128
-    assert 0 <= keys.torch_seed(seed, purpose, *index) < 2**63
+    assert 0 <= rng.key(seed, purpose, *index) < 2**128
+    assert 0 <= rng.torch_seed(seed, purpose, *index) < 2**63
 
 
 def test_numpy_integers_key_as_pythons_do() -> None:
-    assert keys.key(np.int64(3), "views", np.int32(1)) == keys.key(3, "views", 1)  # type: ignore[arg-type]
+    assert rng.key(np.int64(3), "views", np.int32(1)) == rng.key(3, "views", 1)  # type: ignore[arg-type]
 
 
 def test_drawing_from_one_generator_leaves_the_others_alone() -> None:
-    first = keys.generator(0, "order", 1)
+    first = rng.generator(0, "order", 1)
     first.random(100)
-    assert keys.generator(0, "order", 1).random() == keys.generator(0, "order", 1).random()
+    assert rng.generator(0, "order", 1).random() == rng.generator(0, "order", 1).random()

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from pipeline import settings as all_settings
-from pipeline.embeddings import EmbeddingSettings
+from pipeline.config import settings as all_settings
+from pipeline.config.settings import Settings
 from pipeline.errors import UserError
-from pipeline.kinds import Family, Named
+from pipeline.methods import METHODS, CflSettings, Method
+from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import NETS, ConvSettings, MlpSettings, Net, VitSettings
-from pipeline.rules import METHODS, CflSettings, Method
-from pipeline.settings import Settings
+from pipeline.registry import Family, Named
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A family

@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.embeddings import EmbeddingSettings, FixedEmbeddings
 from pipeline.errors import NonFiniteLossError
-from pipeline.layer import LocalLayer, State
-from pipeline.messages import IDS, LABELS, Kind, Message, message_bytes
-from pipeline.metrics import EvaluationTally
+from pipeline.layers.label_dictionary import FixedEmbeddings
+from pipeline.layers.layer import LocalLayer, State
+from pipeline.layers.tallies import EvaluationTally
+from pipeline.methods import CffSettings, CflSettings, Context, DclSettings, Place, Rule, Streams
+from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import MlpSettings, Net, VitSettings
-from pipeline.rules import CffSettings, CflSettings, Context, DclSettings, Place, Rule, Streams
-from pipeline.shapes import edge_bytes
+from pipeline.runtime.edges import edge_bytes
+from pipeline.transport.message import IDS, LABELS, Kind, Message, message_bytes
 from pipeline.versions import Mode
 from tests.support import CPU, changed, outputs_of, tiny_spec
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import local
-from pipeline.rules import CffSettings, CflSettings, Method
-from pipeline.settings import Settings
+from pipeline.config.settings import Settings
+from pipeline.methods import CffSettings, CflSettings, Method
+from pipeline.runtime.threads import train_threads
 from tests.conftest import make_run
 
 
@@ -21,6 +21,6 @@ def test_no_thread_of_a_run_outlives_it(small_settings: Settings, method: Method
     pipe = replace(small_settings.pipeline, executor="threads", feeders=2)
     train = replace(small_settings.train, epochs=1)
     before = threading.enumerate()
-    result = local.train(*make_run(replace(small_settings, method=method, pipeline=pipe, train=train), stages=3))
+    result = train_threads(*make_run(replace(small_settings, method=method, pipeline=pipe, train=train), stages=3))
     assert result.status == "finished"
     assert set(threading.enumerate()) <= set(before)

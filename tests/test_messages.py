@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.errors import ChannelError
-from pipeline.messages import (
+from pipeline.transport.message import (
     ALIGNMENT,
     HEADER_BYTES,
     IDS,

@@ -1,4 +1,4 @@
-"""The method of pipeline/rules/README.md: a person who copies it has something that works."""
+"""The method of pipeline/methods/README.md: a person who copies it has something that works."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from types import ModuleType
 
 import pytest
 
-from pipeline import reference
-from pipeline import settings as settings_module
-from pipeline.messages import Kind
+from pipeline.config import settings as settings_module
+from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.methods import METHODS
 from pipeline.nets import MlpSettings
-from pipeline.rules import METHODS
-from pipeline.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.runtime.serial import train_serial
+from pipeline.transport.message import Kind
 from tests.conftest import make_run
 from tests.test_equality import assert_same, through_threads
 
@@ -58,7 +58,7 @@ def test_it_is_under_forty_lines() -> None:
 
 
 def test_it_learns_and_gives_the_serial_bits_in_three_stages(settings: Settings) -> None:
-    serial = reference.train(*make_run(settings))
+    serial = train_serial(*make_run(settings))
     assert_same(through_threads(settings, 3), serial)
     tested = serial.history.layers(Kind.TEST, 0)
     assert tested is not None

@@ -19,11 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline import metrics
 from pipeline.errors import NonFiniteLossError, RunError
-from pipeline.history import History
-from pipeline.metrics import Account, Clock, EvaluationTally, LayerReport, PassReport, Spent, TrainTally
+from pipeline.layers.tallies import EvaluationTally, TrainTally
 from pipeline.nets import VitSettings
+from pipeline.runtime.history import History
+from pipeline.telemetry import reports
+from pipeline.telemetry.clock import Account, Clock, Spent
+from pipeline.telemetry.reports import LayerReport, PassReport
 from tests.support import CPU, changed, tiny_spec
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -43,7 +45,7 @@ class Hands:
 @pytest.fixture
 def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
     hands = Hands()
-    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: hands.now, time=lambda: hands.now))
+    monkeypatch.setattr(reports, "time", SimpleNamespace(perf_counter=lambda: hands.now, time=lambda: hands.now))
     return hands
 
 
@@ -132,7 +134,7 @@ steps = st.recursive(
 def test_wall_is_the_sum_of_all_kinds_and_other_at_every_moment(plan: list[object]) -> None:
     hands = Hands()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: hands.now, time=lambda: hands.now))
+        patch.setattr(reports, "time", SimpleNamespace(perf_counter=lambda: hands.now, time=lambda: hands.now))
         clock = Clock()
         expected = dict.fromkeys(Spent, 0.0)
         idle = 0.0

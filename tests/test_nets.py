@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.layer import LocalLayer
+from pipeline.layers.layer import LocalLayer
 from pipeline.nets import NETS, MlpSettings, Net, Shape, VitSettings
 from pipeline.nets.vit import EncoderLayer, PatchEmbedding
 from tests.support import CPU, tiny_spec

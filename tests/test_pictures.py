@@ -16,13 +16,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from launch import pictures as draw
 from launch.bench.figures import Device, Figures
 from launch.bench.picture import draw as draw_bench
-from launch.pictures import Classes, Panel
-from launch.pictures.matrices import DIAGONAL
-from launch.pictures.plane import COLOURS
-from launch.timeline import Step, Window
+from launch.output import pictures as draw
+from launch.output.pictures import Classes, Panel
+from launch.output.pictures.matrices import DIAGONAL
+from launch.output.pictures.plane import COLOURS
+from launch.output.timeline import Step, Window
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Colours

@@ -7,13 +7,14 @@ from typing import Literal
 
 import pytest
 
-from pipeline import resolve
+from pipeline.config import build
+from pipeline.config.devices import Devices
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import Settings
 from pipeline.errors import UserError
-from pipeline.resolve import Devices
-from pipeline.settings import Settings, Transport
-from pipeline.spec import RunSpec
+from pipeline.transport import Transport
 from tests.support import changed, tiny_spec
-from workers.crew import bundles_of
+from workers.placement import bundles_of
 
 
 @pytest.mark.parametrize(
@@ -39,8 +40,8 @@ def test_stages_on_cpus_take_their_threads_and_never_share_them() -> None:
 def placed(settings: Settings, transport: Transport, devices: Devices, stages: int = 2) -> RunSpec:
     pipe = replace(settings.pipeline, executor="ray", device="auto", transport=transport, stages=stages)
     settings = replace(settings, pipeline=pipe)
-    dataset = resolve.open_data(settings)
-    return resolve.place(resolve.resolve(settings, dataset), dataset, devices)
+    dataset = build.open_data(settings)
+    return build.place(build.resolve(settings, dataset), dataset, devices)
 
 
 @pytest.mark.parametrize(

@@ -12,23 +12,24 @@ import pytest
 import torch
 from rich.console import Console
 
-from launch import plan_measure
+from launch.balance import settle_partition, take_profile
 from launch.cli import main
-from launch.plan_profile import settle_partition, take_profile
-from launch.plan_report import verdict
-from pipeline import local, resolve
-from pipeline.embeddings import FixedEmbeddings
+from launch.plan import measure
+from launch.plan.report import verdict
+from pipeline.config import build
+from pipeline.config.devices import Devices
+from pipeline.config.partition import partition, sized
+from pipeline.config.settings import Settings
 from pipeline.errors import UserError
-from pipeline.layer import LocalLayer
+from pipeline.layers.label_dictionary import FixedEmbeddings
+from pipeline.layers.layer import LocalLayer
+from pipeline.methods import CflSettings, Method
 from pipeline.nets import VitSettings
-from pipeline.planning import Planner, Site, listed, moves, shown
-from pipeline.profiling import LayerCost, Profile, profile, profile_here
-from pipeline.resolve import Devices
-from pipeline.rules import CflSettings, Method
-from pipeline.schedule import partition, sized
-from pipeline.settings import Settings
-from pipeline.shapes import edge_bytes
-from pipeline.simulate import Limit
+from pipeline.planning.predict import Planner, Site, listed, moves, shown
+from pipeline.planning.profile import LayerCost, Profile, profile, profile_here
+from pipeline.planning.simulate import Limit
+from pipeline.runtime.edges import edge_bytes
+from pipeline.runtime.threads import train_threads
 from tests.conftest import make_run
 from tests.support import CPU, tiny_spec
 from tests.test_equality import assert_same, serial
@@ -190,8 +191,8 @@ def test_what_goes_wrong_while_layers_are_timed_is_told() -> None:
 def test_layers_are_timed_by_tasks_on_a_cluster_that_is_joined(small_settings: Settings, cluster: None) -> None:
     pipe = replace(small_settings.pipeline, executor="ray", ray_address="auto")
     settings = replace(small_settings, pipeline=pipe)
-    dataset = resolve.open_data(settings)
-    spec, found = take_profile(resolve.resolve(settings, dataset), dataset, Devices("cpu", 2))
+    dataset = build.open_data(settings)
+    spec, found = take_profile(build.resolve(settings, dataset), dataset, Devices("cpu", 2))
     assert spec.num_stages == 1
     assert (found.num_busy, len(found.busy)) == (2, 4)
     assert found.feed_seconds > 0
@@ -210,22 +211,22 @@ def test_any_partition_gives_the_serial_bits(small_settings: Settings, sizes: tu
     pipe = replace(divided(small_settings, *sizes).pipeline, executor="threads")
     spec, dataset = make_run(replace(small_settings, pipeline=pipe))
     assert [len(layers) for layers in spec.stages] == list(sizes)
-    assert_same(local.train(spec, dataset), serial(small_settings))
+    assert_same(train_threads(spec, dataset), serial(small_settings))
 
 
 def test_a_balanced_run_has_its_sizes_in_its_settings_and_the_serial_bits(small_settings: Settings) -> None:
     pipe = replace(small_settings.pipeline, executor="threads", partition="balanced", stages=2)
     asked = replace(small_settings, pipeline=pipe)
-    dataset = resolve.open_data(asked)
+    dataset = build.open_data(asked)
     console = Console(record=True, width=200)
-    settings = settle_partition(resolve.resolve(asked, dataset), dataset, Devices("cpu", 2), console)
+    settings = settle_partition(build.resolve(asked, dataset), dataset, Devices("cpu", 2), console)
     sizes = settings.pipeline.partition
     assert isinstance(sizes, tuple)
     assert (sum(sizes), len(sizes), settings.pipeline.stages) == (4, 2, 2)
     assert f"--partition {sizes[0]} {sizes[1]}" in console.export_text()
-    spec = resolve.place(settings, dataset, Devices("cpu", 2))
+    spec = build.place(settings, dataset, Devices("cpu", 2))
     assert spec.settings.pipeline.partition == sizes
-    assert_same(local.train(spec, dataset), serial(small_settings))
+    assert_same(train_threads(spec, dataset), serial(small_settings))
 
 
 @pytest.mark.parametrize(
@@ -240,15 +241,15 @@ def test_where_there_is_but_one_way_nothing_is_timed(
     small_settings: Settings, values: dict[str, Any], devices: int, sizes: tuple[int, ...]
 ) -> None:
     asked = replace(small_settings, pipeline=replace(small_settings.pipeline, partition="balanced", **values))
-    dataset = resolve.open_data(asked)
+    dataset = build.open_data(asked)
     console = Console(record=True)
-    settings = settle_partition(resolve.resolve(asked, dataset), dataset, Devices("cpu", devices), console)
+    settings = settle_partition(build.resolve(asked, dataset), dataset, Devices("cpu", devices), console)
     assert settings.pipeline.partition == sizes
     assert not console.export_text()
 
 
 def test_other_partitions_stay_as_they_are(small_settings: Settings) -> None:
-    dataset = resolve.open_data(small_settings)
+    dataset = build.open_data(small_settings)
     for settings in (small_settings, divided(small_settings, 1, 3)):
         assert settle_partition(settings, dataset, Devices("cpu", 2), Console()) is settings
 
@@ -285,14 +286,12 @@ def test_plan_prints_a_table_and_writes_every_figure(tmp_path: Path, capsys: Any
 def test_the_real_pipeline_runs_beside_its_prediction(
     small_settings: Settings, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_measure, "_ROUND", 0.1)
+    monkeypatch.setattr(measure, "_ROUND", 0.1)
     spec, dataset = make_run(small_settings, stages=1)
-    settings = resolve.resolve(
-        replace(small_settings, pipeline=replace(small_settings.pipeline, stages="auto")), dataset
-    )
+    settings = build.resolve(replace(small_settings, pipeline=replace(small_settings.pipeline, stages="auto")), dataset)
     plan = Planner(spec, replace(planner([0.01] * 4)._profile, feed_seconds=1e-4))
     predicted = [plan.predict(partition(4, 2), TWO)]
-    (found,) = plan_measure.measure(settings, dataset, Devices("cpu", 2), predicted, Console(quiet=True))
+    (found,) = measure.measure(settings, dataset, Devices("cpu", 2), predicted, Console(quiet=True))
     assert len(found.rounds) == 3
     assert min(found.rounds) <= found.images_per_second <= max(found.rounds)
     assert found.difference == pytest.approx(predicted[0].images_per_second / found.images_per_second - 1)

@@ -16,19 +16,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.bench.contest import CannotRunError
-from launch.bench.rivals.contestant import Rival, rivals
-from launch.bench.rivals.job import Way
-from launch.bench.rivals.last_words import kind_of
-from launch.bench.rivals.part import Part
-from launch.bench.rivals.planning import backprop_spec, plan
-from pipeline import reference
+from launch.bench.backprop.entry import Rival, rivals
+from launch.bench.backprop.final_messages import kind_of
+from launch.bench.backprop.job import Way
+from launch.bench.backprop.part import Part
+from launch.bench.backprop.planning import backprop_spec, plan
+from launch.bench.protocol import CannotRunError
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
-from pipeline.layer import State
-from pipeline.metrics import PassReport
+from pipeline.layers.layer import State
 from pipeline.nets import VitSettings
-from pipeline.settings import Settings
-from pipeline.spec import RunSpec
+from pipeline.runtime.serial import train_serial
+from pipeline.telemetry.reports import PassReport
 from tests.conftest import make_run
 from tests.support import changed, tiny_spec
 
@@ -55,7 +55,7 @@ def learned(run: tuple[RunSpec, Dataset]) -> tuple[State, float]:
     """Weights of the serial loop after an epoch of ``--baseline bp``, and the last step's loss."""
     spec, dataset = run
     reports: list[PassReport] = []
-    result = reference.train(backprop_spec(spec), dataset, observe=reports.append)
+    result = train_serial(backprop_spec(spec), dataset, observe=reports.append)
     weights = {name: value for name, value in result.last.items() if ".optimizer." not in name}
     return weights, float(reports[0].layers[0].losses[-1])
 

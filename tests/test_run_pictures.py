@@ -16,19 +16,21 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
-from launch import pictures
 from launch.cli import main
-from launch.commandline import RunArguments
-from launch.run_pictures import RunPictures
-from launch.runfolder import RunFolder
-from launch.timeline import Recorder, Step, beginning, passings, steady, steps
-from launch.train import train
-from pipeline import local, reference
-from pipeline.history import RunResult
-from pipeline.messages import Kind
-from pipeline.metrics import LayerReport, PassReport, Spent, StepTimes
-from pipeline.settings import Settings
-from pipeline.spec import RunSpec
+from launch.command_line.parse import RunArguments
+from launch.commands.train import train
+from launch.output import pictures
+from launch.output.run_folder import RunFolder
+from launch.output.run_pictures import RunPictures
+from launch.output.timeline import Recorder, Step, beginning, passings, steady, steps
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import Settings
+from pipeline.runtime.history import RunResult
+from pipeline.runtime.serial import train_serial
+from pipeline.runtime.threads import train_threads
+from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.reports import LayerReport, PassReport, StepTimes
+from pipeline.transport.message import Kind
 from tests.conftest import make_run
 from tests.support import changed, tiny_spec
 
@@ -68,7 +70,7 @@ def run_and_draw(
         run_folder.observe(report)
         said.append(report)
 
-    run = reference.train if settings.pipeline.executor == "serial" else local.train
+    run = train_serial if settings.pipeline.executor == "serial" else train_threads
     result = run(spec, dataset, observe=observe, interrupted=lambda: any(interrupted(report) for report in said))
     run_folder.draw(run_folder.finish(result, {}))
     return spec, result, said, warnings
@@ -96,7 +98,7 @@ def test_a_run_stopped_in_its_first_epoch_has_nothing_to_draw(small_settings: Se
         steps_seen.append(1)
         return len(steps_seen) > 8
 
-    folder.finish(reference.train(spec, dataset, observe=folder.observe, interrupted=stop), {})
+    folder.finish(train_serial(spec, dataset, observe=folder.observe, interrupted=stop), {})
     assert not pictures_in(tmp_path / "run")
 
 
@@ -184,11 +186,11 @@ def test_the_schedule_is_the_measured_one(
         said.append(report)
 
     if executor == "ray":
-        from workers import crew
+        from workers.group import train_ray
 
-        crew.train(spec, observe=observe)
+        train_ray(spec, observe=observe)
     else:
-        local.train(spec, dataset, observe=observe)
+        train_threads(spec, dataset, observe=observe)
     for report in said:
         if report.kind != Kind.TRAIN.name:
             continue
@@ -324,9 +326,9 @@ def test_a_picture_that_cannot_be_written_costs_a_sentence(
 
 
 def test_a_machine_without_matplotlib_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for name in [name for name in sys.modules if name.startswith("launch.pictures")]:
+    for name in [name for name in sys.modules if name.startswith("launch.output.pictures")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("launch.pictures")
+    monkeypatch.delattr("launch.output.pictures")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([*_SHORT, "--run-dir", str(tmp_path / "run")]) == 0
     assert "matplotlib" in capsys.readouterr().err
@@ -335,5 +337,5 @@ def test_a_machine_without_matplotlib_trains(tmp_path: Path, monkeypatch: pytest
 
 def test_a_run_begins_without_matplotlib() -> None:
     """It takes a second to import, and nothing is drawn before the end."""
-    asked = "import sys, launch.cli, launch.train; sys.exit('matplotlib' in sys.modules)"
+    asked = "import sys, launch.cli, launch.commands.train; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", asked], cwd=Path(__file__).parent.parent, check=False).returncode == 0

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.config.partition import balanced, partition, sized
 from pipeline.errors import UserError
-from pipeline.messages import Kind
-from pipeline.schedule import balanced, closing_passes, fill, ideal_speedup, layer_passes, partition, sized
+from pipeline.planning.ideal import fill, ideal_speedup
+from pipeline.runtime.passes import closing_passes, layer_passes
+from pipeline.transport.message import Kind
 
 
 @pytest.mark.parametrize(

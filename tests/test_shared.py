@@ -15,16 +15,16 @@ import pytest
 import ray
 import torch
 
-from pipeline import shared
-from pipeline.conduct import conduct
-from pipeline.messages import Kind, Message
-from pipeline.metrics import Clock
-from pipeline.settings import Settings, Transport
-from pipeline.shared import NOWHERE, Address, Offer, SharedReceiver, SharedSender, found, offered
+from pipeline.config.settings import Settings
+from pipeline.runtime.controller import conduct
+from pipeline.telemetry.clock import Clock
+from pipeline.transport import Transport, shared_memory
+from pipeline.transport.message import Kind, Message
+from pipeline.transport.shared_memory import NOWHERE, Address, Offer, SharedReceiver, SharedSender, found, offered
 from tests.conftest import make_run
 from tests.support import End, Pair, run_pair
 from tests.test_equality import assert_same, serial
-from workers.crew import RayCrew
+from workers.group import RayCrew
 
 PAYLOAD = 1 << 17
 BYTES = 100_000
@@ -160,13 +160,13 @@ def receive_one(end: End) -> tuple[str, bool]:
 def no_processes_seen(rank: int) -> None:
     """The receiver is as if on another machine: the sender's process is none of those that it sees."""
     if rank == 1:
-        pytest.MonkeyPatch().setattr(shared, "PROCESSES", Path("/nowhere"))
+        pytest.MonkeyPatch().setattr(shared_memory, "PROCESSES", Path("/nowhere"))
 
 
 def no_memfd(rank: int) -> None:
     """The sender is as if on a system that has no memfd."""
     if rank == 0:
-        pytest.MonkeyPatch().setattr(shared, "sys", SimpleNamespace(platform="darwin"))
+        pytest.MonkeyPatch().setattr(shared_memory, "sys", SimpleNamespace(platform="darwin"))
 
 
 def test_auto_takes_shared_memory_within_a_machine() -> None:

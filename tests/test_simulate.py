@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.embeddings import EmbeddingSettings
-from pipeline.metrics import Spent
-from pipeline.schedule import fill, ideal_speedup
-from pipeline.simulate import Cores, Dictionary, Edge, Feed, LayerWork, Limit, Pipeline, limit, simulate
+from pipeline.methods.embeddings import EmbeddingSettings
+from pipeline.planning.ideal import fill, ideal_speedup
+from pipeline.planning.simulate import Cores, Dictionary, Edge, Feed, LayerWork, Limit, Pipeline, limit, simulate
+from pipeline.telemetry.clock import Spent
 
 
 def stages_of(seconds: Sequence[float], **values: Any) -> Pipeline:

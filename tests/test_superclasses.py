@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from launch.analyse.superclasses import read_superclasses
 from launch.cli import main
-from launch.superclasses import read_superclasses
 from pipeline import load
-from pipeline.analysis_layers import View
+from pipeline.analysis.layers import View
+from pipeline.analysis.superclasses import SuperClasses, evaluate, guess, partition
+from pipeline.data.class_groups import SUPERCLASSES
 from pipeline.data.registry import DATASETS
-from pipeline.data.superclasses import SUPERCLASSES
-from pipeline.embeddings import EmbeddingSettings
 from pipeline.errors import UserError
+from pipeline.methods import CflSettings, Outline
+from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import MlpSettings
-from pipeline.rules import CflSettings, Outline
-from pipeline.superclasses import SuperClasses, evaluate, guess, partition
 from tests.support_analysis import digits, digits_run
 
 ANIMALS = ("cat", "dog", "car", "bus")

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from typing import Self
 from urllib.parse import urlsplit
 
-from pipeline.allocator import ENVIRONMENT
+from pipeline.config.build import num_stages
+from pipeline.config.devices import Devices, local_devices, num_cores
+from pipeline.config.settings import PipelineSettings, Settings
 from pipeline.errors import ResourcesError
-from pipeline.resolve import Devices, local_devices, num_cores, num_stages
-from pipeline.settings import PipelineSettings, Settings
+from pipeline.runtime.allocator import ENVIRONMENT
 
 _CONNECT_TIMEOUT = 5.0
 _OBJECT_STORE = 256 << 20  # bytes; only set-up, metrics and weights pass through it

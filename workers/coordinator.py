@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
-from pipeline.embeddings import LabelDictionary
+from pipeline.config.run_spec import RunSpec
 from pipeline.errors import EmbeddingError, PeerLostError, RunError
-from pipeline.layer import State
-from pipeline.rules import Place
-from pipeline.spec import RunSpec
+from pipeline.layers.label_dictionary import LabelDictionary
+from pipeline.layers.layer import State
+from pipeline.methods import Place
 
 NAME = "coordinator (label embeddings)"
 
@@ -79,7 +79,7 @@ class CoordinatorWorker:
 
 
 class RemoteEmbeddings:
-    """The dictionary as one stage sees it. Implements ``pipeline.embeddings.EmbeddingSource``.
+    """The dictionary as one stage sees it. Implements ``pipeline.layers.label_dictionary.EmbeddingSource``.
 
     Args:
         coordinator: the actor.

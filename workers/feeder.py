@@ -9,15 +9,15 @@ from pathlib import Path
 import ray
 import torch
 
-from pipeline.channel import Sender
+from pipeline.config.build import open_folder
+from pipeline.config.run_spec import RunSpec
 from pipeline.data.loader import Dataset
 from pipeline.errors import PeerLostError, StageFailedError
-from pipeline.feed import messages
-from pipeline.metrics import Clock
-from pipeline.resolve import open_folder
-from pipeline.schedule import Pass
-from pipeline.spec import RunSpec
-from workers.edges import EdgeGroups
+from pipeline.runtime.feeder import messages
+from pipeline.runtime.passes import Pass
+from pipeline.telemetry.clock import Clock
+from pipeline.transport.channel import Sender
+from pipeline.transport.edges import EdgeGroups
 
 
 def open_source(spec: RunSpec) -> Dataset:
@@ -45,7 +45,8 @@ class FeederWorker:
     def connect(self, groups: EdgeGroups) -> None:
         """Joins the run's process groups and opens the channel to stage 1."""
         rank = self.spec.num_stages + self.number
-        (self._sender,) = groups.join(rank, torch.device("cpu"), Clock()).outboxes
+        ends = groups.join(rank, torch.device("cpu"), Clock(), address=ray.util.get_node_ip_address())
+        (self._sender,) = ends.outboxes
 
     def feed(self, passes: Sequence[Pass]) -> None:
         """Sends the batches of these passes. Returns when the last one has been handed over."""

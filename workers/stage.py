@@ -11,20 +11,21 @@ import ray
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
-from pipeline import stage as stages
-from pipeline.channel import Receiver, Sender
-from pipeline.determinism import settle
-from pipeline.feed import MergedReceiver, SourceReceiver
-from pipeline.footprint import give_back, peak_bytes, reset_peak
-from pipeline.layer import State
-from pipeline.local import take
-from pipeline.metrics import Clock, PassReport, Status
-from pipeline.schedule import Pass
-from pipeline.shapes import edge_bytes
-from pipeline.spec import RunSpec
-from pipeline.stage import Stage
+from pipeline.config.run_spec import RunSpec
+from pipeline.layers.layer import State
+from pipeline.runtime import stage as stages
+from pipeline.runtime.edges import edge_bytes
+from pipeline.runtime.feeder import MergedReceiver, SourceReceiver
+from pipeline.runtime.passes import Pass
+from pipeline.runtime.process import settle
+from pipeline.runtime.stage import Stage
+from pipeline.runtime.threads import take
+from pipeline.telemetry.clock import Clock
+from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
+from pipeline.telemetry.reports import PassReport, Status
+from pipeline.transport.channel import Receiver, Sender
+from pipeline.transport.edges import EdgeGroups
 from workers.coordinator import RemoteEmbeddings
-from workers.edges import EdgeGroups
 from workers.feeder import open_source
 
 
@@ -68,7 +69,7 @@ class StageWorker:
 
     def connect(self, groups: EdgeGroups) -> None:
         """Joins the run's process groups and opens the channels to both neighbours."""
-        ends = groups.join(self.index, self._device, self._clock, self._store)
+        ends = groups.join(self.index, self._device, self._clock, self._store, address=ray.util.get_node_ip_address())
         if self._reader is not None:
             self._inbox = self._reader
         else:
@@ -92,7 +93,7 @@ class StageWorker:
         self._reader.interrupt()
 
     def peak_bytes(self, *, reset: bool = False) -> int:
-        """Most memory held since the last reset (``pipeline.footprint``)."""
+        """Most memory held since the last reset (``pipeline.telemetry.memory``)."""
         peak = peak_bytes(self._device)
         if reset:
             reset_peak(self._device)

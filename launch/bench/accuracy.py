@@ -13,18 +13,19 @@ from typing import ClassVar
 
 from rich.console import Console
 
-from launch.bench.contestants import THEIRS
+from launch.bench.entries import THEIRS
 from launch.bench.figures import Figures
 from launch.bench.ours import ROWS, spec_of
-from launch.console import say
-from pipeline import reference, resolve
+from launch.output.console import say
+from pipeline.config import build
+from pipeline.config.devices import Devices, num_cores
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
-from pipeline.messages import Kind
-from pipeline.metrics import PassReport
-from pipeline.resolve import Devices, num_cores
-from pipeline.settings import Settings
-from pipeline.spec import RunSpec
-from workers import crew
+from pipeline.runtime.serial import train_serial
+from pipeline.telemetry.reports import PassReport
+from pipeline.transport.message import Kind
+from workers.group import train_ray
 
 CURVE_OF: dict[str, str] = {
     **dict.fromkeys(THEIRS, "backprop"),
@@ -135,9 +136,9 @@ def _curve(
         return bool(accuracies) and accuracies[-1] >= accuracy
 
     if spec.settings.pipeline.executor == "ray":
-        crew.train(spec, observe=observe, interrupted=reached)
+        train_ray(spec, observe=observe, interrupted=reached)
     else:
-        reference.train(spec, dataset, observe=observe, interrupted=reached)
+        train_serial(spec, dataset, observe=observe, interrupted=reached)
     return Curve(
         method=method,
         accuracies=tuple(accuracies),
@@ -149,13 +150,13 @@ def _curve(
 def _local(settings: Settings, devices: Devices, name: str, console: Console) -> tuple[RunSpec, Dataset]:
     """The pipelined row's run: the fastest way to its curve."""
     spec = spec_of(ROWS[name], settings, devices, console)
-    return spec, resolve.open_data(spec.settings)
+    return spec, build.open_data(spec.settings)
 
 
 def _backprop(settings: Settings, devices: Devices) -> tuple[RunSpec, Dataset]:
     """Backpropagation by the serial loop, on all cores where devices are CPU threads."""
     threads = num_cores() if devices.kind == "cpu" else settings.pipeline.threads
     pipe = replace(settings.pipeline, stages="auto", partition="even", executor="serial", threads=threads)
-    settings = resolve.settle_baseline(replace(settings, baseline="bp", pipeline=pipe))
-    dataset = resolve.open_data(settings)
-    return resolve.place(resolve.resolve(settings, dataset), dataset, devices), dataset
+    settings = build.settle_baseline(replace(settings, baseline="bp", pipeline=pipe))
+    dataset = build.open_data(settings)
+    return build.place(build.resolve(settings, dataset), dataset, devices), dataset

@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from launch.bench.contestants import chosen
-from launch.commandline import shortened
-from launch.runfolder import new_path
+from launch.bench.entries import chosen
+from launch.command_line.parse import shortened
+from launch.output.run_folder import new_path
+from pipeline.config.settings import DataSettings, Settings
 from pipeline.errors import UserError
+from pipeline.methods import CffSettings
 from pipeline.nets import VitSettings
-from pipeline.rules import CffSettings
-from pipeline.settings import DataSettings, Settings
 
 DEFAULT = Settings(
     preset="bench",

@@ -11,36 +11,28 @@ from typing import Any
 
 from rich.console import Console
 
-from launch import console as console_module
-from launch.bench.ablate import ablate
+from launch.bench.ablation import ablate
 from launch.bench.accuracy import Curve, curves, times_to
 from launch.bench.arguments import DEFAULT, BenchArguments, brief, check, output_folder
 from launch.bench.conclusion import FeederRate, conclude
-from launch.bench.contestants import (
-    NAMES,
-    Contest,
-    Entry,
-    compete,
-    field_of,
-    idle_devices,
-    stages_needed,
-)
+from launch.bench.entries import NAMES, Contest, Entry, compete, field_of, idle_devices, stages_needed
 from launch.bench.feeding import FeederSpeed, feeder_speed
 from launch.bench.figures import Figures, figures_of
 from launch.bench.memory import memory
 from launch.bench.ours import PipelineContestant
 from launch.bench.report import print_report, write_report
-from launch.commandline import parse
-from launch.data import ProgressLine
-from launch.runfolder import command_line
-from launch.summary import machine
-from pipeline import resolve
-from pipeline import settings as settings_module
+from launch.command_line.parse import parse
+from launch.output import console as console_module
+from launch.output.progress import ProgressLine
+from launch.output.run_folder import command_line
+from launch.output.summary import machine
+from pipeline.config import build, checks
+from pipeline.config import settings as settings_module
+from pipeline.config.devices import Devices, local_devices, num_cores
+from pipeline.config.settings import Settings
 from pipeline.errors import UserError
 from pipeline.nets import VitSettings
-from pipeline.resolve import Devices
-from pipeline.schedule import fill
-from pipeline.settings import Settings
+from pipeline.planning.ideal import fill
 from workers.cluster import ray_cluster
 
 _PAPER = BenchArguments(
@@ -123,10 +115,10 @@ def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
         train=replace(asked.settings.train, last_batch="drop"),  # every measured step takes a whole batch
         pipeline=replace(asked.settings.pipeline, ray_address="local", executor="ray"),
     )
-    resolve.check(settings)
+    checks.check(settings)
     folder = output_folder(asked.out, "bench", run_dir=asked.settings.run_dir)
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    devices = resolve.local_devices(settings.pipeline.device, settings.pipeline.threads)
+    devices = local_devices(settings.pipeline.device, settings.pipeline.threads)
     there = devices.count
     devices = Devices(devices.kind, asked.devices or there)
 
@@ -134,11 +126,11 @@ def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
         console_module.say(console, sentence)
 
     with ProgressLine(console) as line:
-        dataset = resolve.open_data(settings, progress=line.report)
+        dataset = build.open_data(settings, progress=line.report)
     title = _title(settings, dataset.index.name, devices)
     say(title)
     load = os.getloadavg()[0]
-    if load > _BUSY * resolve.num_cores():
+    if load > _BUSY * num_cores():
         say(f"Other programs use this machine (load {load:.1f}): the figures will be lower and spread wider.")
     if devices.count > there:
         say(f"--devices {devices.count}: there are {there}. They take turns, which tells little of {devices.count}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from launch.bench.feeding import FeederSpeed
 from launch.bench.figures import BACKPROP, Figures, Ratio
-from pipeline.schedule import fill
+from pipeline.planning.ideal import fill
 
 PAPER_CLAIM = 1.8
 """Per epoch over DataParallel on two T4: ViT[128 4 2], one-forward, two stages (Aghagolzadeh & Ezoji 2025)."""

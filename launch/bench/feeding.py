@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pipeline import resolve
+from pipeline.config import build
+from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
-from pipeline.feed import messages
-from pipeline.messages import HEADER_BYTES, Kind, message_bytes, pack
-from pipeline.settings import Settings
+from pipeline.runtime.feeder import messages
+from pipeline.transport.message import HEADER_BYTES, Kind, message_bytes, pack
 
 _SECONDS = 1.0
 _LARGE = 64 << 20  # bytes of images: more than the caches of a core hold
@@ -38,9 +38,7 @@ def feeder_speed(settings: Settings, dataset: Dataset, seconds: float = _SECONDS
     count = dataset.count("train")
     wanted = max(2 * batch, _LARGE // math.prod(dataset.index.shape))
     fraction = settings.data.train_fraction * min(1.0, wanted / count)
-    source = resolve.open_folder(
-        replace(settings, data=replace(settings.data, train_fraction=fraction)), dataset.folder
-    )
+    source = build.open_folder(replace(settings, data=replace(settings.data, train_fraction=fraction)), dataset.folder)
     endless = ((Kind.TRAIN, epoch) for epoch in itertools.count())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

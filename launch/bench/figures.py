@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from launch.bench.contest import Round
-from launch.bench.contestants import Entry
+from launch.bench.entries import Entry
 from launch.bench.ours import Source, StageUse
+from launch.bench.protocol import Round
 
 BACKPROP, SERIAL = "ddp", "cff-serial-1"
 """The rows that others are held against."""

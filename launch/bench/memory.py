@@ -19,30 +19,30 @@ from rich.console import Console
 from torch import Tensor
 
 from launch.bench.arguments import output_folder
+from launch.bench.backprop.planning import backprop_spec
 from launch.bench.child import Answer, Child
-from launch.bench.rivals.planning import backprop_spec
-from launch.commandline import parse
-from launch.console import say
-from launch.runfolder import command_line
-from launch.summary import machine
-from launch.tables import print_table
-from pipeline import resolve
-from pipeline import settings as settings_module
-from pipeline import stage as stages
-from pipeline.channel import LocalChannel
-from pipeline.determinism import settle
+from launch.command_line.parse import parse
+from launch.output.console import say
+from launch.output.run_folder import command_line
+from launch.output.summary import machine
+from launch.output.tables import print_table
+from pipeline.config import build, checks
+from pipeline.config import settings as settings_module
+from pipeline.config.devices import Devices, local_devices
+from pipeline.config.partition import partition
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import DataSettings, HeadSettings, Settings
 from pipeline.errors import RunError, UserError
-from pipeline.feed import IMAGES
-from pipeline.footprint import peak_bytes, reset_peak, resident_bytes
-from pipeline.messages import IDS, LABELS, Kind, Message
-from pipeline.metrics import Clock
+from pipeline.methods import CffSettings
 from pipeline.nets import VitSettings
-from pipeline.resolve import Devices
-from pipeline.rules import CffSettings
-from pipeline.schedule import partition
-from pipeline.settings import DataSettings, HeadSettings, Settings
-from pipeline.spec import RunSpec
-from pipeline.stage import Stage
+from pipeline.runtime import stage as stages
+from pipeline.runtime.feeder import IMAGES
+from pipeline.runtime.process import settle
+from pipeline.runtime.stage import Stage
+from pipeline.telemetry.clock import Clock
+from pipeline.telemetry.memory import peak_bytes, reset_peak, resident_bytes
+from pipeline.transport.channel import LocalChannel
+from pipeline.transport.message import IDS, LABELS, Kind, Message
 
 _STEPS = 3  # the first makes the optimizer's states, the second has everything at once
 _FEW = 2  # images in the dry run that finds shapes
@@ -195,10 +195,10 @@ def _spec(settings: Settings, depth: int) -> RunSpec:
     net: Any = settings.net
     pipe = replace(settings.pipeline, executor="ray", stages=depth, partition="even", transport="auto")
     settings = replace(settings, net=replace(net, depth=depth), pipeline=pipe)
-    resolve.check(settings)
-    dataset = resolve.open_data(settings)
-    kind = resolve.local_devices(settings.pipeline.device, settings.pipeline.threads).kind
-    return resolve.place(resolve.resolve(settings, dataset), dataset, Devices(kind, depth))
+    checks.check(settings)
+    dataset = build.open_data(settings)
+    kind = local_devices(settings.pipeline.device, settings.pipeline.threads).kind
+    return build.place(build.resolve(settings, dataset), dataset, Devices(kind, depth))
 
 
 def _work(argument: tuple[RunSpec, int, Shapes]) -> Answer:

@@ -12,20 +12,21 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from launch.bench.contest import Contestant, DeviceUse, Round
-from launch.plan_profile import settle_partition
+from launch.balance import settle_partition
+from launch.bench.protocol import Contestant, DeviceUse, Round
 from launch.presets import PRESETS
-from pipeline import resolve
-from pipeline.conduct import until_next_look
+from pipeline.config import build, checks
+from pipeline.config.devices import Devices
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import Settings
 from pipeline.errors import StageFailedError
-from pipeline.messages import Kind
-from pipeline.metrics import PassReport, Spent, StepTimes
-from pipeline.resolve import Devices
-from pipeline.rules import CffSettings
-from pipeline.settings import Settings
-from pipeline.shapes import edge_bytes
-from pipeline.spec import RunSpec
-from workers.crew import RayCrew
+from pipeline.methods import CffSettings
+from pipeline.runtime.controller import until_next_look
+from pipeline.runtime.edges import edge_bytes
+from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.reports import PassReport, StepTimes
+from pipeline.transport.message import Kind
+from workers.group import RayCrew
 
 Source = Literal["memory", "feeder"]
 
@@ -97,10 +98,10 @@ def spec_of(row: Row, settings: Settings, devices: Devices, console: Console) ->
     if not row.pipelined:
         pipe = replace(pipe, partition="even")
     settings = replace(settings, pipeline=pipe)
-    resolve.check(settings)
-    dataset = resolve.open_data(settings)
-    settings = settle_partition(resolve.resolve(settings, dataset), dataset, devices, console)
-    return resolve.place(settings, dataset, devices)
+    checks.check(settings)
+    dataset = build.open_data(settings)
+    settings = settle_partition(build.resolve(settings, dataset), dataset, devices, console)
+    return build.place(settings, dataset, devices)
 
 
 def turns_of(spec: RunSpec, source: Source, *, warm: int, steps: int) -> RunSpec:
@@ -110,7 +111,7 @@ def turns_of(spec: RunSpec, source: Source, *, warm: int, steps: int) -> RunSpec
     shuffle and send them.
     """
     settings = spec.settings
-    dataset = resolve.open_data(settings)
+    dataset = build.open_data(settings)
     wanted = min(warm + steps + drain(spec), spec.steps_per_epoch)
     # Half a batch more, so that rounding takes none away.
     images = min((wanted + 0.5) * settings.train.batch_size, dataset.count("train"))

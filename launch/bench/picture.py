@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launch.bench.figures import Device, Figures
-from launch.pictures.style import BLUE, GREEN, ORANGE, WAITING, WIDTH, styled
+from launch.output.pictures.style import BLUE, GREEN, ORANGE, WAITING, WIDTH, styled
 
 _ROW = 0.27  # inches
 _KINDS = {

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline import keys
+from pipeline import rng
+from pipeline.config.run_spec import RunSpec
+from pipeline.methods import CffSettings
+from pipeline.methods.cff import margin
+from pipeline.methods.contrastive import marginal_contrastive_loss
 from pipeline.nets import Dropout, Layer
 from pipeline.nets.attention import attention
 from pipeline.nets.vit import EncoderLayer, project_normed
-from pipeline.rules import CffSettings
-from pipeline.rules.cff import margin
-from pipeline.rules.contrastive import marginal_contrastive_loss
-from pipeline.spec import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class PlainLoop:
         self.layers, self._optimizers = [], []
         for index in range(spec.num_layers):
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(keys.torch_seed(train.seed, "init", index))
+                torch.manual_seed(rng.torch_seed(train.seed, "init", index))
                 layer = spec.net.build(index, spec.shape).to(device)
             for module in layer.modules():
                 if isinstance(module, Dropout):

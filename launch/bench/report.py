@@ -16,12 +16,12 @@ from typing import Any
 from rich.console import Console
 
 from launch.bench.accuracy import TimeTo
-from launch.bench.contestants import Entry
+from launch.bench.entries import Entry
 from launch.bench.figures import Figures, Ratio
 from launch.bench.picture import draw
-from launch.console import say
-from launch.pictures.style import write
-from launch.tables import print_table
+from launch.output.console import say
+from launch.output.pictures.style import write
+from launch.output.tables import print_table
 
 _MIB = 2**20
 _COLUMNS = (

@@ -15,15 +15,16 @@ from dataclasses import asdict, dataclass, replace
 from rich.console import Console
 
 from launch.bench.arguments import output_folder
-from launch.bench.contest import CannotRunError
+from launch.bench.protocol import CannotRunError
 from launch.bench.transport_ways import Processes, Turn, alone, channel, raw_socket
-from launch.commandline import most_steps, parse
-from launch.console import say
-from launch.runfolder import command_line
-from launch.summary import machine
-from launch.tables import print_table
+from launch.command_line.parse import most_steps, parse
+from launch.output.console import say
+from launch.output.run_folder import command_line
+from launch.output.summary import machine
+from launch.output.tables import print_table
+from pipeline.config.settings import PipelineSettings
 from pipeline.errors import UserError
-from pipeline.settings import PipelineSettings, Transport
+from pipeline.transport import Transport
 
 _GLANCE = 0.05  # seconds of a measurement that only shows that it works
 _MB, _GB = 1e6, 1e9  # bytes

@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from launch.bench.child import Child
-from launch.bench.contest import CannotRunError
-from pipeline.channel import LocalChannel, Receiver, Sender
+from launch.bench.protocol import CannotRunError
 from pipeline.errors import RunError
-from pipeline.messages import HEADER_BYTES, Kind, Message, message_bytes
-from pipeline.metrics import Clock
-from pipeline.settings import Transport
-from workers.edges import Edge, EdgeGroups
+from pipeline.telemetry.clock import Clock
+from pipeline.transport import Transport
+from pipeline.transport.channel import LocalChannel, Receiver, Sender
+from pipeline.transport.edges import Edge, EdgeGroups
+from pipeline.transport.message import HEADER_BYTES, Kind, Message, message_bytes
 
 _PATIENCE = 60.0  # seconds after which an end counts as stuck
 _MORE, _STOP = 1, 0  # first byte of a frame on the raw socket

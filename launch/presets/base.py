@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from launch.presets.papers import Paper
-from pipeline.settings import Settings
+from pipeline.config.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from launch.presets.base import Preset
 from launch.presets.papers import CFF
+from pipeline.config.settings import DataSettings, HeadSettings, Settings, TrainSettings
+from pipeline.methods import CffSettings
 from pipeline.nets import MlpSettings, VitSettings
-from pipeline.rules import CffSettings
-from pipeline.settings import DataSettings, HeadSettings, Settings, TrainSettings
 
 # As the authors' program does: every image of an epoch is trained on, validation sees augmented views as training does,
 # and of the classifier's epochs the best one on validation images is kept.

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from launch.presets.base import Preset
 from launch.presets.papers import CFL
+from pipeline.config.settings import AugmentSettings, DataSettings, HeadSettings, Settings, TrainSettings
+from pipeline.methods import CflSettings
 from pipeline.nets import ConvSettings, MlpSettings, Net, VitSettings
-from pipeline.rules import CflSettings
-from pipeline.settings import AugmentSettings, DataSettings, HeadSettings, Settings, TrainSettings
 
 DATA = ("cifar10", "mnist", "cifar100")
 """The paper's data sets; a preset's own is the first."""

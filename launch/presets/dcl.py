@@ -12,10 +12,10 @@ from dataclasses import replace
 from launch.presets.base import Preset
 from launch.presets.cfl import CONV_TRAIN, FC_TRAIN, NAMES, WITH_FL, on
 from launch.presets.papers import DCL
-from pipeline.embeddings import EmbeddingSettings
+from pipeline.config.settings import AugmentSettings, HeadSettings, Settings, TrainSettings
+from pipeline.methods import DclSettings
+from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import ConvSettings, MixerSettings, MlpSettings, Net, ResnetSettings, VggSettings, VitSettings
-from pipeline.rules import DclSettings
-from pipeline.settings import AugmentSettings, HeadSettings, Settings, TrainSettings
 
 _METHOD = DclSettings()
 

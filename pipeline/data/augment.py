@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import keys
+from pipeline import rng
 from pipeline.data.randaugment import NUM_BINS, RandAugment, send
 from pipeline.errors import UserError
 
@@ -120,12 +120,12 @@ class Augment:
         # Purposes of their own: turning RandAugment on leaves every crop and flip as it was.
         if config.randaugment_ops:
             num_draws = self._randaugment.num_draws
-            draws = keys.uniform(
+            draws = rng.uniform(
                 self._seed, f"{purpose}/randaugment", epoch, view, first=position, count=count, draws=num_draws
             )
             images = self._randaugment(images, draws)
         if config.crop_padding or config.flip:
-            draws = keys.uniform(
+            draws = rng.uniform(
                 self._seed, f"{purpose}/crop-flip", epoch, view, first=position, count=count, draws=_CROP_DRAWS
             )
             images = crop_flip(images, draws, padding=config.crop_padding, flip=config.flip)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import keys
+from pipeline import rng
 
 Ids = NDArray[np.int64]
 
@@ -26,10 +26,10 @@ def divide(count: int, *, seed: int, validation: float, train_fraction: float) -
 
     Source: Aghagolzadeh & Ezoji 2025, Table 4, M %.
     """
-    mixed = keys.generator(seed, "validation-split").permutation(count)
+    mixed = rng.generator(seed, "validation-split").permutation(count)
     num_validate = round(validation * count)
     rest = np.sort(mixed[num_validate:])
-    kept = keys.generator(seed, "train-fraction").permutation(len(rest))[: round(train_fraction * len(rest))]
+    kept = rng.generator(seed, "train-fraction").permutation(len(rest))[: round(train_fraction * len(rest))]
     return Division(train=rest[np.sort(kept)], validate=np.sort(mixed[:num_validate]))
 
 
@@ -40,11 +40,11 @@ def label_shifts(train: Ids, count: int, *, seed: int, share: float, num_classes
     """
     if share == 0 or num_classes < 2:
         return None
-    random = keys.generator(seed, "label-noise")
+    random = rng.generator(seed, "label-noise")
     chosen = train[random.permutation(len(train))[: round(share * len(train))]]
     shifts = np.zeros(count, dtype=np.int64)
     # Drawn for every sample, so that which class a sample gets does not depend on which others are chosen.
-    shifts[chosen] = keys.generator(seed, "label-noise-class").integers(1, num_classes, size=count)[chosen]
+    shifts[chosen] = rng.generator(seed, "label-noise-class").integers(1, num_classes, size=count)[chosen]
     return shifts
 
 
@@ -56,7 +56,7 @@ def epoch_order(shard_sizes: Sequence[int], selected: Ids, *, seed: int, epoch: 
     """
     windows = list(_windows(shard_sizes, selected, seed=seed, epoch=epoch, shuffle_window=shuffle_window))
     for number, window in enumerate(windows):
-        keys.generator(seed, "window-order", epoch, number).shuffle(window)
+        rng.generator(seed, "window-order", epoch, number).shuffle(window)
     return np.concatenate(windows) if windows else np.empty(0, dtype=np.int64)
 
 
@@ -66,7 +66,7 @@ def _windows(
     bounds = np.searchsorted(selected, np.concatenate([[0], np.cumsum(shard_sizes)]))
     gathered: list[Ids] = []
     total = 0
-    for shard in keys.generator(seed, "shard-order", epoch).permutation(len(shard_sizes)):
+    for shard in rng.generator(seed, "shard-order", epoch).permutation(len(shard_sizes)):
         piece = selected[bounds[shard] : bounds[shard + 1]]
         if gathered and total + len(piece) > shuffle_window:
             yield np.concatenate(gathered)

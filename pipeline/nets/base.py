@@ -10,7 +10,7 @@ import torch
 from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor, nn
 
-from pipeline.kinds import Family, Named
+from pipeline.registry import Family, Named
 
 Shape = tuple[int, int, int]
 """Image shape (channels, height, width)."""

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import keys
+from pipeline import rng
 from pipeline.data.skipped import Skipped
 from pipeline.errors import UserError
 
@@ -57,7 +57,7 @@ def holdout_mask(labels: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]
         count = round(TEST_SHARE * len(members))
         if len(members) >= 2:
             count = min(max(count, 1), len(members) - 1)
-        chosen = keys.generator(_SPLIT_SEED, "test-split", int(label)).permutation(len(members))[:count]
+        chosen = rng.generator(_SPLIT_SEED, "test-split", int(label)).permutation(len(members))[:count]
         mask[members[chosen]] = True
     return mask
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import keys
+from pipeline import rng
 from pipeline.data import skipped
 from pipeline.data.shards import IMAGE_EXTENSIONS
 from pipeline.data.skipped import Skipped
@@ -73,7 +73,7 @@ class FolderSource:
             self.note = f"folder of images {folder}, test: a fixed 20 % of each class"
         self.shape, self.resized_from = images.common_shape(looks, image_size)
         # By class on disk, mixed in the shards: a window of the epoch's shuffle then holds all classes.
-        mixed = keys.generator(_ORDER_SEED, "folder-order").permutation(len(train))
+        mixed = rng.generator(_ORDER_SEED, "folder-order").permutation(len(train))
         self._files = {"train": [train[place] for place in mixed], "test": test}
         self.counts = {split: len(files) for split, files in self._files.items()}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pipeline import keys
+from pipeline import rng
 from pipeline.data.skipped import Skipped
 from pipeline.data.sources import images
 from pipeline.data.sources.base import Sample
@@ -56,7 +56,7 @@ class TinyImageNetSource:
                 f"{path} holds {len(train)} training and {len(test)} validation images. Get the archive again."
             )
         # By class in the archive, mixed in the shards: a window of the epoch's shuffle then holds all classes.
-        mixed = keys.generator(_ORDER_SEED, "tiny-imagenet-order").permutation(len(train))
+        mixed = rng.generator(_ORDER_SEED, "tiny-imagenet-order").permutation(len(train))
         self._samples = {"train": [train[place] for place in mixed], "test": test}
         self.classes = self._class_names(ids)
         self.shape = (3, 64, 64)

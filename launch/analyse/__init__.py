@@ -1,0 +1,1 @@
+"""`launch analyse`: figures and pictures of every layer of a finished run."""

@@ -1,0 +1,146 @@
+"""The rungs of the ablation's ladder: what is turned on at each, and the loop that trains there.
+
+All train the same net by the same mathematics on one process, from memory. The first is what a researcher would write:
+eager, float32, ``torch.optim.AdamW``, layers and loss as in Aghagolzadeh & Ezoji 2025. Each further rung keeps what
+those before it turned on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from launch.bench.child import Answer
+from launch.bench.plain import PlainLoop, Tricks
+from pipeline.config import build
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import PipelineSettings
+from pipeline.data.augment import Augment
+from pipeline.data.loader import Batch
+from pipeline.layers.layer import LocalLayer
+from pipeline.methods import CffSettings, Context
+from pipeline.runtime.allocator import keep_freed_memory
+from pipeline.runtime.process import settle
+from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
+from pipeline.transport.message import Kind
+
+_KEPT = 4  # batches in memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One step of the ladder: all that is turned on there.
+
+    Attributes:
+        name: what is new.
+        allocator: freed memory is kept (``pipeline.runtime.allocator``).
+        plain: the plain loop with these tricks; None for the product's own layer (``pipeline.layers.layer``), which has
+            them all, and moves the last linear map behind the pooling.
+        compile, precision, wire: the run's flags; they need the product's layer.
+    """
+
+    name: str
+    allocator: bool = True
+    plain: Tricks | None = None
+    compile: Literal["off", "on"] = "off"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    wire: Literal["fp32", "bf16"] = "fp32"
+
+    def settings(self, pipe: PipelineSettings) -> PipelineSettings:
+        """The run's settings at this rung."""
+        return replace(pipe, compile=self.compile, precision=self.precision, wire=self.wire)
+
+
+_FUSED = Tricks(fused_optimizer=True)
+_BLOCKS = replace(_FUSED, blockwise_loss=True)
+_PRODUCTS = replace(_BLOCKS, attention_by_products=True)
+_FOLDED = replace(_PRODUCTS, folded_norm=True)
+LADDER = (
+    Rung(name="plain loop, eager, fp32", allocator=False, plain=Tricks()),
+    Rung(name="freed memory kept", plain=Tricks()),
+    Rung(name="fused AdamW", plain=_FUSED),
+    Rung(name="loss in blocks of rows", plain=_BLOCKS),
+    Rung(name="attention by products", plain=_PRODUCTS),
+    Rung(name="first norm folded", plain=_FOLDED),
+    Rung(name="part by part of the batch", plain=replace(_FOLDED, in_parts=True)),
+    Rung(name="last map after pooling"),
+    Rung(name="--compile on", compile="on"),
+    Rung(name="--precision bf16", compile="on", precision="bf16"),
+    Rung(name="--wire bf16", compile="on", precision="bf16", wire="bf16"),
+)
+"""From the bottom; each has what those before it have."""
+TUNED = 1
+"""The rung that is the plain loop with the allocator tuned: the fairer one to be held against."""
+
+
+class ProductLoop:
+    """The same by the run's own layers."""
+
+    def __init__(self, spec: RunSpec, device: torch.device) -> None:
+        self._spec = spec
+        self.layers = [LocalLayer(spec, index, device) for index in range(spec.num_layers)]
+
+    def step(self, views: Tensor, labels: Tensor, batch: Batch, epoch: int) -> Tensor:
+        """As ``PlainLoop.step``."""
+        place = self._spec.place(Kind.TRAIN, epoch, batch.step, batch.position)
+        streams = self.layers[0].rule.enter(views, Context(labels=labels, place=place))
+        for layer in self.layers:
+            streams, loss = layer.train(streams, labels, place)
+        return loss
+
+
+def climb(work: tuple[RunSpec, Rung]) -> Answer:
+    """In a process of its own: settles the rung; answers (warm, steps) with what they took."""
+    spec, rung = work
+    device = spec.stage_device(0)
+    if rung.plain is None:
+        settle(spec, device)
+    else:
+        torch.set_num_threads(spec.settings.pipeline.threads)
+        if rung.allocator:
+            keep_freed_memory()
+    dataset = build.open_folder(spec.settings, Path(spec.data_folder))
+    size = spec.settings.train.batch_size
+    batches = itertools.cycle(list(itertools.islice(dataset.batches("train", epoch=0, batch_size=size), _KEPT)))
+    augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device)
+    num_views = spec.settings.method.views if isinstance(spec.settings.method, CffSettings) else 1
+    product = ProductLoop(spec, device) if rung.plain is None else None
+    plain = PlainLoop(spec, rung.plain, device) if rung.plain is not None else None
+    counted = itertools.count()
+
+    def step() -> Tensor:
+        batch, epoch = next(batches), next(counted)
+        views = augment.views(batch.images, epoch=epoch, position=batch.position, num_views=num_views)
+        labels = batch.labels.to(device)
+        if product is not None:
+            return product.step(views, labels, batch, epoch)
+        assert plain is not None
+        return plain.step(views, labels)
+
+    def answer(question: tuple[int, int]) -> tuple[float, float, int]:
+        warm, steps = question
+        reset_peak(device)
+        for _ in range(warm):
+            loss = step()
+        _synchronize(device)
+        begun = time.perf_counter()
+        for _ in range(steps):
+            loss = step()
+        _synchronize(device)
+        took = time.perf_counter() - begun
+        peak = peak_bytes(device)
+        give_back(device)
+        return took, float(loss), peak
+
+    return answer
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,36 @@
+"""Backpropagation on one device: the run's own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from launch.bench.backprop.batches import Portion
+from launch.bench.backprop.job import Job
+from launch.bench.backprop.trainer import Trainer
+from pipeline.errors import NonFiniteLossError
+from pipeline.layers.layer import LocalLayer, State
+from pipeline.methods import Context
+
+
+class Alone(Trainer):
+    """The run's own serial backpropagation: the layer that ``--baseline bp`` trains."""
+
+    def __init__(self, job: Job, rank: int) -> None:
+        super().__init__(job, rank)
+        self._layer = LocalLayer(job.spec, 0, self.device)
+
+    def step(self, portion: Portion) -> Tensor:
+        with self.busy.step():
+            labels = self._labels(portion)
+            streams = self._layer.rule.enter(self._view(portion), Context(labels=labels, place=portion.place))
+            try:
+                _, loss = self._layer.train(streams, labels, portion.place)
+            except NonFiniteLossError:  # the report says what a loss that is no number means
+                return torch.tensor(math.nan)
+        return loss
+
+    def weights(self) -> State:
+        return self._layer.weights()

@@ -1,0 +1,31 @@
+"""What a process of a rival leaves behind when it fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import torch
+
+from launch.bench.protocol import CannotRunError
+
+
+def kind_of(error: BaseException | None) -> str:
+    """What whoever asked should make of an error: "memory", "cannot" or "failed"."""
+    if isinstance(error, CannotRunError):
+        return "cannot"
+    while error is not None:
+        # A CPU tensor that cannot be had is a plain RuntimeError.
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            return "memory"
+        error = error.__cause__
+    return "failed"
+
+
+def keep_quiet(said: str) -> None:
+    """Sends what is printed to a file, and leaves Ctrl-C to whoever started this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)

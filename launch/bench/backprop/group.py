@@ -1,0 +1,178 @@
+"""A rival's processes from outside: started, asked, watched, ended."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch.multiprocessing
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
+
+from launch.bench.backprop import loader, rank
+from launch.bench.backprop.batches import FedSource, in_memory
+from launch.bench.backprop.job import Job
+from launch.bench.protocol import CannotRunError
+from pipeline.data.loader import Dataset
+from pipeline.errors import StageFailedError
+
+# Every process is forked from one that has imported what all need: that takes five seconds of a core, once. What they
+# measure is their own, as nothing has run in that one.
+_FORKED = torch.multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload([rank.__name__, loader.__name__, "torch._dynamo"])  # the last: every optimizer's import
+_AHEAD = 2  # batches that the loader reads ahead of each rank, as a DataLoader's worker does
+_AFTERSHOCK = 1.0  # seconds in which the others may say, or show, what went wrong first
+_LAST_WORDS = 400  # characters of what a process printed last
+
+
+@dataclass
+class _Member:
+    """A process of the crew."""
+
+    name: str
+    process: Any
+    line: Connection
+    said: Path
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What went wrong in a member; ``kind`` is one of ``_CAUSES``."""
+
+    member: str
+    kind: str
+    text: str
+
+
+# A rank that loses another one fails as well: of several failures the first of these is the cause.
+_CAUSES = ("killed", "memory", "cannot", "died", "failed")
+
+
+class Crew:
+    """The processes of one rival: a rank each, and a loader where batches are read in the background.
+
+    Args:
+        title: the rival's, for messages.
+        dataset: where the batches in memory come from; None: the loader reads them from the job's data folder.
+
+    Raises:
+        CannotRunError: there is no memory for this batch, or this net cannot be trained this way.
+        StageFailedError: a process failed or died.
+    """
+
+    def __init__(self, title: str, name: str, job: Job, dataset: Dataset | None) -> None:
+        self._title, self._job = title, job
+        self._folder = tempfile.TemporaryDirectory(prefix="localpipe-bench-")
+        self._store: TCPStore | None = None
+        self._members: list[_Member] = []
+        try:
+            self._start(name, dataset)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, name: str, dataset: Dataset | None) -> None:
+        job, port = self._job, 0
+        if job.num_ranks > 1:
+            patience = timedelta(seconds=job.spec.settings.pipeline.stall_timeout)
+            self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=patience)
+            port = self._store.port
+        if dataset is not None:
+            sources = in_memory(job, dataset)
+        else:
+            queues = [_FORKED.Queue(maxsize=_AHEAD) for _ in range(job.num_ranks)]
+            sources = [FedSource(queue) for queue in queues]
+        for number in range(job.num_ranks):
+            self._begin(job.rank_name(number), f"{name} rank {number + 1}", rank.work, number, port, sources[number])
+        if dataset is None:
+            self._begin("the loader", f"{name} loader", loader.read, queues)
+        self._hear()
+
+    def _begin(self, name: str, process_name: str, target: Any, *arguments: Any) -> None:
+        ours, theirs = _FORKED.Pipe()
+        said = Path(self._folder.name, f"{len(self._members)}.txt")
+        process = _FORKED.Process(
+            target=target, args=(self._job, *arguments, theirs, str(said)), name=process_name, daemon=True
+        )
+        process.start()
+        theirs.close()  # so that the line breaks where the process dies
+        self._members.append(_Member(name, process, ours, said))
+
+    def ask(self, *question: Any) -> list[Any]:
+        """Every rank's answer. The ranks work on it at once."""
+        assert self._members, "it has not ended"
+        for member in self._ranks:
+            try:
+                member.line.send(question)
+            except OSError:
+                break  # it is dead, which listening shows
+        return self._hear()
+
+    @property
+    def _ranks(self) -> list[_Member]:
+        return self._members[: self._job.num_ranks]
+
+    def _hear(self) -> list[Any]:
+        """An answer of every rank. Raises, with every process ended, where one fails or dies first."""
+        answers: dict[str, Any] = {}
+        failures: list[_Failure] = []
+        while len(answers) < self._job.num_ranks and not failures:
+            self._listen(answers, failures, timeout=None)
+        if failures:
+            end = time.monotonic() + _AFTERSHOCK
+            while (left := end - time.monotonic()) > 0 and len(failures) < len(self._members):
+                self._listen(answers, failures, timeout=left)
+            self.close()
+            raise self._error(min(failures, key=lambda failure: _CAUSES.index(failure.kind)))
+        return [answers[member.name] for member in self._ranks]
+
+    def _listen(self, answers: dict[str, Any], failures: list[_Failure], timeout: float | None) -> None:
+        """Waits for the next words or deaths and adds them to the answers and the failures, in order."""
+        fallen = {failure.member for failure in failures}
+        members = {member.line: member for member in self._members if member.name not in fallen}
+        for line in wait(list(members), timeout):
+            assert isinstance(line, Connection)
+            member = members[line]
+            try:
+                kind, value = line.recv()
+            except (EOFError, OSError):  # also amid its words
+                failures.append(_death(member))
+                continue
+            if kind == "answer":
+                answers[member.name] = value
+            else:
+                failures.append(_Failure(member.name, kind, value))
+
+    def _error(self, failure: _Failure) -> Exception:
+        what = f"{self._title}: {failure.member} {failure.text}"
+        if failure.kind in ("killed", "memory"):
+            return CannotRunError(f"{what} {self._job.tried}; a smaller --batch-size or --precision bf16 would help.")
+        if failure.kind == "cannot":
+            return CannotRunError(failure.text)
+        return StageFailedError(what)
+
+    def close(self) -> None:
+        """Ends every process, at once: none holds anything that is to be kept."""
+        for member in self._members:
+            member.process.kill()
+        for member in self._members:
+            member.process.join()
+            member.line.close()
+        self._members.clear()
+        self._store = None
+        self._folder.cleanup()
+
+
+def _death(member: _Member) -> _Failure:
+    member.process.join()
+    code = member.process.exitcode
+    if code == -signal.SIGKILL:
+        return _Failure(member.name, "killed", "was killed, as Linux does with a process when memory runs out.")
+    how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+    last = member.said.read_text(errors="replace")[-_LAST_WORDS:].strip() if member.said.exists() else ""
+    return _Failure(member.name, "died", f"ended {how}. It last printed: {last or 'nothing'}")

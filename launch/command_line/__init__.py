@@ -1,0 +1,1 @@
+"""Arguments, flags and help, out of the settings' dataclasses."""

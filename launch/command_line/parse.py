@@ -1,0 +1,225 @@
+"""From what was typed to values: a command's flags, and a run's settings from preset, saved configuration and flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, TypeVar, get_type_hints
+
+import tyro
+
+from launch.command_line.flags import Flag, field_texts, flags_of
+from launch.command_line.help import EXIT_STATUSES, HELP, HELP_ALL, Page, print_page
+from launch.output.console import make_console
+from launch.presets import PRESETS, Preset
+from pipeline.config import settings as settings_module
+from pipeline.config.settings import Settings
+from pipeline.errors import UserError
+
+T = TypeVar("T")
+
+Parse = Callable[[Settings, list[str]], T]
+
+MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
+"""How tyro reads every command line: a flag is called what its field is called, at whatever depth."""
+
+REGISTRY = tyro.constructors.ConstructorRegistry()
+"""How tyro reads the settings of ``pipeline``, which knows nothing of a command line."""
+
+
+@REGISTRY.struct_rule
+def _settings(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+    """A dataclass whose fields' metadata say how their flags look (``pipeline.config.settings``)."""
+    if not dataclasses.is_dataclass(info.type) or not any(f.metadata for f in dataclasses.fields(info.type)):
+        return None
+    hints = get_type_hints(info.type, include_extras=True)
+    given = info.default if isinstance(info.default, info.type) else info.type()
+    fields = []
+    for one in dataclasses.fields(info.type):
+        looks = [tyro.conf.arg(name=one.metadata.get("flag"), metavar=one.metadata.get("metavar"))]
+        if one.metadata.get("flag", "") is None:
+            looks = [tyro.conf.Suppress]
+        fields.append(
+            tyro.constructors.StructFieldSpec(
+                name=one.name,
+                type=Annotated[hints[one.name], *looks] if one.metadata else hints[one.name],  # type: ignore[arg-type]
+                default=getattr(given, one.name),
+                helptext=field_texts(info.type).get(one.name),
+            )
+        )
+    return tyro.constructors.StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
+
+
+MAX_STEPS = "LOCALPIPE_MAX_STEPS"
+"""Variable of the environment that makes runs and benchmarks short, to see whether they work."""
+
+FIRST = (
+    *("data", "epochs", "batch-size", "lr", "seed", "stages", "device", "precision", "executor", "run-dir"),
+    *("config", "dry-run", "quiet", "verbose"),
+)
+"""Flags of a run that its short help shows."""
+
+_CONFIG = Flag(
+    name="config",
+    values="FILE",
+    default=None,
+    text="Start from the config.json of a run folder in place of the preset; flags override it.",
+    group="",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """What `launch PRESET` takes."""
+
+    run: Settings
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Check everything, print what would run, and start nothing."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-q"])] = False
+    """-q: print the result and warnings alone."""
+    verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-v"])] = False
+    """-v: print also where each worker is, and how long each part of the start took."""
+
+
+def parse(
+    kind: type[T],
+    arguments: list[str],
+    *,
+    command: str,
+    default: T | None = None,
+    about: str = "",
+    first: Collection[str] | None = None,
+    more: Iterable[Flag] = (),
+) -> T:
+    """A command's values from its arguments. With --help or --help-all it prints the help and ends the program.
+
+    Args:
+        kind: a dataclass; its fields are the flags, its docstring the help unless ``about`` says more.
+        command: as typed, with its name: "launch eval".
+        default: values of flags that are not given.
+        first: names of the flags that the short help shows; None shows all.
+        more: flags that were taken off the arguments before.
+    """
+    if any(argument in (*HELP, HELP_ALL) for argument in arguments):
+        flags = [*flags_of(kind if default is None else default), *more]
+        positional = " ".join(flag.values for flag in flags if flag.positional)
+        page = Page(
+            usage=[" ".join(part for part in (command, positional, "[flags]") if part)],
+            about=about or str(kind.__doc__),
+            flags=flags,
+            first=first,
+            after=[EXIT_STATUSES],
+        )
+        print_page(make_console(), page, whole=first is None or HELP_ALL in arguments)
+        sys.exit(0)
+    if default is None:
+        return tyro.cli(kind, args=arguments, prog=command, description="", config=MARKERS, registry=REGISTRY)
+    return tyro.cli(
+        kind, args=arguments, prog=command, description="", config=MARKERS, registry=REGISTRY, default=default
+    )
+
+
+def parse_run(name: str | None, arguments: list[str]) -> RunArguments:
+    """What `launch PRESET` was given; without a name the saved configuration says which preset.
+
+    Raises:
+        UserError: a configuration that cannot be read, or that is another preset's.
+    """
+    preset, default, rest = preset_and_default(name, arguments)
+    parsed = parse(
+        RunArguments,
+        rest,
+        command=f"launch {default.preset}" if name is not None else "launch",
+        default=RunArguments(run=default),
+        about=f"{preset.title}.\n\n{preset.paper}",
+        first=FIRST,
+        more=[_CONFIG],
+    )
+    return replace(parsed, run=shortened(parsed.run))
+
+
+def preset_and_default(name: str | None, arguments: list[str]) -> tuple[Preset, Settings, list[str]]:
+    """The preset, the settings that flags start from, and the arguments without --config.
+
+    Settings are the preset's for the --data that is given, or with --config the saved run's.
+
+    Raises:
+        UserError: as ``parse_run``.
+    """
+    config, rest = take_option(arguments, "--config", "a file: the config.json of a run folder")
+    if config is None:
+        assert name is not None, "a run has a preset or a configuration"
+        return PRESETS[name], PRESETS[name].settings_for(peek(rest, "--data")), rest
+    saved = settings_module.load(Path(config))
+    if name is not None and saved.preset != name:
+        raise UserError(
+            f"--config {config}: is a run of {saved.preset}, not of {name}. Give it to its own preset: "
+            f"launch {saved.preset} --config {config}"
+        )
+    if saved.preset not in PRESETS:
+        raise UserError(f"--config {config}: {unknown(saved.preset, PRESETS, 'preset')}")
+    return PRESETS[saved.preset], replace(saved, run_dir=None), rest
+
+
+def shortened(settings: Settings) -> Settings:
+    """Settings with ``$LOCALPIPE_MAX_STEPS`` where --max-steps is not given. It only caps steps.
+
+    Raises:
+        UserError: the variable is no number of steps.
+    """
+    if settings.train.max_steps is not None:
+        return settings
+    return replace(settings, train=replace(settings.train, max_steps=most_steps()))
+
+
+def most_steps() -> int | None:
+    """The steps that ``$LOCALPIPE_MAX_STEPS`` leaves room for. Raises UserError as ``shortened``."""
+    given = os.environ.get(MAX_STEPS)
+    if not given:
+        return None
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"{MAX_STEPS}={given}: must be a number of training steps, at least 1. Or unset it.")
+    return int(given)
+
+
+def take_option(arguments: list[str], flag: str, wants: str) -> tuple[str | None, list[str]]:
+    """Takes a flag and its value off the arguments, as it settles the defaults of all others.
+
+    Raises:
+        UserError: nothing follows it; ``wants`` says what should.
+    """
+    rest: list[str] = []
+    value = None
+    given = iter(arguments)
+    for argument in given:
+        if argument == flag:
+            value = next(given, None)
+            if value is None:
+                raise UserError(f"{flag} needs {wants}.")
+        elif argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+        else:
+            rest.append(argument)
+    return value, rest
+
+
+def peek(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag that settles the defaults of others; it stays among the arguments."""
+    for position, given in enumerate(arguments):
+        if given == flag and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if given.startswith(f"{flag}="):
+            return given.removeprefix(f"{flag}=")
+    return None
+
+
+def unknown(name: str, known: Iterable[str], what: str) -> str:
+    """A sentence about a name that is none of the known ones: the nearest, or where the list is."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"Did you mean {close[0]!r}?" if close else "`launch list` shows what there is."
+    return f"unknown {what} {name!r}. {hint}"

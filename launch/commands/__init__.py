@@ -1,0 +1,1 @@
+"""The commands of `launch`, a module each; `plan`, `analyse` and `bench` have folders."""

@@ -1,0 +1,83 @@
+"""`launch completion SHELL`: what the shell needs to complete presets, commands, flags and their values."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tyro
+
+from launch.analyse.figures import Wishes
+from launch.bench.arguments import BenchArguments
+from launch.command_line.arguments import (
+    EvalArguments,
+    ExportArguments,
+    ListArguments,
+    PredictArguments,
+    PrepareArguments,
+)
+from launch.command_line.parse import MARKERS, REGISTRY, RunArguments
+from launch.plan.command import PlanArguments
+from launch.presets import PRESETS
+from pipeline.errors import UserError
+
+Shell = Literal["bash", "zsh"]
+
+_HOW = {
+    "bash": 'eval "$(launch completion bash)"                        in ~/.bashrc',
+    "zsh": 'launch completion zsh > "${fpath[1]}/_launch"            once, then open a new shell',
+}
+
+
+def print_completion(arguments: list[str]) -> None:
+    """Prints the script for a shell; tyro writes it from the flags' types.
+
+    Raises:
+        UserError: no shell, or one that tyro knows nothing of.
+    """
+    shells = get_args(Shell)
+    if len(arguments) != 1 or arguments[0] not in shells:
+        given = f"launch completion {' '.join(arguments)}".rstrip()
+        raise UserError(f"{given}: name a shell, {' or '.join(shells)}. Use it so: {'; '.join(_HOW.values())}")
+    kinds: dict[str, Any] = {
+        **{name: RunArguments(run=preset.settings) for name, preset in PRESETS.items()},
+        "list": ListArguments,
+        "prepare": PrepareArguments,
+        "eval": EvalArguments,
+        "analyse": Wishes,
+        "predict": PredictArguments,
+        "export": ExportArguments,
+        "plan": PlanArguments(run=PRESETS["cff-vit"].settings),
+        "bench": BenchArguments,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "completion")
+        try:
+            tyro.extras.subcommand_cli_from_dict(
+                {name: _taking(kind) for name, kind in kinds.items()},
+                prog="launch",
+                args=["--tyro-write-completion", arguments[0], str(file)],
+                config=MARKERS,
+                registry=REGISTRY,
+            )
+        except SystemExit as done:  # tyro ends the program when it has written
+            if done.code:
+                raise
+        sys.stdout.write(file.read_text())
+
+
+def _taking(kind: Any) -> Callable[..., None]:
+    """A function with the flags of a dataclass, given as its class or as an instance with the defaults."""
+
+    def command(arguments: Any) -> None:
+        raise AssertionError("asked for completion alone")
+
+    def command_with_defaults(arguments: Any = kind) -> None:
+        raise AssertionError("asked for completion alone")
+
+    chosen = command if isinstance(kind, type) else command_with_defaults
+    chosen.__annotations__["arguments"] = kind if isinstance(kind, type) else type(kind)
+    return chosen

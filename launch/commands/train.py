@@ -1,0 +1,168 @@
+"""`launch PRESET`: a run from its settings to its folder."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from types import FrameType
+
+from rich.console import Console
+
+from launch.command_line.parse import RunArguments
+from launch.output.announce import announce, dry_run
+from launch.output.console import counted, make_console, say, warn
+from launch.output.data_lines import left_out, warnings
+from launch.output.display import Display, print_summary
+from launch.output.progress import ProgressLine
+from launch.output.run_folder import RunFolder, command_line, new_path
+from launch.output.summary import summarise
+from launch.signals import INTERRUPTED, heard_by
+from pipeline.config import build, checks
+from pipeline.config.devices import local_devices
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import Settings
+from pipeline.data.loader import Dataset
+from pipeline.errors import RunError
+from pipeline.nets.patches import patch_of, patch_warning
+from pipeline.runtime.history import RunResult
+from pipeline.telemetry.reports import PassReport, Status
+from workers.cluster import StartingCluster, joins_cluster
+
+
+def train(arguments: RunArguments, console: Console, *, began: float) -> int:
+    """Runs what was asked for; prints progress and result. Returns the exit status.
+
+    Args:
+        began: when the command was typed, in seconds since 1970.
+
+    Raises:
+        UserError: before anything has started.
+        RunError: the run failed; what was learned is in its folder.
+    """
+    settings = build.settle_baseline(arguments.run)
+    checks.check(settings)
+    checks.check_data(settings)
+    path = new_path(settings.run_dir, settings.preset)
+    aside = make_console(quiet=arguments.quiet)  # what is no result
+    with ExitStack() as stack:
+        interrupts = Interrupts()
+        stack.enter_context(heard_by(interrupts.hear))
+        on_ray = settings.pipeline.executor == "ray"
+        needs_ray = on_ray and (not arguments.dry_run or joins_cluster(settings))
+        say(aside, f"opening {settings.data.data}{', starting Ray' if needs_ray else ''} …")
+        starting = stack.enter_context(StartingCluster(settings)) if needs_ray else None
+        settings, dataset = _open(settings, aside)
+        if starting is not None:
+            devices = starting.wait()
+        else:
+            devices = local_devices(settings.pipeline.device, settings.pipeline.threads)
+        if arguments.dry_run:
+            dry_run(settings, dataset, devices, path, console)
+            return 0
+        if settings.pipeline.partition == "balanced":
+            from launch.balance import settle_partition  # noqa: PLC0415 (the planner, which few runs need)
+
+            settings = settle_partition(settings, dataset, devices, aside)
+        spec = build.place(settings, dataset, devices)
+        if settings.pipeline.executor == "threads" and devices.kind == "cpu" and spec.num_stages > devices.count:
+            warn(f"{spec.num_stages} stages share {counted(devices.count, 'device')}: they will take turns.")
+        folder = RunFolder(spec, path, warn=warn)
+        folder.list_skipped(left_out(dataset))
+        announce(aside, spec, dataset)
+        num_images = dataset.images_per_pass("train", settings.train.batch_size)
+        display = stack.enter_context(Display(spec, num_images, aside, began=began, verbose=arguments.verbose))
+
+        failure: RunError | None = None
+        try:
+            interrupts.begun = True
+            result = _run(spec, dataset, folder, display, interrupts.asked)
+        except RunError as error:
+            failure, kept = error, error.result
+            if kept is None:
+                if display.has_reports:
+                    folder.draw(path)
+                else:
+                    folder.discard()
+                raise
+            result = kept
+        except KeyboardInterrupt:
+            if not display.has_reports:
+                folder.discard()
+            raise
+        summary = summarise(spec, dataset, result, command=command_line(), began=began)
+        place = folder.finish(result, summary)
+    print_summary(console, summary, str(place))
+    with heard_by(interrupts.hear):  # last: pictures take seconds, for which nobody should wait for the result
+        folder.draw(place)
+    if failure is not None:
+        raise failure
+    return INTERRUPTED if result.status == "interrupted" else 0
+
+
+def _open(settings: Settings, console: Console) -> tuple[Settings, Dataset]:
+    """The data, and the settings that fit it."""
+    with ProgressLine(console) as line:
+        dataset = build.open_data(settings, progress=line.report)
+    for sentence in warnings(dataset):
+        warn(sentence)
+    asked, settings = patch_of(settings.net), build.resolve(settings, dataset)
+    if asked is not None and (problem := patch_warning(asked, settings.net, dataset.index.shape)):
+        warn(problem)
+    return settings, dataset
+
+
+def _run(
+    spec: RunSpec, dataset: Dataset, folder: RunFolder, display: Display, interrupted: threading.Event
+) -> RunResult:
+    last_look = 0.0
+
+    def observe(report: PassReport) -> None:
+        folder.observe(report)
+        display.observe(report)
+
+    def follow(statuses: list[Status]) -> None:
+        nonlocal last_look
+        if statuses and time.perf_counter() - last_look >= spec.settings.log_every:
+            last_look = time.perf_counter()
+            display.follow(statuses)
+            folder.follow(statuses, display.utilisation)
+
+    match spec.settings.pipeline.executor:
+        case "serial":
+            from pipeline.runtime.serial import train_serial  # noqa: PLC0415
+
+            return train_serial(spec, dataset, observe=observe, follow=follow, interrupted=interrupted.is_set)
+        case "threads":
+            from pipeline.runtime.threads import train_threads  # noqa: PLC0415
+
+            return train_threads(spec, dataset, observe=observe, follow=follow, interrupted=interrupted.is_set)
+        case "ray":
+            from workers.group import train_ray  # noqa: PLC0415 (it imports Ray, which is being started meanwhile)
+
+            return train_ray(
+                spec,
+                observe=observe,
+                follow=follow,
+                interrupted=interrupted.is_set,
+                notify=display.say,
+                waiting=display.wait_for,
+            )
+
+
+class Interrupts:
+    """What Ctrl-C, SIGTERM and SIGHUP do to a run.
+
+    Before it has begun there is nothing to keep: it stops at once. After that the first one asks the run to stop and
+    keep what it learned, the second one stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.begun = False
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """The signals' handler."""
+        if self.asked.is_set() or not self.begun:
+            raise KeyboardInterrupt
+        self.asked.set()

@@ -1,0 +1,79 @@
+"""What a run is about to do, in a few lines: before it starts, or with `--dry-run` in place of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from launch.output.console import counted, say
+from launch.output.data_lines import image_line
+from launch.output.run_folder import check_room
+from pipeline.config import build
+from pipeline.config.devices import Devices
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import Settings
+from pipeline.data.loader import Dataset
+from pipeline.nets.sizes import num_parameters
+
+BY_TEST = "the test images choose the epoch that is kept, so their accuracy says too much"
+"""What ``--validation test`` does, wherever its figures are printed."""
+
+
+def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
+    """What is trained on what, and how it is divided."""
+    settings = spec.settings
+    say(
+        console,
+        f"{settings.preset}: {spec.net.describe()} on {spec.data_name}, {dataset.count('train'):,} training images, "
+        f"{counted(len(spec.classes), 'class', 'classes')}; {counted(settings.train.epochs, 'epoch')}, batches of "
+        f"{settings.train.batch_size:,}",
+    )
+    if (images := image_line(settings.net, dataset.index)) is not None:
+        say(console, images)
+    if settings.data.validation == "test":
+        say(console, f"{BY_TEST}: all training images are trained on (--validation test)")
+    if settings.train.max_steps is not None:
+        say(
+            console,
+            f"cut short after {counted(settings.train.max_steps, 'step')} (--max-steps or LOCALPIPE_MAX_STEPS): "
+            "figures say only that it works",
+        )
+    stages = " | ".join(",".join(str(layer + 1) for layer in layers) for layers in spec.stages)
+    on = f"{spec.device} ({settings.pipeline.executor})"
+    say(console, f"{counted(spec.num_stages, 'stage')} on {on}, layers {stages}")
+
+
+def dry_run(settings: Settings, dataset: Dataset, devices: Devices, path: Path, console: Console) -> None:
+    """Prints what would run; every check is the run's own.
+
+    Args:
+        settings: as ``build.resolve`` gives them.
+        path: the run folder, which is not made.
+
+    Raises:
+        UserError, ResourcesError: as the run would.
+    """
+    pipe, balanced = settings.pipeline, settings.pipeline.partition == "balanced"
+    spec = build.place(
+        replace(settings, pipeline=replace(pipe, partition="even")) if balanced else settings, dataset, devices
+    )
+    check_room(spec, path)
+    announce(console, spec, dataset)
+    if balanced:
+        say(console, "  the layers would be timed first, and divided anew so that the slowest stage is fastest")
+    train, head = settings.train, settings.head
+    readouts = f", then {counted(head.head_epochs, 'epoch')} of readouts" if head.mode == "after" else ""
+    for line in (
+        f"{num_parameters(spec.net, spec.shape):,} parameters in {counted(spec.num_layers, 'layer')}",
+        f"{counted(spec.steps_per_epoch, 'step')} an epoch, {spec.steps_per_epoch * train.epochs:,} in all{readouts}",
+        f"{counted(dataset.count('validate'), 'validation image')}, {counted(dataset.count('test'), 'test image')}",
+        f"{devices.kind}: {counted(devices.count, 'device')} of {counted(pipe.threads, 'thread')}"
+        if devices.kind == "cpu"
+        else f"{counted(devices.count, 'GPU')}",
+        f"data: {dataset.folder}",
+        f"run folder: {path}",
+    ):
+        say(console, f"  {line}")
+    say(console, "Nothing was started (--dry-run).")

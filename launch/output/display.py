@@ -1,0 +1,307 @@
+"""What a person sees of a run: a live table on a terminal, plain lines elsewhere, and its result at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
+from rich.table import Table
+
+from launch.output.announce import BY_TEST
+from launch.output.console import counted, say
+from launch.output.layer_table import LayerRow, accuracy_sentence, percent, print_layers
+from pipeline.config.run_spec import RunSpec
+from pipeline.runtime.history import History
+from pipeline.telemetry.reports import PassReport, Status
+from pipeline.transport.message import Kind
+
+_WINDOW = 3.0  # seconds over which speed and utilisation are averaged
+_NARROW = 76  # columns; below that the live table leaves out what can be done without
+_DISPENSABLE = ("device", "queue", "loss")
+_PLAIN_EVERY = 10.0  # seconds between lines within an epoch, where there is no terminal
+
+
+class Display:
+    """Shows a run's progress. A context manager around the run.
+
+    Args:
+        num_images: that an epoch trains on.
+        began: when the command was typed, in seconds since 1970.
+        verbose: whether to say where workers are and how long each part of the start took.
+    """
+
+    def __init__(
+        self, spec: RunSpec, num_images: int, console: Console, *, began: float, verbose: bool = False
+    ) -> None:
+        self._spec, self._num_batches, self._console = spec, spec.steps_per_epoch, console
+        self._num_images = num_images
+        self._start = _Start(began) if verbose else None
+        self._history = History(spec.num_layers)
+        self._meters = [_Meter() for _ in range(spec.num_stages)]
+        self._statuses: list[Status] = []
+        self._begun = time.perf_counter()
+        self._last_line = self._begun
+        settings = spec.settings
+        readouts = settings.head.head_epochs if settings.head.mode == "after" else 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs, left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._layers_task = self._progress.add_task("layers  ", total=settings.train.epochs)
+        self._readouts_task = self._progress.add_task("readouts", total=readouts, visible=bool(readouts), start=False)
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        if self._spec.settings.pipeline.executor != "ray":
+            self.wait_for("the first batch")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    @property
+    def has_reports(self) -> bool:
+        """Whether the run has come as far as the end of a pass."""
+        return bool(self._history.epochs(Kind.TRAIN))
+
+    @property
+    def utilisation(self) -> list[float]:
+        """Of each stage, over the last seconds."""
+        return [meter.utilisation for meter in self._meters]
+
+    def wait_for(self, what: str) -> None:
+        """Says what the run waits for before its first batch."""
+        if self._start is not None:
+            self._start.next(what)
+        if self._live is not None:
+            self._live.update(Spinner("dots", text=f"{what} …"), refresh=True)
+        else:
+            self.say(f"{what} …")
+
+    def _begin(self, statuses: list[Status]) -> None:
+        """The first training batch has come: says how long it took, and with ``verbose`` where the time went."""
+        if self._start is None:
+            return
+        for sentence in self._start.finish(statuses[0].account.wall):
+            self.say(sentence)
+        for status in statuses:
+            layers = self._spec.stages[status.stage]
+            self.say(f"  stage {status.stage + 1}, {_layers(layers)}: {status.device}")
+
+    def follow(self, statuses: list[Status]) -> None:
+        """Takes where the stages are."""
+        if not statuses or not statuses[0].kind:
+            return
+        if not self._statuses:
+            self._begun = time.perf_counter()  # start-up does not count into the time left
+            self._begin(statuses)
+        self._statuses = statuses
+        for status, meter in zip(statuses, self._meters, strict=True):
+            meter.add(status)
+        first = statuses[0]
+        if first.kind == Kind.TRAIN.name:
+            self._progress.update(self._layers_task, completed=first.epoch + (first.step + 1) / self._num_batches)
+        elif first.kind == Kind.READOUT.name:
+            self._progress.start_task(self._readouts_task)
+            done = first.epoch - self._spec.settings.train.epochs + (first.step + 1) / self._num_batches
+            self._progress.update(self._layers_task, completed=self._spec.settings.train.epochs)
+            self._progress.update(self._readouts_task, completed=done)
+        if self._live is not None:
+            self._live.update(self._picture())
+        elif (
+            time.perf_counter() - self._last_line > _PLAIN_EVERY
+            and first.kind == Kind.TRAIN.name
+            and self._meters[0].images_per_second
+        ):
+            self.say(f"{self._place(first)}: {self._rates()}")
+
+    def observe(self, report: PassReport) -> None:
+        """Takes a pass's report; says a line once an epoch is complete in every layer."""
+        self._history.add(report)
+        kind = Kind[report.kind]
+        layers = self._history.layers(kind, report.epoch)
+        if self._live is not None or layers is None or kind is Kind.TRAIN or report.stage != self._spec.num_stages - 1:
+            return
+        settings = self._spec.settings
+        if kind is Kind.VALIDATE:
+            trained = self._history.layers(Kind.TRAIN, report.epoch) or []
+            accuracy = "".join(f" {layer.accuracy:.1%}" for layer in layers if layer.accuracy is not None)
+            self.say(
+                f"epoch {report.epoch + 1}/{settings.train.epochs}: "
+                f"loss{_numbers([layer.loss for layer in trained])}, "
+                f"validation{_numbers([layer.loss for layer in layers])}{', accuracy' + accuracy if accuracy else ''}, "
+                f"{self._epoch_rates(report.epoch)}, left {self._left(report.epoch + 1)}"
+            )
+        elif kind in (Kind.READOUT, Kind.JUDGE):
+            number = report.epoch - settings.train.epochs + 1
+            losses = [layer.loss if kind is Kind.READOUT else layer.readout_loss for layer in layers]
+            self.say(
+                f"readouts, epoch {number}/{settings.head.head_epochs}: "
+                f"{'cross-entropy' if kind is Kind.READOUT else 'validation'}"
+                f"{_numbers([loss for loss in losses if loss is not None and not math.isnan(loss)])}"
+            )
+
+    def say(self, text: str) -> None:
+        """A sentence for the person, above the table if there is one."""
+        self._last_line = time.perf_counter()
+        say(self._console, text)
+
+    def _place(self, status: Status) -> str:
+        return f"epoch {status.epoch + 1}, step {status.step + 1}/{self._num_batches}"
+
+    def _rates(self) -> str:
+        used = " ".join(f"{meter.utilisation:.0%}" for meter in self._meters)
+        return f"{self._meters[0].images_per_second:,.0f} images/s, utilisation {used}"
+
+    def _epoch_rates(self, epoch: int) -> str:
+        """As ``_rates``, over an epoch with its validation."""
+        accounts = self._history.accounts(Kind.TRAIN, Kind.VALIDATE, epoch=epoch)
+        stages = [accounts[stage] for stage in range(self._spec.num_stages)]
+        used = " ".join(f"{account.utilisation:.0%}" for account in stages)
+        return f"{self._num_images / stages[0].wall:,.0f} images/s, utilisation {used}"
+
+    def _left(self, done: int) -> str:
+        elapsed = time.perf_counter() - self._begun
+        return duration(elapsed / done * (self._spec.settings.train.epochs - done))
+
+    def _picture(self) -> RenderableType:
+        table = Table(title=f"{self._spec.settings.preset} on {self._spec.data_name}", title_justify="left")
+        narrow = self._console.width < _NARROW
+        left = ("device", "loss")
+        for heading in ("stage", "layers", "device", "images/s", "utilisation", "queue", "loss"):
+            if heading not in _DISPENSABLE or not narrow:
+                table.add_column(heading, justify="left" if heading in left else "right", no_wrap=heading != "loss")
+        for status, meter in zip(self._statuses, self._meters, strict=True):
+            cells = {
+                "stage": str(status.stage + 1),
+                "layers": _layers(self._spec.stages[status.stage]).split()[1],
+                "device": status.device,
+                "images/s": f"{meter.images_per_second:,.0f}",
+                "utilisation": f"{meter.utilisation:.0%}",
+                "queue": f"{status.waiting}/{self._spec.settings.pipeline.queue_depth}",
+                "loss": "  ".join(f"{loss:.3f}" for loss in status.losses if not math.isnan(loss)),
+            }
+            table.add_row(*(cell for name, cell in cells.items() if name not in _DISPENSABLE or not narrow))
+        return Group(table, self._progress)
+
+
+class _Start:
+    """How long each part of a run's start took."""
+
+    def __init__(self, began: float) -> None:
+        self._began, self._parts = began, [("opening the data and Ray", began)]
+
+    def next(self, what: str) -> None:
+        self._parts.append((what, time.time()))
+
+    def finish(self, trained: float) -> list[str]:
+        """Sentences; the first stage has been at its first batches for ``trained`` seconds."""
+        first = time.time() - trained
+        ends = [begin for _, begin in self._parts[1:]] + [first]
+        parts = [f"{what} {end - begin:.1f} s" for (what, begin), end in zip(self._parts, ends, strict=True)]
+        return [f"first training step {first - self._began:.1f} s after the command: {', '.join(parts)}"]
+
+
+def _layers(layers: range) -> str:
+    """ "layer 1" or "layers 2–4"."""
+    return f"layer {layers[0] + 1}" if len(layers) == 1 else f"layers {layers[0] + 1}–{layers[-1] + 1}"
+
+
+class _Meter:
+    """Speed and utilisation of a stage over a sliding window."""
+
+    def __init__(self) -> None:
+        self._seen: deque[Status] = deque()
+
+    def add(self, status: Status) -> None:
+        if not status.kind:  # its clock starts anew with its first batch
+            return
+        if self._seen and status.account.wall < self._seen[-1].account.wall:
+            self._seen.clear()
+        self._seen.append(status)
+        while len(self._seen) > 2 and status.account.wall - self._seen[1].account.wall > _WINDOW:
+            self._seen.popleft()
+
+    @property
+    def images_per_second(self) -> float:
+        wall = self._wall()
+        return (self._seen[-1].images - self._seen[0].images) / wall if wall > 0 else 0.0
+
+    @property
+    def utilisation(self) -> float:
+        return (self._seen[-1].account - self._seen[0].account).utilisation if self._wall() > 0 else 0.0
+
+    def _wall(self) -> float:
+        return self._seen[-1].account.wall - self._seen[0].account.wall if len(self._seen) > 1 else 0.0
+
+
+def print_summary(console: Console, summary: dict[str, Any], folder: str) -> None:
+    """The end of a run, for a person."""
+    console.print()
+    data, best = summary["data"], summary["best_epoch"]
+    say(
+        console,
+        f"{summary['status']}: {summary['net']} on {data['name']} ({data['train']:,} training, {data['validate']:,} "
+        f"validation, {data['test']:,} test images), {counted(summary['epochs_finished'], 'epoch')}"
+        + (f", kept epoch {best:,} ({summary['best_by']})" if best is not None else ""),
+    )
+    rows = [
+        LayerRow(
+            layer=layer["layer"],
+            readout=layer["test_accuracy"],
+            alone=layer["test_direct_accuracy"],
+            top_k=layer["test_top_k"],
+            fisher=layer["test_fisher"],
+            loss=layer["validation_loss"],
+        )
+        for layer in summary["layers"]
+    ]
+    print_layers(console, rows, top_k=summary["top_k"], loss="validation loss")
+    speed = summary["speed"]
+    if speed is not None:
+        shared = " that share fewer cores, so their computing time has waiting in it" if speed["cores_shared"] else ""
+        say(
+            console,
+            f"speed: {speed['images_per_second']:,.0f} images/s; speed-up {speed['measured_speedup']:.2f}× measured, "
+            f"{speed['ideal_speedup']:.2f}× ideal for {counted(summary['stages'], 'stage')}{shared}",
+        )
+        for stage in speed["stages"]:
+            shares = ", ".join(
+                f"{name.replace('_', '-')} {stage[name] / stage['wall']:.1%}"
+                for name in ("busy", "wait_in", "wait_out", "copy", "sync", "other")
+            )
+            say(console, f"  stage {stage['stage']} ({stage['device']}): {shares}")
+    accuracy = accuracy_sentence(rows)
+    if accuracy is None:
+        say(console, "No test accuracy: the run ended before its readouts were trained.")
+    else:
+        top_k = summary["top_k"]
+        also = f", top-{top_k} {percent(rows[-1].top_k)}" if top_k > 1 else ""
+        say(console, f"{accuracy}{also}", style="bold")
+        if summary["selected_on"] == "test":
+            say(console, f"selected on test: {BY_TEST}.")
+    say(console, f"run folder: {folder}")
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _numbers(values: list[float]) -> str:
+    return "".join(f" {value:.3f}" for value in values)

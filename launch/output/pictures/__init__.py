@@ -1,0 +1,31 @@
+"""Pictures of runs and trained layers, fit for a paper: each function takes numbers and returns a figure, unseen."""
+
+from __future__ import annotations
+
+from launch.output.pictures.curves import Panel, curves
+from launch.output.pictures.images import AnchorRow, Example, anchors, attention
+from launch.output.pictures.layers import lines, margins
+from launch.output.pictures.matrices import Classes, confusion, confusions, similarities, similarity
+from launch.output.pictures.plane import scatters
+from launch.output.pictures.style import Vector, write
+from launch.output.pictures.timeline import timeline
+
+__all__ = [
+    "AnchorRow",
+    "Classes",
+    "Example",
+    "Panel",
+    "Vector",
+    "anchors",
+    "attention",
+    "confusion",
+    "confusions",
+    "curves",
+    "lines",
+    "margins",
+    "scatters",
+    "similarities",
+    "similarity",
+    "timeline",
+    "write",
+]

@@ -1,0 +1,273 @@
+"""The folder that a run leaves: settings, metrics, TensorBoard events, weights, predictions, summary.
+
+config.json          resolved settings and the data's facts; give it back with --config
+metrics.jsonl        one line per layer and pass
+steps.safetensors    the loss of every layer at every step
+events.out.tfevents* for TensorBoard
+model.safetensors    the kept weights with readouts: what `launch export` copies and `pipeline.load` reads
+last.safetensors     weights and optimizer states at the end of the layers' training
+predictions.csv      the last layer's prediction for every test image
+skipped.csv          files that the data are without, each with its reason; only where there are any
+summary.json         every figure that the run printed (launch/summary.md)
+curves, pipeline     .png and .pdf: what launch/output/run_pictures.py draws
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import math
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from launch.output.run_pictures import RunPictures
+from pipeline.config import settings as settings_module
+from pipeline.config.run_spec import RunSpec
+from pipeline.data import skipped
+from pipeline.data.skipped import Skipped
+from pipeline.errors import RunError, UserError
+from pipeline.export import card_of, save
+from pipeline.nets.sizes import num_parameters
+from pipeline.runtime.history import RunResult
+from pipeline.telemetry.reports import PassReport, Status
+from pipeline.tensor_file import save_tensors
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_SPARE = 64 << 20  # bytes that metrics, events and summary may come to
+
+
+class RunFolder:
+    """Writes everything that a run leaves. One process writes it, the one that launched the run.
+
+    A disk that fills up during training does not end it: what cannot be written is said once, and the weights are
+    written at the end, elsewhere if need be.
+    """
+
+    def __init__(self, spec: RunSpec, path: Path, *, warn: Callable[[str], None]) -> None:
+        self.path = path
+        self._spec, self._warn, self._pictures = spec, warn, RunPictures(spec)
+        check_room(spec, path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._write_json("config.json", _config(spec))
+            self._metrics = (path / "metrics.jsonl").open("a", buffering=1)
+        except OSError as error:
+            raise UserError(f"--run-dir {path}: cannot be written ({error.strerror}). Choose another.") from error
+        self._writer: SummaryWriter | None = None
+        self._logging = True
+        self._steps = dict.fromkeys(range(spec.num_layers), 0)
+
+    def discard(self) -> None:
+        """Removes the folder again: the run never began, and its name is free for another try."""
+        self._metrics.close()
+        if self._writer is not None:
+            self._writer.close()
+        shutil.rmtree(self.path)
+
+    @property
+    def _events(self) -> SummaryWriter:
+        """TensorBoard's writer, once there is something to write: it takes a second to import."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+
+            self._writer = SummaryWriter(str(self.path))
+        return self._writer
+
+    def list_skipped(self, left_out: list[Skipped]) -> None:
+        """Writes what the run's data are without, where that is anything."""
+        if left_out:
+            self._log(lambda: skipped.save(self.path / skipped.SKIPPED_FILE, left_out))
+
+    def observe(self, report: PassReport) -> None:
+        """Writes a pass's figures."""
+        self._pictures.observe(report)
+        self._log(lambda: self._log_report(report))
+
+    def follow(self, statuses: list[Status], utilisation: list[float]) -> None:
+        """Writes what the stages are doing."""
+
+        def write() -> None:
+            for status, used in zip(statuses, utilisation, strict=True):
+                stage = f"stage {status.stage + 1}"
+                self._events.add_scalar(f"utilisation/{stage}", used, status.images)
+                self._events.add_scalar(f"queue/{stage}", status.waiting, status.images)
+
+        self._log(write)
+
+    def _log_report(self, report: PassReport) -> None:
+        name = report.kind.lower()
+        for layer in report.layers:
+            tag = f"layer {layer.layer + 1}"
+            figures = {
+                "loss": layer.loss,
+                "accuracy": layer.accuracy,
+                "top_k": layer.top_k,
+                "direct_accuracy": layer.direct_accuracy,
+                "version_skew": layer.version_skew,
+                "readout_loss": layer.readout_loss,
+                "fisher": layer.fisher,
+            }
+            line = {"kind": name, "epoch": report.epoch + 1, "stage": report.stage + 1, "layer": layer.layer + 1}
+            self._metrics.write(json.dumps(line | {k: _finite(v) for k, v in figures.items()}) + "\n")
+            for figure, value in figures.items():
+                if value is not None and math.isfinite(value):
+                    self._events.add_scalar(f"{name} {figure}/{tag}", value, report.epoch + 1)
+            if name == "train":
+                for loss in layer.losses:
+                    self._steps[layer.layer] += 1
+                    self._events.add_scalar(f"step loss/{tag}", loss, self._steps[layer.layer])
+
+    def _log(self, write: Callable[[], None]) -> None:
+        if not self._logging:
+            return
+        try:
+            write()
+        except OSError as error:
+            self._logging = False
+            self._warn(f"{self.path}: metrics are no longer written ({error.strerror}). Training goes on.")
+
+    def finish(self, result: RunResult, summary: dict[str, Any]) -> Path:
+        """Writes weights, predictions and summary, and no picture yet. Returns the folder they are in.
+
+        Raises:
+            RunError: neither the run folder nor the temporary folder can take them.
+        """
+        if self._writer is not None:
+            self._log(self._writer.close)
+        self._log(self._metrics.close)
+        try:
+            self._write_result(self.path, result, summary)
+        except OSError as error:
+            elsewhere = Path(tempfile.mkdtemp(prefix="localpipe-run-"))
+            self._warn(f"{self.path}: cannot be written ({error.strerror}). Saving to {elsewhere} instead.")
+            try:
+                self._write_result(elsewhere, result, summary)
+            except OSError as again:
+                raise RunError(f"Neither {self.path} nor {elsewhere} can be written: {again.strerror}.") from again
+            return elsewhere
+        return self.path
+
+    def draw(self, place: Path) -> None:
+        """Draws the run as far as it came into a folder. Where that cannot be done, says so."""
+        self._pictures.write(place, warn=self._warn)
+
+    def _write_result(self, path: Path, result: RunResult, summary: dict[str, Any]) -> None:
+        if path != self.path:
+            _write_json(path / "config.json", _config(self._spec))
+        if result.weights:
+            _whole(lambda: save(path / "model.safetensors", result.weights, card_of(self._spec)))
+            _whole(lambda: save(path / "last.safetensors", result.last, card_of(self._spec)))
+        steps = result.history.step_losses()
+        if steps:
+            tensors = {name: torch.from_numpy(losses) for name, losses in steps.items()}
+            _whole(lambda: save_tensors(path / "steps.safetensors", tensors))
+        predictions = result.history.predictions()
+        if predictions is not None:
+            with (path / "predictions.csv").open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["image", "label", "prediction"])
+                writer.writerows(
+                    [int(i), self._spec.classes[label], self._spec.classes[guess]] for i, label, guess in predictions
+                )
+        _write_json(path / "summary.json", summary)
+
+    def _write_json(self, name: str, values: Any) -> None:
+        _write_json(self.path / name, values)
+
+
+def new_path(run_dir: str | None, preset: str) -> Path:
+    """Where the run goes. Raises UserError if a folder that was asked for holds something."""
+    if run_dir is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        candidates = [Path("runs") / f"{preset}-{stamp}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 100)))]
+        return next(path for path in candidates if not path.exists())
+    path = Path(run_dir)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"--run-dir {path} exists and holds something. Give a new folder, or remove this one.")
+    return path
+
+
+def load_config(run: Path) -> dict[str, Any]:
+    """``config.json`` of a run folder. Raises UserError where ``run`` is not one."""
+    try:
+        values = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run}: not a run folder (config.json: {error}). Give a folder that `launch` left.") from error
+    if not isinstance(values, dict) or "settings" not in values:
+        raise UserError(f"{run}: config.json holds no settings. Give a folder that `launch` left.")
+    data = values.get("data")
+    for name in ("folder", "content_hash"):
+        if not isinstance(data, dict) or not isinstance(data.get(name), str):
+            raise UserError(
+                f"{run / 'config.json'}: data.{name}, a text, is missing. Give a folder as `launch` left it, or train "
+                "again with --config and this file."
+            )
+    return values
+
+
+def _config(spec: RunSpec) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "settings": settings_module.to_dict(spec.settings),
+        "data": {
+            "name": spec.data_name,
+            "folder": spec.data_folder,
+            "content_hash": spec.content_hash,
+            "shape": spec.shape,
+            "classes": spec.classes,
+            "mean": spec.augment.mean,
+            "std": spec.augment.std,
+        },
+        "stages": [[layer + 1 for layer in layers] for layers in spec.stages],
+        "device": spec.device,
+    }
+
+
+def check_room(spec: RunSpec, path: Path) -> None:
+    """Refuses a disk that cannot hold what the run will leave, before the run has cost anything."""
+    # The kept weights, the last ones, and AdamW's two moments, in float32.
+    needed = 4 * num_parameters(spec.net, spec.shape) * 4 + _SPARE
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"--run-dir {path}: {free / 2**20:,.0f} MiB are free and the run leaves up to {needed / 2**20:,.0f} MiB. "
+            "Free some space or choose another disk."
+        )
+
+
+def _whole(write: Callable[[], None]) -> None:
+    """safetensors reports a full disk with an error of its own kind; it is an OSError to everyone else."""
+    try:
+        write()
+    except OSError:
+        raise
+    except Exception as error:
+        if "No space left" in str(error) or "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device") from error
+        raise
+
+
+def _write_json(path: Path, values: Any) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    part.replace(path)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
+
+
+def command_line() -> str:
+    """The command as it was typed, for the record."""
+    return " ".join(["launch", *sys.argv[1:]])

@@ -1,0 +1,1 @@
+"""`launch plan`: predicts a pipeline from the times of its layers."""

@@ -1,0 +1,1 @@
+"""What a run is told, checked and resolved: settings → RunSpec."""

@@ -1,0 +1,217 @@
+"""From what a person asked for to a run that can start: every "auto" settled, every mistake found first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from pipeline.config.checks import _data_dir, _listed, check_data, num_layers
+from pipeline.config.compiler import check_compiler
+from pipeline.config.devices import Devices
+from pipeline.config.partition import partition, sized
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import PipelineSettings, Settings
+from pipeline.data import prepare
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.loader import Dataset
+from pipeline.data.registry import DATASETS
+from pipeline.data.sources.base import Progress
+from pipeline.errors import UserError
+from pipeline.methods import BaselineSettings
+from pipeline.nets.sizes import layer_features
+from pipeline.transport import Transport
+
+
+def open_data(settings: Settings, *, progress: Progress | None = None) -> Dataset:
+    """Opens and checks the data set; prepares the embedded one and folders of images on the way.
+
+    Args:
+        progress: called with (what, done, total) while a folder is prepared.
+
+    Raises:
+        UserError: unknown or damaged data, fewer images than one batch.
+    """
+    data = settings.data
+    check_data(settings)
+    folder = prepare.resolve(
+        data.data,
+        data_dir=_data_dir(settings),
+        image_size=data.image_size,
+        strict=data.strict_data,
+        progress=progress,
+    )
+    dataset = open_folder(settings, folder)
+    if dataset.num_batches("train", settings.train.batch_size) == 0:
+        raise UserError(
+            f"--batch-size {settings.train.batch_size}: {data.data} has {dataset.count('train')} training images "
+            f"({dataset.count('validate')} more validate), fewer than one batch. "
+            f"Give at most --batch-size {dataset.count('train')}."
+        )
+    return dataset
+
+
+def open_folder(settings: Settings, folder: Path) -> Dataset:
+    """Opens a prepared folder with a run's settings: the same division and order wherever it is opened."""
+    data = settings.data
+    return Dataset(
+        folder,
+        seed=settings.train.seed,
+        validation=data.validation,
+        train_fraction=data.train_fraction,
+        label_noise=data.label_noise,
+        memory_budget=int(data.memory_budget * 2**30),
+        shuffle_window=data.shuffle_window,
+        max_batches=settings.train.max_steps,
+        keep_last=settings.train.last_batch == "keep",
+        strict=data.strict_data,
+    )
+
+
+def settle_baseline(settings: Settings) -> Settings:
+    """Settings that spell ``baseline`` out: the method, no heads, the serial executor. Others as they are.
+
+    Raises:
+        UserError: stages or threads are asked for, and a baseline's net is one piece.
+    """
+    method = BaselineSettings(feedback=settings.baseline) if settings.baseline is not None else settings.method
+    if not isinstance(method, BaselineSettings):
+        return settings
+    pipe, name = settings.pipeline, f"--baseline {method.feedback}"
+    if pipe.stages not in ("auto", 1):
+        raise UserError(
+            f"--stages {pipe.stages} with {name}: the error of the whole net's output teaches every layer, so the net "
+            "is one piece. Use --stages 1."
+        )
+    if isinstance(pipe.partition, tuple) and len(pipe.partition) > 1:
+        raise UserError(
+            f"--partition {_listed(pipe.partition)} with {name}: the net is one piece to it. Leave --partition out."
+        )
+    if pipe.executor == "threads":
+        raise UserError(
+            f"--executor threads with {name}: the error of the whole net's output teaches every layer, so the net is "
+            "one piece and there is nothing to run beside it. Use --executor serial."
+        )
+    return replace(
+        settings,
+        method=method,
+        baseline=None,
+        head=replace(settings.head, mode="none"),
+        pipeline=replace(pipe, executor="serial", partition="even"),
+    )
+
+
+def resolve(settings: Settings, dataset: Dataset) -> Settings:
+    """Settings that fit the data, with net and augmentation settled. Raises UserError where they do not fit."""
+    index = dataset.index
+    facts = DATASETS.get(settings.data.data)
+    padding = settings.augment.crop_padding
+    if padding == "auto":
+        padding = facts.crop_padding if facts else min(index.shape[1:]) // 8
+    flip = settings.augment.flip
+    if flip == "auto":
+        flip = "on" if facts is None or facts.flip else "off"
+    batches = dataset.num_batches("train", settings.train.batch_size)
+    if settings.pipeline.feeders > batches:
+        raise UserError(
+            f"--feeders {settings.pipeline.feeders}: an epoch has {batches} batches. Give at most --feeders {batches}."
+        )
+    if len(index.classes) < 2:
+        raise UserError(f"{settings.data.data} has one class, {index.classes[0]!r}. Contrast needs at least two.")
+    net = settings.net.resolve(index.shape)
+    return replace(
+        _shortened(settings, dataset),
+        net=net,
+        method=settings.method.resolve(layer_features(settings.method.adapt(net), index.shape)),
+        data=replace(settings.data, data=settings.data.data if facts else str(Path(settings.data.data).resolve())),
+        augment=replace(settings.augment, crop_padding=padding, flip=flip),
+    )
+
+
+def _shortened(settings: Settings, dataset: Dataset) -> Settings:
+    """Settings with as many epochs, of layers and of heads, as ``max_steps`` leaves room for: at least one."""
+    most = settings.train.max_steps
+    if most is None:
+        return settings
+    epochs = max(1, most // dataset.num_batches("train", settings.train.batch_size))
+    return replace(
+        settings,
+        train=replace(settings.train, epochs=min(settings.train.epochs, epochs)),
+        head=replace(settings.head, head_epochs=min(settings.head.head_epochs, epochs)),
+    )
+
+
+def num_stages(settings: Settings, num_devices: int) -> int:
+    """Stages of a run on so many devices: as asked for, or as many as devices and at most as many as layers."""
+    pipe = settings.pipeline
+    if pipe.executor == "serial":
+        return 1
+    if isinstance(pipe.partition, tuple):
+        return len(pipe.partition)
+    return max(1, min(num_layers(settings), num_devices)) if pipe.stages == "auto" else pipe.stages
+
+
+def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
+    """The run on these devices. Raises UserError or ResourcesError.
+
+    ``settings`` come from ``resolve``; a balanced partition has been settled to sizes, for which layers are timed.
+    """
+    index = dataset.index
+    facts = DATASETS.get(settings.data.data)
+    stages = num_stages(settings, devices.count)
+    transport = _transport(settings.pipeline, devices, stages)
+    kind: Literal["cpu", "cuda"] = "cuda" if devices.kind == "cuda" else "cpu"
+    assert settings.augment.crop_padding != "auto" and settings.augment.flip != "auto", "resolve() settles both"
+    spec = RunSpec(
+        settings=replace(
+            settings, pipeline=replace(settings.pipeline, stages=stages, transport=transport, device=kind)
+        ),
+        data_folder=str(dataset.folder.resolve()),
+        data_name=index.name,
+        content_hash=index.content_hash,
+        shape=index.shape,
+        classes=tuple(index.classes),
+        augment=AugmentConfig(
+            crop_padding=settings.augment.crop_padding,
+            flip=settings.augment.flip == "on",
+            randaugment_ops=settings.augment.randaugment_ops,
+            randaugment_magnitude=settings.augment.randaugment_magnitude,
+            mean=tuple(facts.mean if facts and facts.mean else index.mean),
+            std=tuple(facts.std if facts and facts.std else index.std),
+        ),
+        top_k=facts.top_k if facts else 1,
+        steps_per_epoch=dataset.num_batches("train", settings.train.batch_size),
+        stages=_divide(settings, stages),
+        device=kind,
+    )
+    if spec.compiles == "graphs" and kind != "cuda":
+        raise UserError("--compile graphs: CUDA graphs are a GPU's. Use --compile on.")
+    if spec.compiles is not None:
+        check_compiler(kind)
+    return spec
+
+
+def _transport(pipe: PipelineSettings, devices: Devices, stages: int) -> Transport:
+    """How activations travel. "auto" stays between CPUs: neighbours find out whether they share a machine."""
+    if devices.kind == "cpu":
+        if pipe.transport == "nccl":
+            raise UserError("--transport nccl works between GPUs only. Use --transport auto, shm or gloo on CPUs.")
+        return pipe.transport
+    if pipe.transport == "shm":
+        raise UserError("--transport shm works between CPUs only. Use --transport auto, nccl or gloo on GPUs.")
+    shared = stages > devices.count
+    if pipe.transport == "nccl" and shared:
+        raise UserError(
+            f"--transport nccl: {stages} stages share {devices.count} GPU{'s' if devices.count > 1 else ''}, and two "
+            f"ranks of NCCL cannot. Use --transport gloo, or at most --stages {devices.count}."
+        )
+    if pipe.transport == "auto":
+        return "gloo" if shared or pipe.executor != "ray" else "nccl"
+    return pipe.transport
+
+
+def _divide(settings: Settings, stages: int) -> tuple[range, ...]:
+    """The layers of each stage."""
+    sizes = settings.pipeline.partition
+    assert sizes != "balanced", "settled to sizes where layers can be timed"
+    return partition(num_layers(settings), stages) if sizes == "even" else sized(sizes)

@@ -1,0 +1,109 @@
+"""Refuses what no data set and no machine could make right, before anything is opened."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from pipeline.config.partition import partition
+from pipeline.config.settings import PipelineSettings, Settings
+from pipeline.data import prepare
+from pipeline.errors import UserError
+
+
+def check_data(settings: Settings) -> None:
+    """Refuses at once data that are not there, before anything is opened or started. Raises UserError."""
+    data = settings.data
+    _at_least(0, "--memory-budget", data.memory_budget)
+    _at_least(1, "--shuffle-window", data.shuffle_window)
+    if data.validation != "test" and not 0 < data.validation < 1:
+        raise UserError(
+            f"--validation {data.validation}: must lie between 0 and 1, both excluded, or be test. "
+            "The weights of the best validation loss are the ones kept."
+        )
+    prepare.check(data.data, data_dir=_data_dir(settings), image_size=data.image_size)
+
+
+def _data_dir(settings: Settings) -> Path | None:
+    return Path(settings.data.data_dir) if settings.data.data_dir else None
+
+
+def check(settings: Settings) -> None:
+    """Refuses values that no data set could make right. Raises UserError."""
+    train, head, pipe = settings.train, settings.head, settings.pipeline
+    settings.method.check()
+    _at_least(1, "--epochs", train.epochs)
+    if train.max_steps is not None:
+        _at_least(1, "--max-steps", train.max_steps)
+    if train.batch_size < 2:
+        raise UserError(
+            f"--batch-size {train.batch_size}: a contrastive loss compares images with each other. Give at least 2."
+        )
+    if not 0 < train.lr < math.inf:
+        raise UserError(f"--lr {train.lr}: must be above 0.")
+    _at_least(0, "--weight-decay", train.weight_decay)
+    if list(train.milestones) != sorted(set(train.milestones)) or any(m < 1 for m in train.milestones):
+        given = " ".join(str(m) for m in train.milestones)
+        raise UserError(f"--milestones {given}: epochs of at least 1, each above the one before.")
+    if not 0 < train.lr_decay <= 1:
+        raise UserError(f"--lr-decay {train.lr_decay}: must be above 0 and at most 1.")
+    predicts = settings.method.predicts()
+    if head.mode == "none" and not predicts:
+        raise UserError(
+            f"--head none: layers trained by {settings.method.kind} do not predict by themselves. "
+            "Use --head after or --head online."
+        )
+    if train.keep == "accuracy" and head.mode != "online" and not predicts:
+        raise UserError("--keep accuracy needs a prediction while the layers learn. Use --head online, or --keep loss.")
+    if head.head_lr != "lr" and not 0 < head.head_lr < math.inf:
+        raise UserError(f"--head-lr {head.head_lr}: must be above 0.")
+    if head.mode == "after":
+        _at_least(1, "--head-epochs", head.head_epochs)
+    for name, value in (("--queue-depth", pipe.queue_depth), ("--threads", pipe.threads)):
+        _at_least(1, name, value)
+    _at_least(0, "--feeders", pipe.feeders)
+    for name, seconds in (
+        ("--stall-timeout", pipe.stall_timeout),
+        ("--resource-timeout", pipe.resource_timeout),
+        ("--log-every", settings.log_every),
+    ):
+        _at_least(0.1, name, seconds)
+    if pipe.stages != "auto":
+        partition(num_layers(settings), pipe.stages)
+    if isinstance(pipe.partition, tuple):
+        _check_sizes(pipe.partition, num_layers(settings), pipe)
+    if pipe.executor == "serial" and pipe.stages not in ("auto", 1):
+        raise UserError(
+            f"--executor serial has one stage, not {pipe.stages}. Leave --stages out, or use --executor ray."
+        )
+
+
+def _check_sizes(sizes: tuple[int, ...], num_layers: int, pipe: PipelineSettings) -> None:
+    """Refuses sizes of stages that do not fit the net, or what else is asked of its stages."""
+    given = f"--partition {_listed(sizes)}"
+    if sum(sizes) != num_layers or min(sizes, default=0) < 1:
+        raise UserError(
+            f"{given}: these are {sum(sizes)} layers, this net has {num_layers}. "
+            f"Give the layers of each stage, at least 1, that add up to {num_layers}."
+        )
+    if pipe.executor == "serial" and len(sizes) > 1:
+        raise UserError(f"{given}: --executor serial has one stage. Use --partition even, or --executor ray.")
+    if pipe.stages not in ("auto", len(sizes)):
+        raise UserError(
+            f"{given} has {len(sizes)} stage{'s' if len(sizes) > 1 else ''} and --stages asks for {pipe.stages}. "
+            f"Leave one of them out, or give --partition even."
+        )
+
+
+def num_layers(settings: Settings) -> int:
+    """Layers of the net that the method trains."""
+    return settings.method.adapt(settings.net).num_layers
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return " ".join(str(size) for size in sizes)
+
+
+def _at_least(low: float, name: str, value: float) -> None:
+    if not low <= value < math.inf:
+        raise UserError(f"{name} {value}: must be a number of at least {low:g}.")

@@ -1,0 +1,105 @@
+"""A run, resolved: settings without any "auto" left, and the facts of its data. Workers build their parts from it.
+
+One "auto" stays: between CPUs, neighbours find out for themselves whether they share a machine (``--transport``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from pipeline.config.compiler import ENOUGH_STEPS
+from pipeline.config.settings import Settings
+from pipeline.data.augment import AugmentConfig
+from pipeline.methods import Outline, Place
+from pipeline.nets import Net, Shape
+from pipeline.transport.message import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Everything the numbers of a run depend on, and where its work is done.
+
+    Attributes:
+        settings: resolved settings; what they decide is documented there.
+        data_folder: prepared folder of shards with its index.
+        data_name, content_hash: what the data is, byte for byte.
+        shape: (channels, height, width) of an image.
+        classes: class names, in label order.
+        augment: resolved augmentation, with the normalisation's mean and standard deviation.
+        top_k: the k of the data set's customary top-k accuracy.
+        steps_per_epoch: training batches of an epoch.
+        stages: for each stage its layers, contiguous and in order.
+        device: "cpu" or "cuda".
+    """
+
+    settings: Settings
+    data_folder: str
+    data_name: str
+    content_hash: str
+    shape: Shape
+    classes: tuple[str, ...]
+    augment: AugmentConfig
+    top_k: int
+    steps_per_epoch: int
+    stages: tuple[range, ...]
+    device: str
+
+    @property
+    def net(self) -> Net:
+        """The net whose layers learn."""
+        return self.settings.method.adapt(self.settings.net)
+
+    @property
+    def num_layers(self) -> int:
+        return self.net.num_layers
+
+    @property
+    def outline(self) -> Outline:
+        """What rules may know of the run."""
+        return Outline(num_layers=self.num_layers, num_classes=len(self.classes))
+
+    def place(self, kind: Kind, epoch: int, step: int = 0, position: int = 0) -> Place:
+        """Where a batch is in the run: ``step`` counts from the beginning of its pass."""
+        match kind:
+            case Kind.TRAIN:
+                before = epoch * self.steps_per_epoch + step
+            case Kind.VALIDATE:
+                before = (epoch + 1) * self.steps_per_epoch
+            case _:
+                before = self.settings.train.epochs * self.steps_per_epoch
+        return Place(epoch=epoch, step=before, position=position, training=kind is Kind.TRAIN)
+
+    def evaluation_views(self, kind: Kind, num_views: int) -> int:
+        """Random views that an evaluation sees of an image, of a method that trains on so many; 0: the plain image."""
+        augmented = kind is Kind.VALIDATE and self.settings.train.validation_views == "augmented"
+        return num_views if augmented else 0
+
+    @property
+    def compiles(self) -> Literal["on", "graphs"] | None:
+        """How the layers are compiled; None where they are not."""
+        match self.settings.pipeline.compile:
+            case "off":
+                return None
+            case "auto":
+                return "on" if self.settings.train.epochs * self.steps_per_epoch >= ENOUGH_STEPS else None
+            case how:
+                return how
+
+    @property
+    def has_shared_embeddings(self) -> bool:
+        """Whether layers share a label dictionary."""
+        dictionary = self.settings.method.dictionary()
+        return dictionary is not None and dictionary.shared
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.stages)
+
+    def stage_device(self, stage: int) -> torch.device:
+        """The device of a stage inside the process that runs it alone or, for one process, beside the others."""
+        if self.device == "cpu":
+            return torch.device("cpu")
+        return torch.device("cuda", stage % torch.cuda.device_count())

@@ -1,0 +1,237 @@
+"""What a run is told: every setting, its default and its one-line meaning.
+
+Each group is a frozen dataclass; the command line makes one flag of each field, and the resolved settings are saved
+beside the run as JSON. A field's metadata says where its flag is not plain: ``metavar`` what stands for its value,
+``flag`` another name than the field's, or None for no flag. Settings above ``PipelineSettings`` decide the numbers;
+those in it do not, except those that say so.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.errors import UserError
+from pipeline.methods import METHODS, CffSettings, MethodField
+from pipeline.methods.baseline import Feedback
+from pipeline.nets import NETS, NetField, VitSettings
+from pipeline.registry import problems, unknown_keys
+from pipeline.transport import Transport
+
+Wire = Literal["fp32", "bf16"]
+Compile = Literal["off", "on", "graphs", "auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The images a run learns from."""
+
+    data: str = field(default="digits", metadata={"metavar": "NAME|FOLDER"})
+    """Name of a data set (see `launch list`), or a folder of images by class or of WebDataset shards."""
+    data_dir: str | None = field(default=None, metadata={"metavar": "FOLDER"})
+    """Where prepared data sets lie. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
+    image_size: int | None = None
+    """For a folder of images or foreign shards: side in pixels that all are brought to. Default: their own where all
+    have one size of at most 64 that patches divide, else a square near their median shorter side, at most 64."""
+    validation: float | Literal["test"] = 0.1
+    """Share of the training images kept back for validation. test: none; all are trained on, and the test images choose
+    the epoch that is kept, as in papers that report the best test accuracy. Such an accuracy is too good."""
+    train_fraction: float = 1.0
+    """Share of the remaining training images that is used (Aghagolzadeh & Ezoji 2025, Table 4, limited data)."""
+    label_noise: float = 0.0
+    """Share of the training labels changed to another class (Aghagolzadeh & Ezoji 2025, Table 4, noisy labels)."""
+    strict_data: bool = False
+    """Refuse a damaged shard or image. Default: skip it, and list it with its reason in the run folder."""
+    memory_budget: float = 4.0
+    """GiB of decoded images that a feeder keeps in memory after the first epoch."""
+    shuffle_window: int = 65536
+    """Images shuffled together; a larger set is shuffled by shard and then within windows of this many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSettings:
+    """Random changes to training images, drawn anew for each image, view and epoch."""
+
+    crop_padding: int | Literal["auto"] = "auto"
+    """Zero padding of the random crop in pixels, 0 for none. auto: the data set's (CIFAR-10: 4)."""
+    flip: Literal["auto", "on", "off"] = "auto"
+    """Random horizontal flip. auto: on where the data set's classes allow it."""
+    randaugment_ops: int = 0
+    """RandAugment operations per image, 0 for none (Aghagolzadeh & Ezoji 2025: 3)."""
+    randaugment_magnitude: int = 14
+    """RandAugment magnitude, 0 to 30."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Local updates: one AdamW (Loshchilov & Hutter 2019) per layer."""
+
+    epochs: int = 600
+    """Passes over the training images."""
+    max_steps: int | None = None
+    """For a quick look: training steps of the layers at most. There are fewer epochs, and no pass has more batches,
+    validation and test included. Default: $LOCALPIPE_MAX_STEPS, else all."""
+    batch_size: int = 512
+    """Images per step, in one view."""
+    lr: float = 4e-3
+    """Learning rate of each layer's AdamW."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of each layer's AdamW."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the learning rate falls, of layers, label embeddings and online heads alike."""
+    lr_decay: float = 0.5
+    """What it is multiplied by at each milestone."""
+    last_batch: Literal["drop", "keep"] = "drop"
+    """The images of an epoch that fill no batch. drop: each epoch leaves out others. keep: a smaller last batch."""
+    validation_views: Literal["plain", "augmented"] = "plain"
+    """What validation sees. plain: the images as they are. augmented: random views of them, as many as in training."""
+    keep: Literal["loss", "accuracy", "last"] = "loss"
+    """Which epoch's weights are kept: the last layer's lowest validation loss, its highest validation accuracy, or the
+    last epoch's."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def lr_factor(self, epoch: int) -> float:
+        """What the learning rates are multiplied by in an epoch (0-based)."""
+        return self.lr_decay ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """A linear classifier on a layer's features: stage 2 of CFF, the final layer of CFL and DCL."""
+
+    mode: Literal["after", "online", "none"] = field(default="after", metadata={"flag": "head"})
+    """after: on the frozen layers, once they have learned (CFF). online: with them, one more local layer (CFL, DCL).
+    none: the layers predict by themselves, from the similarity to label embeddings."""
+    head_layers: Literal["all", "last"] = "all"
+    """Layers that get one."""
+    head_norm: bool = True
+    """LayerNorm before the linear layer."""
+    head_epochs: int = 50
+    """Passes over the training images for --head after."""
+    head_keep: Literal["last", "best"] = "last"
+    """Of the epochs of --head after, the one whose heads are kept: the last, or each head's lowest cross-entropy on the
+    validation images."""
+    head_lr: float | Literal["lr"] = 5e-4
+    """Learning rate of the heads' AdamW. lr: the layers'."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether heads are validated after each of their epochs."""
+        return self.mode == "after" and self.head_keep == "best"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineSettings:
+    """Where and how the work is done. What changes bits says so: `threads`, `precision`, `compile` and `wire`."""
+
+    executor: Literal["ray", "threads", "serial"] = "ray"
+    """ray: an actor per stage. threads: a thread per stage, in this process. serial: one plain loop, the reference."""
+    stages: int | Literal["auto"] = "auto"
+    """Pipeline stages. auto: as many as devices, at most as many as layers; with --partition balanced only as many as
+    make the pipeline faster."""
+    partition: Literal["even", "balanced"] | tuple[int, ...] = "even"
+    """Layers of each stage. even: as many in each. balanced: the layers are timed first, and divided so that the
+    slowest stage is as fast as can be. Or numbers: 3 2 puts layers 1-3 in the first stage and 4-5 in the second."""
+    queue_depth: int = 2
+    """Messages that may wait between two stages before the upstream one is held back."""
+    feeders: int = 1
+    """Workers that read, shuffle and batch the images. 0: the first stage does it between its steps."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU, else CPU threads."""
+    transport: Transport = "auto"
+    """How activations travel between stages. auto: NCCL between GPUs, shared memory between CPU stages of one machine,
+    gloo otherwise."""
+    wire: Wire = "fp32"
+    """Precision in which a layer's activations are passed on, also within a stage. bf16: half the bytes.
+    Changes bits."""
+    threads: int = 1
+    """CPU threads per stage. Changes bits: 1 and 2 threads sum in different orders."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the layers' matrix products (autocast). Changes bits."""
+    compile: Compile = "off"
+    """torch.compile of the layers' forward and backward pass; layers of one shape are compiled once, and what was
+    compiled is kept on disk. graphs: replayed as CUDA graphs besides, on GPUs. auto: on where the run is long enough to
+    gain by it. Changes bits."""
+    ray_address: str | None = field(default=None, metadata={"metavar": "ADDRESS"})
+    """Ray cluster to join, such as auto or ray://head:10001. Default: $RAY_ADDRESS, else a private one here."""
+    resource_timeout: float = 60.0
+    """Seconds to wait for the devices that the stages ask for."""
+    stall_timeout: float = 300.0
+    """Seconds without a message after which a neighbour counts as stuck."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One run."""
+
+    preset: str = field(default="cff-vit", metadata={"flag": None})
+    data: DataSettings = field(default_factory=DataSettings)
+    net: NetField = field(default_factory=VitSettings)
+    method: MethodField = field(default_factory=CffSettings)
+    baseline: Feedback | None = None
+    """Instead of the method, what it is compared with: the same net and training, cross-entropy on a linear classifier
+    behind the last layer. bp: backpropagation. fa: feedback alignment. dfa: direct feedback alignment. drtp: direct
+    random target projection; give it a small --lr where the net has no norm. The net is one piece to them: --executor
+    becomes serial, and there are no heads."""
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    head: HeadSettings = field(default_factory=HeadSettings)
+    pipeline: PipelineSettings = field(default_factory=PipelineSettings)
+    run_dir: str | None = field(default=None, metadata={"metavar": "FOLDER"})
+    """Folder for everything the run leaves. Default: runs/PRESET-DATE-TIME."""
+    log_every: float = 0.5
+    """Seconds between two looks at the stages."""
+
+
+_ADAPTER = TypeAdapter(Settings)
+
+
+def to_dict(settings: Settings) -> dict[str, Any]:
+    """Settings as plain JSON values."""
+    result: dict[str, Any] = _ADAPTER.dump_python(settings, mode="json")
+    return result
+
+
+def from_dict(values: Any, *, source: str) -> Settings:
+    """Settings from JSON values. Raises UserError naming ``source`` and each value that does not fit."""
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: settings are a table, not {values!r}. Give the config.json of a run folder.")
+    unknown = unknown_keys(values, _template(values))
+    if unknown:
+        raise UserError(
+            f"{source}: unknown settings {', '.join(unknown)}. Remove them or use the version that wrote them."
+        )
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        said = "; ".join(problems(error))
+        raise UserError(f"{source}: {said}. Correct it, or use the version that wrote it.") from error
+
+
+def load(path: Path) -> Settings:
+    """Settings saved beside a run (``config.json``), or the ``settings`` part of it."""
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"--config {path}: no such file. Give the config.json of a run folder.") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read as JSON ({error}). Give the config.json of a run.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: holds no settings. Give the config.json of a run folder.")
+    return from_dict(values.get("settings", values), source=f"--config {path}")
+
+
+def _template(values: dict[str, Any]) -> dict[str, Any]:
+    """Every key that a settings file may have, given the net and the method that it names."""
+    template = to_dict(Settings())
+    for name, family in (("net", NETS), ("method", METHODS)):
+        chosen = values.get(name)
+        if isinstance(chosen, dict) and "kind" in chosen:
+            kind = chosen["kind"]
+            template[name] = family.template(kind) if kind in family else chosen  # loading that says which there are
+    return template

@@ -1,0 +1,1 @@
+"""One locally trained layer, and what is counted of it."""

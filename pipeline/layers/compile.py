@@ -1,0 +1,30 @@
+"""``torch.compile`` for layers: once for all layers of one shape, kept on disk from run to run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, ParamSpec, TypeVar
+
+import torch
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_SHAPES = 256  # different layers that a process may hold; PyTorch gives up after 8 unless told
+
+
+def compiled(function: Callable[_P, _T], how: Literal["on", "graphs"]) -> Callable[_P, _T]:
+    """The function, compiled when it is called first, anew for every shape of its arguments.
+
+    The compiled code belongs to the function and the shapes of what it is given, not to one layer's weights, so layers
+    of one shape share it. It is kept in $TORCHINDUCTOR_CACHE_DIR, or beside the prepared data in the user's cache.
+
+    Args:
+        how: "graphs" replays each call as a CUDA graph. What a call returns lies where the next call writes.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "localpipe" / "compiled"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
+    mode = "reduce-overhead" if how == "graphs" else None
+    return torch.compile(function, dynamic=False, mode=mode)

@@ -1,0 +1,44 @@
+"""Evaluates trained layers on a split, batch by batch, without a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from pipeline.config.run_spec import RunSpec
+from pipeline.data.augment import Augment
+from pipeline.data.loader import Batch
+from pipeline.layers.layer import LocalLayer
+from pipeline.layers.tallies import EvaluationTally
+from pipeline.methods import Context
+from pipeline.telemetry.reports import PassReport
+from pipeline.transport.message import Kind
+
+
+def evaluate(
+    spec: RunSpec, layers: Sequence[LocalLayer], augment: Augment, batches: Iterable[Batch], *, kind: Kind, epoch: int
+) -> PassReport:
+    """Loss, accuracy and Fisher criterion of every layer; with kind TEST also every prediction."""
+    device, rule = layers[0].device, layers[0].rule
+    tallies = [EvaluationTally.of(spec, layer.index, layer.net.features, device) for layer in layers]
+    ids, true = [], []
+    for batch in batches:
+        place, labels = spec.place(kind, epoch, batch.step, batch.position), batch.labels.to(device)
+        images = augment.evaluation(
+            batch.images, epoch=epoch, position=batch.position, num_views=spec.evaluation_views(kind, rule.num_views)
+        )
+        streams = rule.enter(images, Context(labels=labels, place=place))
+        for layer, tally in zip(layers, tallies, strict=True):
+            streams = layer.evaluate(streams, labels, place, tally)
+        ids.append(batch.ids)
+        true.append(batch.labels)
+    test = kind is Kind.TEST
+    return PassReport(
+        stage=0,
+        kind=kind.name,
+        epoch=epoch,
+        layers=[tally.report(with_predictions=test) for tally in tallies],
+        ids=torch.cat(ids).numpy() if test else None,
+        labels=torch.cat(true).numpy() if test else None,
+    )

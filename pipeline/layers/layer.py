@@ -1,0 +1,317 @@
+"""One locally trained layer: its net, its rule, its optimizer and its readout. The unit that every executor runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline import rng
+from pipeline.config.run_spec import RunSpec
+from pipeline.errors import NonFiniteLossError
+from pipeline.layers.compile import compiled
+from pipeline.layers.label_dictionary import EmbeddingSource
+from pipeline.layers.tallies import EvaluationTally
+from pipeline.layers.transfer_dtype import narrow, widen
+from pipeline.methods import Context, Place, Streams
+from pipeline.nets import Dropout, Layer
+
+State = dict[str, Tensor]
+"""Flat names → tensors, such as ``layers.2.net.qkv.weight`` or ``layers.2.optimizer.qkv.weight.exp_avg``."""
+
+
+Run = Callable[[Layer, Streams, Context], Streams]
+"""``Rule.run``, compiled or not."""
+
+
+def nowhere(streams: Streams) -> None:
+    """Sends nothing: the next layer is in the same stage, or there is none."""
+
+
+class Readout(nn.Module):
+    """Linear classifier on a layer's features: LayerNorm → Linear (CFF, stage 2), or Linear alone (CFL's f^L)."""
+
+    def __init__(self, features: int, num_classes: int, *, norm: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features) if norm else nn.Identity()
+        self.linear = nn.Linear(features, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        scores: Tensor = self.linear(self.norm(features))
+        return scores
+
+
+class LocalLayer:
+    """Layer ``index`` of a run. Its numbers depend on the spec and its index alone, not on which stage holds it.
+
+    Args:
+        embeddings: the label dictionary, for methods whose layers share one.
+    """
+
+    def __init__(
+        self, spec: RunSpec, index: int, device: torch.device, embeddings: EmbeddingSource | None = None
+    ) -> None:
+        settings = spec.settings
+        self.index = index
+        self._prefix = f"layers.{index}"
+        self.device = device
+        self._train, self._head = settings.train, settings.head
+        self._precision = torch.bfloat16 if settings.pipeline.precision == "bf16" else None
+        self._wire = settings.pipeline.wire
+        # Of the threads' caches, by the run's settings and not by the machine's: the bits depend on it.
+        self._cache_room = settings.pipeline.threads * (2 if self._precision is not None else 1)
+        # Initial weights are drawn on the CPU, so that a GPU starts from the same ones.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng.torch_seed(settings.train.seed, "init", index))
+            self.net = spec.net.build(index, spec.shape)
+            torch.manual_seed(rng.torch_seed(settings.train.seed, "init-rule", index))
+            self.rule = settings.method.build(index, self.net, spec.outline)
+            torch.manual_seed(rng.torch_seed(settings.train.seed, "init-readout", index))
+            self.readout = Readout(self.net.readout_width, len(spec.classes), norm=settings.head.head_norm)
+        for part in (self.net, self.rule, self.readout):
+            part.to(device)
+        # Only the training pass is compiled: evaluation has other shapes, and takes a small part of the time.
+        self._graphs = spec.compiles == "graphs"
+        self._run_training = self.rule.run if spec.compiles is None else compiled(self.rule.run, spec.compiles)
+        self.optimizer = torch.optim.AdamW(
+            [*self.net.parameters(), *self.rule.parameters()],
+            lr=settings.train.lr,
+            weight_decay=settings.train.weight_decay,
+            fused=True,
+        )
+        self._head_lr = settings.train.lr if settings.head.head_lr == "lr" else settings.head.head_lr
+        self.readout_optimizer = torch.optim.AdamW(self.readout.parameters(), lr=self._head_lr, fused=True)
+        last = index == spec.num_layers - 1
+        self.has_readout = settings.head.mode != "none" and (settings.head.head_layers == "all" or last)
+        self.readout_trained = False
+        self._best_readout: tuple[float, State] | None = None  # its cross-entropy, and its weights
+        # Random numbers of dropout and label noise: seeded anew in every step, so no stream is shared or resumed.
+        self._generator = torch.Generator(device)
+        for module in self.net.modules():
+            if isinstance(module, Dropout):
+                module.generator = self._generator
+        self._embeddings = embeddings
+        dictionary = settings.method.dictionary()
+        shared = dictionary is not None and dictionary.shared
+        self._versions = dictionary.versions(spec.num_layers, spec.steps_per_epoch) if dictionary and shared else None
+        self._contributes = self._versions is not None and index in self._versions.contributors
+        assert embeddings is not None or not spec.has_shared_embeddings, "a shared dictionary has a source"
+        # Reading a loss is free on a CPU and stalls a GPU. There the losses are looked at now and then, and until then
+        # this flag, which never falls, keeps the fused optimizer from applying an update that is no number.
+        self._not_finite = torch.zeros((), device=device) if device.type == "cuda" else None
+        # Held while weights change, so that another thread (an interrupt) can copy them between two updates.
+        self._updating = threading.Lock()
+
+    def train(
+        self, streams: Streams, labels: Tensor, place: Place, *, send: Callable[[Streams], None] = nowhere
+    ) -> tuple[Streams, Tensor]:
+        """One local update. Returns what is passed on and the loss ().
+
+        ``send`` gets what is passed on before the backward pass begins, so that the next stage need not wait for it.
+
+        Raises:
+            NonFiniteLossError: on CPU, before the update. On CUDA the caller looks at the losses at intervals; no
+                update is made from the bad one on.
+            EmbeddingError, PeerLostError: the label embeddings that the layer needs do not come.
+        """
+        self._generator.manual_seed(rng.torch_seed(self._train.seed, "layer", self.index, place.step))
+        context = Context(labels=labels, place=place, generator=self._generator)
+        self._set_mode(training=True)
+        with self._updating:  # batch norm's running statistics change here
+            outputs = self._run(self._run_training, streams, context)
+        passed = self._pass_on(outputs, context)
+        send(passed)
+        context = self._with_embeddings(context)
+        loss = self.rule.loss(self.net, outputs, context)
+        if self._not_finite is None:
+            if not torch.isfinite(loss):
+                raise NonFiniteLossError(self.index, loss.item())
+        else:
+            self._not_finite = torch.maximum(self._not_finite, (~torch.isfinite(loss.detach())).float())
+            self.optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]  # what GradScaler tells it, too
+        _set_rate(self.optimizer, self._train.lr * self._train.lr_factor(place.epoch))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        with self._updating:
+            self.optimizer.step()
+        if self._contributes:
+            assert context.embeddings is not None and self._embeddings is not None
+            gradient = context.embeddings.grad
+            # None: the loss's terms that compare with embeddings are switched off.
+            gradient = torch.zeros_like(context.embeddings) if gradient is None else gradient
+            self._embeddings.push(self.index, place.step, gradient)
+        if self.has_readout and self._head.mode == "online":
+            _set_rate(self.readout_optimizer, self._head_lr * self._train.lr_factor(place.epoch))
+            self._update_readout(outputs, labels)
+        return passed, loss.detach()
+
+    def train_readout(
+        self, streams: Streams, labels: Tensor, place: Place, *, send: Callable[[Streams], None] = nowhere
+    ) -> tuple[Streams, Tensor | None]:
+        """One update of the readout on the frozen layer. Returns what is passed on and the cross-entropy ().
+
+        A layer without a readout passes on what it computes; its cross-entropy is None.
+        """
+        context = Context(labels=labels, place=place)
+        outputs, passed = self._pass_through(streams, context, send)
+        return passed, self._update_readout(outputs, labels) if self.has_readout else None
+
+    def _update_readout(self, outputs: Streams, labels: Tensor) -> Tensor:
+        seen = self.rule.readout_input(self.net, outputs).detach().float()  # (V·N, C)
+        loss = F.cross_entropy(self.readout(seen), labels.repeat(len(seen) // len(labels)))
+        if self.device.type == "cpu" and not torch.isfinite(loss):
+            raise NonFiniteLossError(self.index, loss.item(), readout=True)
+        self.readout_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        with self._updating:
+            self.readout_optimizer.step()
+            self.readout_trained = True
+        return loss.detach()
+
+    def judge_readout(self, loss: float | None) -> None:
+        """Keeps the readout as it is if this cross-entropy on validation images is its lowest. None: it has none."""
+        if loss is not None and (self._best_readout is None or loss < self._best_readout[0]):
+            with self._updating:
+                self._best_readout = loss, {name: _copy(value) for name, value in self.readout.state_dict().items()}
+
+    def take_best_readout(self) -> None:
+        """Goes back to the best of the readouts that were judged, if any were."""
+        if self._best_readout is not None:
+            with self._updating:
+                self.readout.load_state_dict(self._best_readout[1])
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        streams: Streams,
+        labels: Tensor,
+        place: Place,
+        tally: EvaluationTally,
+        *,
+        send: Callable[[Streams], None] = nowhere,
+    ) -> Streams:
+        """Adds the batch to the tally; returns what is passed on. Changes nothing."""
+        context = Context(labels=labels, place=place)
+        outputs, passed = self._pass_through(streams, context, send)
+        context = self._with_embeddings(context)
+        features = self.rule.features(self.net, outputs).float()
+        tally.add(
+            loss=self.rule.loss(self.net, outputs, context),
+            features=features,
+            labels=labels.repeat(len(features) // len(labels)),  # a row for each view
+            scores=self.readout(self.rule.readout_input(self.net, outputs).float()) if self.readout_trained else None,
+            direct_scores=self.rule.scores(self.net, outputs, context),
+        )
+        return passed
+
+    def version_skew(self, place: Place) -> int | None:
+        """By how many updates the label embeddings that the layer reads there lag behind; None where it shares none."""
+        return self._versions.behind(self.index, place.step) if self._versions is not None else None
+
+    @torch.no_grad()
+    def _pass_through(
+        self, streams: Streams, context: Context, send: Callable[[Streams], None]
+    ) -> tuple[Streams, Streams]:
+        """Outputs of the layer as it is, and what is passed on of them, which is sent."""
+        self._set_mode(training=False)
+        outputs = self._run(self.rule.run, streams, context)
+        passed = self._pass_on(outputs, context)
+        send(passed)
+        return outputs, passed
+
+    def _run(self, run: Run, streams: Streams, context: Context) -> Streams:
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        with torch.autocast(self.device.type, dtype=self._precision, enabled=self._precision is not None):
+            parts = [run(self.net, widen(part, self._wire), context) for part in self._parts(streams)]
+        outputs = (
+            parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        )
+        # A graph's outputs lie where its next replay writes, and that may be the next layer's.
+        return {name: tensor.clone() for name, tensor in outputs.items()} if self._graphs else outputs
+
+    def _parts(self, streams: Streams) -> list[Streams]:
+        """The batch in as many parts as go through a CPU's caches well. How many follows from the layer alone."""
+        at_a_time = self.net.at_a_time
+        if at_a_time is None or not self.rule.per_sample or self.device.type != "cpu":
+            return [streams]
+        count = -(-max(len(tensor) for tensor in streams.values()) // (at_a_time * self._cache_room))
+        split = {name: tensor.tensor_split(count) for name, tensor in streams.items()}
+        return [{name: parts[number] for name, parts in split.items()} for number in range(count)]
+
+    def _pass_on(self, outputs: Streams, context: Context) -> Streams:
+        return narrow(self.rule.pass_on(self.net, outputs, context), self._wire)
+
+    def _set_mode(self, *, training: bool) -> None:
+        if self.net.training != training:
+            self.net.train(training)
+            self.rule.train(training)
+
+    def _with_embeddings(self, context: Context) -> Context:
+        """The context with the label embeddings of its place. Waits for them."""
+        if self._embeddings is None:
+            return context
+        values = self._embeddings.read(self.index, context.place).to(self.device, non_blocking=True).detach()
+        return replace(context, embeddings=values.requires_grad_(self._contributes and context.place.training))
+
+    def weights(self) -> State:
+        """Copies of the layer's and, once trained, its (best) readout's parameters. Safe from any thread."""
+        with self._updating:
+            return self._weights()
+
+    def _weights(self) -> State:
+        state = {f"{self._prefix}.net.{name}": _copy(value) for name, value in self.net.state_dict().items()}
+        state |= {f"{self._prefix}.rule.{name}": _copy(value) for name, value in self.rule.state_dict().items()}
+        if self.readout_trained:
+            best = self._best_readout[1] if self._best_readout is not None else self.readout.state_dict()
+            state |= {f"{self._prefix}.readout.{name}": _copy(value) for name, value in best.items()}
+        return state
+
+    def load_weights(self, state: State) -> None:
+        """Takes weights that ``weights`` returned."""
+        readout = _below(state, f"{self._prefix}.readout.")
+        with self._updating:
+            self.net.load_state_dict(_below(state, f"{self._prefix}.net."))
+            self.rule.load_state_dict(_below(state, f"{self._prefix}.rule."))
+            if readout:
+                self.readout.load_state_dict(readout)
+                self.readout_trained = True
+
+    def state(self) -> State:
+        """Weights and optimizer states: everything that the next update depends on. Safe from any thread."""
+        with self._updating:
+            state = self._weights()
+            state |= _optimizer_state(self.optimizer, self.net, f"{self._prefix}.optimizer.")
+            state |= _optimizer_state(self.optimizer, self.rule, f"{self._prefix}.optimizer.rule.")
+            state |= _optimizer_state(self.readout_optimizer, self.readout, f"{self._prefix}.readout_optimizer.")
+        return state
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def is_finite(state: State) -> bool:
+    """Whether every number in it is one: a gradient can spoil weights a step before a loss shows it."""
+    return all(bool(torch.isfinite(value).all()) for value in state.values())
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone() if tensor.is_cuda else tensor.detach().clone()
+
+
+def _below(state: State, prefix: str) -> State:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str) -> State:
+    return {
+        f"{prefix}{name}.{field}": _copy(value)
+        for name, parameter in module.named_parameters()
+        for field, value in optimizer.state.get(parameter, {}).items()
+    }

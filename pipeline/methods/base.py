@@ -1,0 +1,171 @@
+"""What every method answers for one layer: what goes in, its loss, what it passes on, how it predicts.
+
+A layer works on *streams*: named tensors that travel together. Contrastive Forward-Forward has one stream, the
+activations of all views. A method with more (a right-label and a wrong-label copy, two twin networks) names more.
+How to write a method: pipeline/methods/README.md.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+import torch
+from pydantic import PlainSerializer, PlainValidator
+from torch import Tensor, nn
+
+from pipeline.methods.embeddings import EmbeddingSettings
+from pipeline.nets.base import Layer, Net
+from pipeline.registry import Family, Named
+
+Streams = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in a run a batch is: what random numbers, schedules and versions may depend on.
+
+    Attributes:
+        epoch: 0-based.
+        step: training steps before this batch, over all epochs.
+        position: place of the batch's first sample in the epoch's order.
+        training: whether the layers learn from this batch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    position: int = 0
+    training: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a rule knows of a batch beside its activations.
+
+    Attributes:
+        labels: (N,) int64, shared by all views.
+        place: where in the run.
+        embeddings: the label dictionary (Z, C_D) that this layer reads now; None for methods without one.
+        generator: random numbers of this layer and step, on the layer's device; None outside training.
+    """
+
+    labels: Tensor
+    place: Place
+    embeddings: Tensor | None = None
+    generator: torch.Generator | None = None
+
+
+class Rule(nn.Module, ABC):
+    """The learning rule of one layer. Parameters that it has learn with the layer's.
+
+    Attributes:
+        num_views: so many augmented copies of each image reach the first layer.
+        margin: added to the cosine similarity of two features of one class; None for methods without one.
+        per_sample: what ``run`` gives for a sample depends on no other sample, as far as the rule is concerned.
+    """
+
+    num_views: int = 1
+    margin: float | None = None
+    per_sample: bool = False
+
+    def enter(self, images: Tensor, context: Context) -> Streams:
+        """Streams for the first layer from network input (V·N, channels, H, W), view-major."""
+        return {"x": images}
+
+    def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
+        """The layer's outputs, attached to its own parameters only."""
+        return {name: layer(tensor) for name, tensor in streams.items()}
+
+    @abstractmethod
+    def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
+        """Scalar local loss of the outputs."""
+
+    def pass_on(self, layer: Layer, outputs: Streams, context: Context) -> Streams:
+        """What the next layer receives: detached, computed before this layer's own update."""
+        # Contiguous, as it would come off a wire: another layout may mean other rounding in the next layer.
+        return {name: tensor.detach().contiguous() for name, tensor in outputs.items()}
+
+    def features(self, layer: Layer, outputs: Streams) -> Tensor:
+        """Pooled features (V·N, C) that analyses see."""
+        return layer.pool(outputs["x"])
+
+    def readout_input(self, layer: Layer, outputs: Streams) -> Tensor:
+        """What a linear readout of the layer sees (V·N, layer.readout_width)."""
+        return layer.readout_input(outputs["x"])
+
+    def scores(self, layer: Layer, outputs: Streams, context: Context) -> Tensor | None:
+        """Scores (N, Z) by which the layer predicts on its own, without a readout; None where the method cannot."""
+        return None
+
+    def targets(self, layer: Layer, context: Context) -> Tensor | None:
+        """Every class's label embedding as this layer sees it (Z, C); None for methods without any."""
+        return None
+
+    def compared(self, vectors: Tensor) -> Tensor:
+        """A layer's feature vectors (…, C), one for each position, as they are compared with label embeddings."""
+        return vectors
+
+    def compare(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Similarities (N, M) of what ``compared`` gives, or its mean, (N, C) with ``targets`` (M, C)."""
+        return features @ targets.T
+
+
+class PooledRule(Rule):
+    """A rule whose loss sees nothing of a layer but its pooled features. They are an output, named ``pooled``."""
+
+    per_sample = True
+
+    def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
+        activations, pooled = layer.learn(streams["x"])
+        return {"x": activations, "pooled": pooled}
+
+    def pass_on(self, layer: Layer, outputs: Streams, context: Context) -> Streams:
+        return {"x": outputs["x"].contiguous()}
+
+    def features(self, layer: Layer, outputs: Streams) -> Tensor:
+        return outputs["pooled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What a rule may build itself from beside its layer."""
+
+    num_layers: int
+    num_classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC, Named):
+    """A method's settings: enough to make the rule of any one layer."""
+
+    def check(self) -> None:
+        """Raises UserError where a value is out of range."""
+
+    def resolve(self, features: Sequence[int]) -> Self:
+        """These settings with every "auto" replaced, for layers with features so long. Raises UserError."""
+        return self
+
+    def adapt(self, net: Net) -> Net:
+        """The net whose layers learn by this method: the one that was asked for, or one made of it."""
+        return net
+
+    def dictionary(self) -> EmbeddingSettings | None:
+        """The label embeddings that the layers share; None where they share none."""
+        return None
+
+    def predicts(self) -> bool:
+        """Whether layers predict on their own (``Rule.scores``), without a readout."""
+        return False
+
+    @abstractmethod
+    def build(self, index: int, layer: Layer, outline: Outline) -> Rule:
+        """The rule of layer ``index`` (0-based); the caller seeds its initial parameters."""
+
+
+METHODS: Family[Method] = Family("method")
+"""Every method by its kind."""
+
+MethodField = Annotated[Method, PlainValidator(METHODS.load), PlainSerializer(METHODS.dump)]
+"""A field that holds any method and is saved with its kind."""

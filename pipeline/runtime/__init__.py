@@ -1,0 +1,1 @@
+"""Training: the serial loop, and the same in stages that pass messages on."""

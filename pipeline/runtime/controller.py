@@ -1,0 +1,174 @@
+"""Conducts a pipelined run from its first batch to its result, whoever the workers are.
+
+The numbers are made by the stages. What is decided here is what no stage can know alone: which epoch was best, that the
+readouts may begin, that it is time to stop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from pipeline.config.run_spec import RunSpec
+from pipeline.errors import RunError, StageFailedError
+from pipeline.layers.layer import State, is_finite
+from pipeline.runtime.history import History, RunResult
+from pipeline.runtime.passes import Pass, closing_passes, layer_passes
+from pipeline.telemetry.reports import PassReport, Status
+from pipeline.transport.message import Kind
+
+_SHORTEST, _LONGEST = 0.1, 0.5  # seconds between two looks at the workers
+DRAIN = 2.5
+"""Seconds that an interrupted pipeline may take to finish what is under way, so that all stages end at one batch."""
+LAST_WORDS = 60.0
+"""Seconds within which stages that have ended hand over their last reports."""
+
+
+def until_next_look(elapsed: float) -> float:
+    """Seconds to the next look at the workers of a pipeline that has run for so long.
+
+    A short run is looked at often, so that it ends soon. Each look takes the stages' cores for a moment.
+    """
+    return min(_LONGEST, max(_SHORTEST, elapsed / 40))
+
+
+class Crew(Protocol):
+    """The workers of a run: stages and feeders, as threads or as Ray actors."""
+
+    devices: list[str]
+
+    def feed(self, passes: Sequence[Pass]) -> None:
+        """Has the feeders send these passes, after those before."""
+        ...
+
+    def interrupt(self) -> None:
+        """Has the feeders send a stop in place of the next batch."""
+        ...
+
+    def poll(self) -> list[tuple[Status, list[PassReport]]]:
+        """Where stages are, and their reports since the last poll. A stage that is slow to answer is left out."""
+        ...
+
+    def wait(self, seconds: float) -> bool:
+        """Waits, less if something happens. Returns whether every stage has handled its stop.
+
+        Raises:
+            RunError: a worker failed; the error that came first, naming the worker.
+        """
+        ...
+
+    def keep_only(self, best: int, upto: int) -> None:
+        """Has the stages forget the candidates up to epoch ``upto`` that are not the best."""
+        ...
+
+    def candidate(self, epoch: int) -> State:
+        """All layers' weights, and the label embeddings, at the validation of an epoch."""
+        ...
+
+    def weights(self) -> State:
+        """All layers' weights, and the label embeddings, now."""
+        ...
+
+    def trained(self) -> State:
+        """All weights, label embeddings and optimizers at the end of the layers' training, or now."""
+        ...
+
+
+def conduct(
+    spec: RunSpec,
+    crew: Crew,
+    *,
+    observe: Callable[[PassReport], None] = lambda report: None,
+    follow: Callable[[list[Status]], None] = lambda statuses: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> RunResult:
+    """Runs the passes of ``spec`` through the crew's pipeline.
+
+    Arguments and errors as ``pipeline.runtime.serial.train_serial``.
+    """
+    settings = spec.settings
+    epochs = settings.train.epochs
+    readout_epochs = settings.head.head_epochs if settings.head.mode == "after" else 0
+    history = History.of(spec)
+    result = RunResult(
+        status="finished", best_epoch=None, weights={}, last={}, history=history, devices=list(crew.devices)
+    )
+
+    statuses: dict[int, Status] = {}
+
+    def collect() -> None:
+        for status, reports in crew.poll():
+            statuses[status.stage] = status
+            for report in reports:
+                history.add(report)
+                observe(report)
+        if len(statuses) == spec.num_stages:
+            follow([statuses[stage] for stage in range(spec.num_stages)])
+
+    def settle_best() -> None:
+        """Has the stages forget the candidates that an epoch validated since was better than."""
+        validated = history.epochs(Kind.VALIDATE)
+        if validated and validated[-1] != settled[-1] and history.best_epoch is not None:
+            settled.append(validated[-1])
+            result.best_epoch = history.best_epoch
+            crew.keep_only(result.best_epoch, validated[-1])
+
+    settled = [-1]
+    closing = False
+    stop_by: float | None = None
+    begun = time.perf_counter()
+    crew.feed(layer_passes(epochs))
+    try:
+        while not crew.wait(until_next_look(time.perf_counter() - begun)):
+            collect()
+            settle_best()
+            if not closing and history.layers(Kind.VALIDATE, epochs - 1) is not None:
+                result.seconds["layers"] = time.perf_counter() - begun
+                best = history.require_best_epoch()
+                crew.feed(closing_passes(best, epochs, readout_epochs, judged=settings.head.judged))
+                closing = True
+            if stop_by is None and interrupted():
+                crew.interrupt()
+                stop_by = time.perf_counter() + DRAIN
+            if stop_by is not None and time.perf_counter() > stop_by:
+                break
+        last_words = time.perf_counter() + (LAST_WORDS if stop_by is None else _LONGEST)
+        collect()
+        while history.layers(Kind.TEST, 0) is None and time.perf_counter() < last_words:
+            time.sleep(_SHORTEST / 5)
+            collect()
+        settle_best()
+        if stop_by is None and history.layers(Kind.TEST, 0) is None:
+            raise StageFailedError("the stages ended without reporting on the test images")
+    except RunError as error:
+        result.status = "failed"
+        error.result = result if _salvage(crew, result, statuses.values()) else None
+        raise
+    if history.layers(Kind.TEST, 0) is None:
+        result.status = "interrupted"
+        if not _salvage(crew, result, statuses.values()):
+            raise StageFailedError("a stage died while the run was being stopped: nothing of it could be kept")
+        return result
+    result.seconds["readouts_and_test"] = time.perf_counter() - begun - result.seconds["layers"]
+    result.last = crew.trained()
+    result.weights = crew.weights()
+    return result
+
+
+def _salvage(crew: Crew, result: RunResult, statuses: Iterable[Status]) -> bool:
+    """Takes what an unfinished run learned: the best validated weights with what readouts they have by now.
+
+    Where no epoch was validated, the present weights. Returns whether anything could be had.
+    """
+    last = len(result.devices) - 1
+    try:
+        result.last = crew.trained()
+        # Messages reach the last stage last: what it has done, all have done.
+        restored = any(status.restored and status.stage == last for status in statuses)
+        present = restored or result.best_epoch is None
+        weights = crew.weights() if present else crew.candidate(result.best_epoch or 0)
+    except RunError:  # a stage died and took its layers along; the error that ends the run names it
+        return False
+    result.weights = weights if is_finite(weights) else {}
+    return True

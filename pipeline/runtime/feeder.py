@@ -1,0 +1,136 @@
+"""The head of the pipeline: batches of images as messages, in the order of the run's passes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from pipeline.data.loader import Batch, Split
+from pipeline.runtime.passes import Pass
+from pipeline.telemetry.clock import Clock, Spent
+from pipeline.transport.channel import Receiver
+from pipeline.transport.message import IDS, LABELS, Kind, Message
+
+IMAGES = "images"
+
+_SPLITS: dict[Kind, Split] = {
+    Kind.TRAIN: "train",
+    Kind.READOUT: "train",
+    Kind.VALIDATE: "validate",
+    Kind.TEST: "test",
+    Kind.JUDGE: "validate",
+}
+
+
+class Source(Protocol):
+    """Where batches come from, such as ``pipeline.data.loader.Dataset``."""
+
+    def batches(self, split: Split, *, epoch: int, batch_size: int, part: tuple[int, int]) -> Iterable[Batch]: ...
+
+
+def messages(
+    source: Source,
+    passes: Iterable[Pass],
+    *,
+    batch_size: int,
+    part: tuple[int, int] = (0, 1),
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Iterator[Message]:
+    """The batches of all passes, one pass behind the other without a pause; control tokens come from feeder 0.
+
+    Args:
+        part: (f, F): the share of feeder f of F; every F-th batch.
+        interrupted: looked at before each batch; once true, a stop comes and nothing after it.
+    """
+    for kind, epoch in passes:
+        if kind not in _SPLITS:
+            if part[0] == 0:
+                yield Message(kind, epoch)
+            continue
+        for batch in source.batches(_SPLITS[kind], epoch=epoch, batch_size=batch_size, part=part):
+            if interrupted():
+                yield Message(Kind.STOP)
+                return
+            tensors = {IMAGES: batch.images, LABELS: batch.labels, IDS: batch.ids}
+            yield Message(kind, epoch, batch.step, batch.position, batch.last, tensors)
+
+
+class Passes:
+    """Passes that come in over time. Any number of threads iterate, each over all of them, waiting for more.
+
+    Iterations end once it is closed.
+    """
+
+    def __init__(self) -> None:
+        self._given: list[Pass] = []
+        self._more = threading.Condition()
+        self._closed = False
+
+    def add(self, passes: Sequence[Pass]) -> None:
+        with self._more:
+            self._given += passes
+            self._more.notify_all()
+
+    def close(self) -> None:
+        with self._more:
+            self._closed = True
+            self._more.notify_all()
+
+    def __iter__(self) -> Iterator[Pass]:
+        taken = 0
+        while True:
+            with self._more:
+                while not self._closed and taken == len(self._given):
+                    self._more.wait()
+                if self._closed:
+                    return
+                due = self._given[taken]
+            taken += 1
+            yield due
+
+
+class SourceReceiver:
+    """For a first stage without feeders: it reads its batches itself, between two steps. Implements ``Receiver``.
+
+    The reading counts as waiting for input. ``feed`` and ``interrupt`` may be called from any thread.
+    """
+
+    def __init__(self, source: Source, *, batch_size: int, clock: Clock) -> None:
+        self._passes, self._interrupted, self._clock = Passes(), threading.Event(), clock
+        self._messages = messages(source, self._passes, batch_size=batch_size, interrupted=self._interrupted.is_set)
+
+    def feed(self, passes: Sequence[Pass]) -> None:
+        """Has these passes follow those before."""
+        self._passes.add(passes)
+
+    def interrupt(self) -> None:
+        """Has a stop come in place of the next batch, also of one that nobody has asked for yet."""
+        self._interrupted.set()
+        self._passes.close()
+
+    def receive(self) -> Message:
+        with self._clock.measure(Spent.WAIT_IN):
+            return next(self._messages, Message(Kind.STOP))
+
+    @property
+    def waiting(self) -> int:
+        return 0
+
+
+class MergedReceiver:
+    """The feeders' channels as one: batch by batch in turn, from the first feeder again in every pass."""
+
+    def __init__(self, receivers: Sequence[Receiver]) -> None:
+        self._receivers = receivers
+        self._turn = 0
+
+    def receive(self) -> Message:
+        message = self._receivers[self._turn].receive()
+        ends_pass = message.last or not message.tensors
+        self._turn = 0 if ends_pass else (self._turn + 1) % len(self._receivers)
+        return message
+
+    @property
+    def waiting(self) -> int:
+        return sum(receiver.waiting for receiver in self._receivers)

@@ -1,0 +1,134 @@
+"""What a run has said so far, put together from the stages' reports in whatever order they come."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config.run_spec import RunSpec
+from pipeline.errors import RunError
+from pipeline.layers.layer import State
+from pipeline.telemetry.clock import Account
+from pipeline.telemetry.reports import LayerReport, PassReport
+from pipeline.transport.message import Kind
+
+
+class History:
+    """Layer reports by (kind, epoch, layer), and each stage's time account of every pass.
+
+    Args:
+        keep: what makes an epoch the best, as ``TrainSettings.keep``.
+    """
+
+    def __init__(self, num_layers: int, keep: Literal["loss", "accuracy", "last"] = "loss") -> None:
+        self.num_layers, self._keep = num_layers, keep
+        self._layers: dict[tuple[str, int], dict[int, LayerReport]] = {}
+        self._accounts: dict[tuple[str, int], dict[int, Account]] = {}
+        self.started_at: dict[int, float] = {}
+        self.ids: NDArray[np.int64] | None = None
+        self.labels: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> History:
+        """The empty history of a run."""
+        return cls(spec.num_layers, spec.settings.train.keep)
+
+    def add(self, report: PassReport) -> None:
+        key = (report.kind, report.epoch)
+        self._layers.setdefault(key, {}).update({layer.layer: layer for layer in report.layers})
+        self.started_at[report.stage] = report.started_at
+        if report.account is not None:
+            self._accounts.setdefault(key, {})[report.stage] = report.account
+        if report.ids is not None:
+            self.ids, self.labels = report.ids, report.labels
+
+    def layers(self, kind: Kind, epoch: int) -> list[LayerReport] | None:
+        """Every layer's report on a pass, first layer first; None until the last stage has reported."""
+        found = self._layers.get((kind.name, epoch), {})
+        return [found[i] for i in range(self.num_layers)] if len(found) == self.num_layers else None
+
+    def epochs(self, kind: Kind) -> list[int]:
+        """Epochs in which every layer has finished a pass of this kind."""
+        numbers = sorted(epoch for name, epoch in self._layers if name == kind.name)
+        return [epoch for epoch in numbers if self.layers(kind, epoch) is not None]
+
+    def step_losses(self) -> dict[str, NDArray[np.float32]]:
+        """For each layer the loss of every training step, epoch after epoch (steps,), as ``layer 1`` and so on."""
+        losses: dict[str, list[NDArray[np.float32]]] = {}
+        for (name, _), found in sorted(self._layers.items()):
+            for index, report in found.items() if name == Kind.TRAIN.name else ():
+                losses.setdefault(f"layer {index + 1}", []).append(report.losses)
+        return {name: np.concatenate(parts) for name, parts in sorted(losses.items())}
+
+    def predictions(self) -> NDArray[np.int64] | None:
+        """The last layer's test predictions (N, 3): sample id, label, predicted class. None before the test."""
+        layers = self.layers(Kind.TEST, 0)
+        if layers is None or layers[-1].predictions is None or self.ids is None or self.labels is None:
+            return None
+        return np.stack([self.ids, self.labels, layers[-1].predictions], axis=1)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Of the epochs validated so far the best one, the first of equals. The last layer's loss must be a number."""
+        last = self.num_layers - 1
+        found = {
+            epoch: layers[last]
+            for (name, epoch), layers in sorted(self._layers.items())
+            if name == Kind.VALIDATE.name and last in layers and math.isfinite(layers[last].loss)
+        }
+        if not found:
+            return None
+        match self._keep:
+            case "loss":
+                return min(found, key=lambda epoch: found[epoch].loss)
+            case "accuracy":
+                return max(found, key=lambda epoch: found[epoch].accuracy or 0.0)
+            case "last":
+                return max(found)
+
+    def require_best_epoch(self) -> int:
+        """``best_epoch`` at the end of the layers' training. Raises RunError where no epoch has one."""
+        best = self.best_epoch
+        if best is None:
+            raise RunError(
+                "The last layer's validation loss was a number in no epoch, so no weights are worth keeping. "
+                "A lower --lr or a higher --temperature helps most."
+            )
+        return best
+
+    def accounts(self, *kinds: Kind, epoch: int | None = None) -> dict[int, Account]:
+        """For each stage the sum of its time over all passes of these kinds, or those of one epoch."""
+        total: dict[int, Account] = {}
+        names = {kind.name for kind in kinds}
+        for (name, number), found in self._accounts.items():
+            wanted = name in names and epoch in (None, number)
+            for stage, account in found.items() if wanted else ():
+                total[stage] = total[stage] + account if stage in total else account
+        return total
+
+
+@dataclass(kw_only=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        status: "finished", "interrupted" or "failed".
+        best_epoch: the epoch whose weights were kept; None where no epoch was validated.
+        weights: the kept weights, with the readouts: what is exported.
+        last: weights and optimizer states at the end of the layers' training.
+        history: all reports.
+        seconds: wall time of the layers' training, the readouts' and the test, by name.
+        devices: what each stage ran on.
+    """
+
+    status: str
+    best_epoch: int | None
+    weights: State
+    last: State
+    history: History
+    seconds: dict[str, float] = field(default_factory=dict)
+    devices: list[str] = field(default_factory=list)

@@ -1,0 +1,23 @@
+"""What a process or thread that computes sets first, so that a run's numbers are its own."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from pipeline.config.run_spec import RunSpec
+from pipeline.runtime.allocator import keep_freed_memory
+
+
+def settle(spec: RunSpec, device: torch.device) -> None:
+    """Keeps freed memory and sets CPU threads to the run's; asks a GPU for deterministic kernels and makes it current.
+
+    The number of threads is a property of the calling thread. Where PyTorch has no deterministic kernel it warns.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(spec.settings.pipeline.threads)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.cuda.set_device(device)

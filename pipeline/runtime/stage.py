@@ -1,0 +1,310 @@
+"""A stage: contiguous layers, one message in, one message out.
+
+Each layer learns at once from what it gets; the last layer's activations are sent on before its backward pass begins,
+so the next stage works on this batch while this stage finishes it and takes the next one.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pipeline.config.run_spec import RunSpec
+from pipeline.data.augment import Augment
+from pipeline.errors import ChannelError, NonFiniteLossError
+from pipeline.layers.label_dictionary import EmbeddingSource
+from pipeline.layers.layer import LocalLayer, State, nowhere
+from pipeline.layers.tallies import EvaluationTally, TrainTally
+from pipeline.methods import Context, Place, Streams
+from pipeline.runtime.feeder import IMAGES
+from pipeline.telemetry.clock import Clock, Spent
+from pipeline.telemetry.reports import PassReport, Status, StepTimes
+from pipeline.telemetry.steps import BusyMeter, StepLog
+from pipeline.transport.channel import Receiver, Sender
+from pipeline.transport.message import IDS, LABELS, Kind, Message
+
+Send = Callable[[Message], None]
+
+_LOOK_EVERY = 50  # steps between looks at a GPU's losses: each look waits for it
+
+
+class Stage:
+    """Stage ``index`` of a run, without its channels: ``handle`` takes a message and gives one to ``send``.
+
+    Args:
+        report: gets a report at the end of every pass, in the stage's own thread.
+        clock: the stage's clock; the caller accounts for waiting with it.
+        embeddings: the label dictionary, for methods whose layers share one.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        index: int,
+        device: torch.device,
+        *,
+        report: Callable[[PassReport], None],
+        clock: Clock,
+        embeddings: EmbeddingSource | None = None,
+    ) -> None:
+        self.spec, self.index, self.device = spec, index, device
+        self._embeddings = AwaitedEmbeddings(embeddings, clock) if embeddings is not None else None
+        self.layers = [LocalLayer(spec, layer, device, self._embeddings) for layer in spec.stages[index]]
+        self._rule = self.layers[0].rule
+        self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device) if index == 0 else None
+        self._report, self._clock = report, clock
+        self._log = StepLog(clock, device)
+        self._candidates: dict[int, State] = {}
+        self._candidates_lock = threading.Lock()
+        self._trained: State | None = None  # weights and optimizers at the end of the layers' training
+        self._training: list[TrainTally] = []
+        self._evaluation: list[EvaluationTally] = []
+        self._ids: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._kind, self._epoch, self._step, self._images = "", 0, 0, 0
+        self._pass_ended, self._restored = True, False
+
+    def handle(self, message: Message, send: Send) -> bool:
+        """Works on one message. Returns whether more may follow.
+
+        Raises:
+            NonFiniteLossError: naming stage, layer, epoch and step.
+        """
+        self._check_order(message)
+        self._kind, self._epoch, self._step = message.kind.name, message.epoch, message.step
+        match message.kind:
+            case Kind.TRAIN:
+                self._train(message, send)
+            case Kind.READOUT:
+                self._train_readouts(message, send)
+            case Kind.VALIDATE | Kind.TEST | Kind.JUDGE:
+                self._evaluate(message, send)
+            case Kind.RESTORE:
+                send(message)
+                self._trained = self._state()
+                candidate = self.candidate(message.epoch)
+                for layer in self.layers:
+                    layer.load_weights(candidate)
+                if self._embeddings is not None:
+                    self._embeddings.freeze(message.epoch)
+                self._restored = True
+            case Kind.STOP:
+                send(message)
+                return False
+        return True
+
+    def _check_order(self, message: Message) -> None:
+        """Refuses a batch that does not follow the one before: within a pass steps count up, a pass begins at 0."""
+        goes_on = (self._kind, self._epoch) == (message.kind.name, message.epoch)
+        due = self._step + 1 if goes_on and not self._pass_ended else 0
+        if message.tensors and message.step != due:
+            raise ChannelError(
+                f"stage {self.index + 1}: step {message.step + 1} of {message.kind.name.lower()} epoch "
+                f"{message.epoch + 1} arrived where step {due + 1} was due"
+            )
+        self._pass_ended = message.last
+
+    def _train(self, message: Message, send: Send) -> None:
+        self._training = self._training or [TrainTally(layer.index) for layer in self.layers]
+        place = self._place(message)
+        streams, labels = self._enter(message, place, self._rule.num_views)
+        for layer, tally in zip(self.layers, self._training, strict=True):
+            onward = self._onward(message, layer, send)
+            try:
+                streams, loss = layer.train(streams, labels, place, send=onward)
+            except NonFiniteLossError as error:
+                raise self._located(error) from None
+            tally.add(loss, layer.version_skew(place))
+        self._images += len(labels)
+        if message.last or (message.step % _LOOK_EVERY == 0 and self.device.type != "cpu"):
+            self.look()
+        self._log.mark()
+        if message.last:
+            self._end_training(Kind.TRAIN, self._log.take())
+
+    def _train_readouts(self, message: Message, send: Send) -> None:
+        self._training = self._training or [TrainTally(layer.index, readout=True) for layer in self.layers]
+        place = self._place(message)
+        streams, labels = self._enter(message, place, 1)
+        for layer, tally in zip(self.layers, self._training, strict=True):
+            onward = self._onward(message, layer, send)
+            try:
+                streams, loss = layer.train_readout(streams, labels, place, send=onward)
+            except NonFiniteLossError as error:
+                raise self._located(error) from None
+            tally.add(loss)
+        if message.last:
+            self.look()
+            self._end_training(Kind.READOUT)
+
+    def _end_training(self, kind: Kind, steps: StepTimes | None = None) -> None:
+        reports = [tally.report() for tally in self._training]
+        self._training = []
+        self._say(PassReport(stage=self.index, kind=kind.name, epoch=self._epoch, layers=reports, steps=steps))
+
+    def _evaluate(self, message: Message, send: Send) -> None:
+        if message.step == 0:
+            self._evaluation = [
+                EvaluationTally.of(self.spec, layer.index, layer.net.features, self.device) for layer in self.layers
+            ]
+            self._ids, self._labels = [], []
+            if message.kind is Kind.VALIDATE:
+                self._keep_candidate(message.epoch)
+            if message.kind is Kind.TEST:
+                for layer in self.layers:
+                    layer.take_best_readout()
+        place = self._place(message)
+        streams, labels = self._enter(message, place, self.spec.evaluation_views(message.kind, self._rule.num_views))
+        for layer, tally in zip(self.layers, self._evaluation, strict=True):
+            streams = layer.evaluate(streams, labels, place, tally, send=self._onward(message, layer, send))
+        test = message.kind is Kind.TEST
+        if test:
+            self._ids.append(message.tensors[IDS].cpu().clone())
+            self._labels.append(message.tensors[LABELS].cpu().clone())
+        if message.last:
+            report = PassReport(
+                stage=self.index,
+                kind=message.kind.name,
+                epoch=message.epoch,
+                layers=[tally.report(with_predictions=test) for tally in self._evaluation],
+                ids=torch.cat(self._ids).numpy() if test else None,
+                labels=torch.cat(self._labels).numpy() if test else None,
+            )
+            if message.kind is Kind.JUDGE:
+                for layer, of_layer in zip(self.layers, report.layers, strict=True):
+                    layer.judge_readout(of_layer.readout_loss)
+            self._say(report)
+
+    def _place(self, message: Message) -> Place:
+        return self.spec.place(message.kind, message.epoch, message.step, message.position)
+
+    def _enter(self, message: Message, place: Place, num_views: int) -> tuple[Streams, Tensor]:
+        """The batch's streams and labels; the first stage makes ``num_views`` views, with 0 it takes plain images."""
+        labels = message.tensors[LABELS].to(self.device, non_blocking=True)
+        if self._augment is None:
+            streams = {name: tensor for name, tensor in message.tensors.items() if name not in (LABELS, IDS)}
+            return {name: tensor.to(self.device, non_blocking=True) for name, tensor in streams.items()}, labels
+        if IMAGES not in message.tensors:
+            raise ChannelError(f"stage 1 got {sorted(message.tensors)} where it needs {IMAGES!r}")
+        images, context = message.tensors[IMAGES], Context(labels=labels, place=place)
+        evaluated = message.kind in (Kind.VALIDATE, Kind.TEST, Kind.JUDGE)
+        make = self._augment.evaluation if evaluated else self._augment.views
+        views = make(images, epoch=message.epoch, position=message.position, num_views=num_views)
+        return self._rule.enter(views, context), labels
+
+    def _onward(self, message: Message, layer: LocalLayer, send: Send) -> Callable[[Streams], None]:
+        """What a layer does with its activations: the stage's last layer sends them on, with labels and ids."""
+        if layer is not self.layers[-1]:
+            return nowhere
+
+        def send_on(streams: Streams) -> None:
+            tensors = {**streams, LABELS: message.tensors[LABELS], IDS: message.tensors[IDS]}
+            send(Message(message.kind, message.epoch, message.step, message.position, message.last, tensors))
+
+        return send_on
+
+    def _say(self, report: PassReport) -> None:
+        report.account, report.started_at = self._clock.lap(), self._clock.started_at
+        self._report(report)
+
+    def _located(self, error: NonFiniteLossError) -> NonFiniteLossError:
+        return error.at(stage=self.index, epoch=self._epoch, step=self._step)
+
+    def look(self) -> list[float]:
+        """The latest loss of each layer. Waits for the device.
+
+        Raises:
+            NonFiniteLossError: on CUDA, where nobody looked before.
+        """
+        try:
+            return [tally.finite_latest() for tally in self._training]
+        except NonFiniteLossError as error:
+            raise self._located(error) from None
+
+    # What follows is asked for by another thread while the stage works.
+
+    def status(self) -> Status:
+        losses = [float(tally.losses[-1]) if tally.losses else math.nan for tally in self._training]
+        return Status(
+            stage=self.index,
+            kind=self._kind,
+            epoch=self._epoch,
+            step=self._step,
+            images=self._images,
+            losses=losses,
+            account=self._clock.read(),
+            device=str(self.device),
+            restored=self._restored,
+        )
+
+    def keep_only(self, best: int, upto: int) -> None:
+        """Of the candidates up to epoch ``upto``, keeps that of epoch ``best`` alone."""
+        with self._candidates_lock:
+            for epoch in [e for e in self._candidates if e <= upto and e != best]:
+                del self._candidates[epoch]
+
+    def candidate(self, epoch: int) -> State:
+        """Weights at the validation of an epoch."""
+        with self._candidates_lock:
+            return self._candidates[epoch]
+
+    def weights(self) -> State:
+        """Weights and readouts as they are, between two updates."""
+        return {name: value for layer in self.layers for name, value in layer.weights().items()}
+
+    def trained(self) -> State:
+        """Weights and optimizer states at the end of the layers' training, or now if that goes on."""
+        return self._trained if self._trained is not None else self._state()
+
+    def _state(self) -> State:
+        return {name: value for layer in self.layers for name, value in layer.state().items()}
+
+    def _keep_candidate(self, epoch: int) -> None:
+        weights = self.weights()
+        with self._candidates_lock:
+            self._candidates[epoch] = weights
+
+
+class AwaitedEmbeddings:
+    """A source of label embeddings whose waiting counts as such on the stage's clock."""
+
+    def __init__(self, source: EmbeddingSource, clock: Clock) -> None:
+        self._source, self._clock = source, clock
+
+    def read(self, layer: int, place: Place) -> Tensor:
+        with self._clock.measure(Spent.SYNC):
+            return self._source.read(layer, place)
+
+    def push(self, layer: int, step: int, gradient: Tensor) -> None:
+        with self._clock.measure(Spent.SYNC):
+            self._source.push(layer, step, gradient)
+
+    def freeze(self, epoch: int) -> None:
+        with self._clock.measure(Spent.SYNC):
+            self._source.freeze(epoch)
+
+
+def run(stage: Stage, inbox: Receiver, outbox: Sender | None, clock: Clock) -> None:
+    """Works on messages until the stop token. What is not waiting or copying counts as busy."""
+    busy = BusyMeter(clock, stage.device)
+
+    def send(message: Message) -> None:
+        if outbox is not None:
+            with busy.pause():
+                outbox.send(message)
+
+    message = inbox.receive()
+    clock.restart()  # what came before the first batch is start-up
+    more = True
+    while more:
+        with busy.step():
+            more = stage.handle(message, send)
+        if more:
+            message = inbox.receive()
+    busy.finish()
+    if outbox is not None:
+        outbox.close()

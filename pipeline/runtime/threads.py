@@ -1,0 +1,218 @@
+"""The pipeline in one process: a thread per stage and feeder, joined by in-process channels. No Ray, no sockets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from pipeline.config.run_spec import RunSpec
+from pipeline.errors import PeerLostError, RunError, StageFailedError
+from pipeline.layers.label_dictionary import LabelDictionary
+from pipeline.layers.layer import State
+from pipeline.runtime import stage as stages
+from pipeline.runtime.controller import conduct
+from pipeline.runtime.feeder import MergedReceiver, Passes, Source, SourceReceiver, messages
+from pipeline.runtime.history import RunResult
+from pipeline.runtime.passes import Pass
+from pipeline.runtime.process import settle
+from pipeline.runtime.stage import Stage
+from pipeline.telemetry.clock import Clock
+from pipeline.telemetry.reports import PassReport, Status
+from pipeline.transport.channel import LocalChannel, Receiver
+
+_LEAVE = 1.0  # seconds that threads have to end after a run
+
+
+def train_threads(
+    spec: RunSpec,
+    source: Source,
+    *,
+    observe: Callable[[PassReport], None] = lambda report: None,
+    follow: Callable[[list[Status]], None] = lambda statuses: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> RunResult:
+    """As ``pipeline.runtime.serial.train_serial``, stage by stage in threads."""
+    crew = ThreadCrew(spec, source)
+    try:
+        return conduct(spec, crew, observe=observe, follow=follow, interrupted=interrupted)
+    finally:
+        crew.close()
+
+
+class ThreadCrew:
+    """The workers of a run as threads. Implements ``pipeline.runtime.controller.Crew``."""
+
+    def __init__(self, spec: RunSpec, source: Source) -> None:
+        settings = spec.settings.pipeline
+        self._spec, self._source = spec, source
+        devices = [spec.stage_device(index) for index in range(spec.num_stages)]
+        self.devices = [str(device) for device in devices]
+        self._clocks = [Clock() for _ in devices]
+        self._reports: list[list[PassReport]] = [[] for _ in devices]
+        self._embeddings = LabelDictionary(spec) if spec.has_shared_embeddings else None
+        self._stages = [
+            Stage(
+                spec,
+                index,
+                device,
+                report=self._reports[index].append,
+                clock=self._clocks[index],
+                embeddings=self._embeddings,
+            )
+            for index, device in enumerate(devices)
+        ]
+        self._feeds = [
+            self._channel(f"feeder {number + 1} → stage 1", Clock(), self._clocks[0])
+            for number in range(settings.feeders)
+        ]
+        self._edges = [
+            self._channel(f"stage {index + 1} → stage {index + 2}", self._clocks[index], self._clocks[index + 1])
+            for index in range(spec.num_stages - 1)
+        ]
+        self._reader = (
+            SourceReceiver(source, batch_size=spec.settings.train.batch_size, clock=self._clocks[0])
+            if not settings.feeders
+            else None
+        )
+        self._inboxes: list[Receiver] = [self._reader or MergedReceiver(self._feeds), *self._edges]
+        self._interrupted = threading.Event()
+        self._failures: list[RunError] = []
+        self._passes = Passes()
+        self._stage_threads = [
+            self._start(f"stage {index + 1}", lambda index=index: self._run_stage(index))  # type: ignore[misc]
+            for index in range(spec.num_stages)
+        ]
+        self._feed_threads = [
+            self._start(f"feeder {number + 1}", lambda number=number: self._run_feeder(number))  # type: ignore[misc]
+            for number in range(settings.feeders)
+        ]
+
+    def _channel(self, name: str, sender: Clock, receiver: Clock) -> LocalChannel:
+        settings = self._spec.settings.pipeline
+        return LocalChannel(
+            name,
+            depth=settings.queue_depth,
+            stall_timeout=settings.stall_timeout,
+            sender_clock=sender,
+            receiver_clock=receiver,
+        )
+
+    def _start(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work()
+                return
+            except RunError as error:
+                self._failures.append(error)
+            except Exception as error:  # noqa: BLE001 (whatever it is, the run ends with it)
+                failed = StageFailedError(f"{name} failed: {type(error).__name__}: {error}")
+                failed.__cause__ = error
+                self._failures.append(failed)
+            if self._embeddings is not None:
+                self._embeddings.break_off()  # other stages may be waiting for what this one cannot give
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _run_stage(self, index: int) -> None:
+        settle(self._spec, self._spec.stage_device(index))
+        outbox = self._edges[index] if index < len(self._edges) else None
+        try:
+            stages.run(self._stages[index], self._inboxes[index], outbox, self._clocks[index])
+        finally:
+            for channel in [*(self._feeds if index == 0 else [self._edges[index - 1]]), *([outbox] if outbox else [])]:
+                channel.break_off()
+
+    def _run_feeder(self, number: int) -> None:
+        settings = self._spec.settings
+        try:
+            for message in messages(
+                self._source,
+                self._passes,
+                batch_size=settings.train.batch_size,
+                part=(number, settings.pipeline.feeders),
+                interrupted=self._interrupted.is_set,
+            ):
+                self._feeds[number].send(message)
+        except PeerLostError:
+            if not self._interrupted.is_set():  # after a stop from another feeder, stage 1 takes nothing more
+                raise
+
+    def feed(self, passes: Sequence[Pass]) -> None:
+        self._passes.add(passes)
+        if self._reader is not None:
+            self._reader.feed(passes)
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+        if self._reader is not None:
+            self._reader.interrupt()
+
+    def poll(self) -> list[tuple[Status, list[PassReport]]]:
+        polled = []
+        for stage, inbox, reports in zip(self._stages, self._inboxes, self._reports, strict=True):
+            status = stage.status()
+            status.waiting = inbox.waiting
+            polled.append((status, take(reports)))
+        return polled
+
+    def wait(self, seconds: float) -> bool:
+        end = time.perf_counter() + seconds
+        for thread in self._stage_threads:
+            thread.join(max(0.0, end - time.perf_counter()))
+        if self._failures:
+            time.sleep(0.2)  # neighbours of a failed stage fail too; the cause is the one that lost no neighbour
+            raise root_cause(self._failures)
+        return not any(thread.is_alive() for thread in self._stage_threads)
+
+    def keep_only(self, best: int, upto: int) -> None:
+        for stage in self._stages:
+            stage.keep_only(best, upto)
+        if self._embeddings is not None:
+            self._embeddings.keep_only(best, upto)
+
+    def candidate(self, epoch: int) -> State:
+        shared = self._embeddings.candidate_weights(epoch) if self._embeddings is not None else {}
+        return _merged([*(stage.candidate(epoch) for stage in self._stages), shared])
+
+    def weights(self) -> State:
+        shared = self._embeddings.weights() if self._embeddings is not None else {}
+        return _merged([*(stage.weights() for stage in self._stages), shared])
+
+    def trained(self) -> State:
+        shared = self._embeddings.state() if self._embeddings is not None else {}
+        return _merged([*(stage.trained() for stage in self._stages), shared])
+
+    def close(self) -> None:
+        """Ends all threads, and waits a moment for them: one that outlives the interpreter aborts the process.
+
+        Those in the middle of a long step end after it.
+        """
+        self.interrupt()
+        self._passes.close()
+        for channel in [*self._feeds, *self._edges]:
+            channel.break_off()
+        if self._embeddings is not None:
+            self._embeddings.break_off()
+        end = time.perf_counter() + _LEAVE
+        for thread in [*self._feed_threads, *self._stage_threads]:
+            thread.join(max(0.0, end - time.perf_counter()))
+
+
+def take(reports: list[PassReport]) -> list[PassReport]:
+    """Takes the reports off a list that another thread adds to: none that comes meanwhile is lost."""
+    count = len(reports)
+    taken = reports[:count]
+    del reports[:count]
+    return taken
+
+
+def root_cause(failures: Sequence[RunError]) -> RunError:
+    """Of the workers' errors, the one that is not merely a neighbour's loss."""
+    return next((error for error in failures if not isinstance(error, PeerLostError)), failures[0])
+
+
+def _merged(states: Iterable[State]) -> State:
+    return {name: value for state in states for name, value in state.items()}

@@ -1,0 +1,1 @@
+"""Clocks, reports and memory: what is measured, below everything that is measured."""

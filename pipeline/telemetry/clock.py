@@ -1,0 +1,110 @@
+"""Where a stage's wall time goes. Knows nothing of tensors."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Spent(StrEnum):
+    """Where a stage's wall time goes: wall = busy + wait-in + wait-out + copy + sync + other."""
+
+    BUSY = "busy"
+    WAIT_IN = "wait_in"
+    WAIT_OUT = "wait_out"
+    COPY = "copy"
+    SYNC = "sync"
+
+
+class Clock:
+    """Seconds spent by kind, since the clock was started. One thread measures; any may read, also amid a measurement.
+
+    Every moment belongs to one kind at most, that of the innermost measurement, so nothing counts twice.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kind: Spent | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins anew, with nothing spent."""
+        with self._lock:
+            self._started = self._since = time.perf_counter()
+            self.started_at = time.time()
+            self._seconds = dict.fromkeys(Spent, 0.0)
+            self._last_lap = Account(wall=0.0, seconds=dict.fromkeys(Spent, 0.0))
+
+    @contextmanager
+    def measure(self, kind: Spent) -> Iterator[None]:
+        """Accounts for the block's time as ``kind``, but for what is measured inside it."""
+        outer = self._switch(kind)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def read(self) -> Account:
+        """The account since the clock was started."""
+        with self._lock:
+            now = self._settle()
+            return Account(wall=now - self._started, seconds=dict(self._seconds))
+
+    def credit(self, kind: Spent, seconds: float) -> None:
+        """Adds time that a GPU spent while its host waited for the next message: it counts as busy alone."""
+        with self._lock:
+            self._seconds[kind] += seconds
+            excess = sum(self._seconds.values()) - (self._settle() - self._started)
+            for waiting in (Spent.WAIT_IN, Spent.WAIT_OUT, Spent.COPY, Spent.SYNC):
+                taken = min(max(excess, 0.0), self._seconds[waiting])
+                self._seconds[waiting] -= taken
+                excess -= taken
+
+    def _switch(self, kind: Spent | None) -> Spent | None:
+        """From now on time is spent on ``kind``. Returns on what it was spent before."""
+        with self._lock:
+            self._settle()
+            before, self._kind = self._kind, kind
+        return before
+
+    def _settle(self) -> float:
+        """Accounts for the time until now, which it returns."""
+        now = time.perf_counter()
+        if self._kind is not None:
+            self._seconds[self._kind] += now - self._since
+        self._since = now
+        return now
+
+    def lap(self) -> Account:
+        """The account since the last lap."""
+        now = self.read()
+        since, self._last_lap = now - self._last_lap, now
+        return since
+
+
+@dataclass(frozen=True)
+class Account:
+    """A reading of a clock, or the difference of two."""
+
+    wall: float
+    seconds: dict[Spent, float]
+
+    def __add__(self, other: Account) -> Account:
+        return Account(self.wall + other.wall, {kind: s + other.seconds[kind] for kind, s in self.seconds.items()})
+
+    def __sub__(self, earlier: Account) -> Account:
+        return Account(self.wall - earlier.wall, {kind: s - earlier.seconds[kind] for kind, s in self.seconds.items()})
+
+    @property
+    def other(self) -> float:
+        """Wall seconds that no kind claims."""
+        return self.wall - sum(self.seconds.values())
+
+    @property
+    def utilisation(self) -> float:
+        """Share of wall time in which the stage computed: busy / wall."""
+        return self.seconds[Spent.BUSY] / self.wall if self.wall > 0 else 0.0

@@ -1,0 +1,104 @@
+"""What is measured: each layer's tallies over a pass, and where each stage's time went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.telemetry.clock import Account
+
+
+@dataclass(kw_only=True)
+class Status:
+    """Where a stage is right now, for whoever watches.
+
+    Attributes:
+        kind: name of the last message's kind, "" before the first.
+        epoch, step: its place in the run.
+        images: images in training batches so far (an image counts once, whatever the number of views).
+        losses: the latest loss of each of the stage's layers, NaN before the first.
+        waiting: messages in the stage's queue.
+        device: what the stage runs on, for people.
+        restored: whether it has taken the best epoch's weights.
+        account: the stage's clock.
+    """
+
+    stage: int
+    account: Account
+    kind: str = ""
+    epoch: int = 0
+    step: int = 0
+    images: int = 0
+    losses: list[float] = field(default_factory=list)
+    waiting: int = 0
+    device: str = ""
+    restored: bool = False
+
+
+@dataclass(kw_only=True)
+class LayerReport:
+    """What a pass over a split said about one layer.
+
+    Attributes:
+        layer: 0-based index.
+        losses: local loss of every step (steps,) float32; empty in passes that do not train the layer.
+        loss: mean local loss over the images of the pass (over steps, when training).
+        accuracy, top_k: share of images whose class is predicted first, or among the first k: by the readout, or where
+            there is none by the layer itself; None where neither predicts.
+        direct_accuracy: the share that the layer predicts by itself, such as by similarity to label embeddings; None
+            for methods that cannot.
+        version_skew: by how many updates the label embeddings that the layer read lagged behind, in the mean over the
+            steps; None for layers that share none.
+        readout_loss: mean cross-entropy of the readout; None without one.
+        fisher: Fisher criterion of the pooled features; None in training passes.
+        predictions: the class that ``accuracy`` judges for every image (N,) int64, in test passes.
+    """
+
+    layer: int
+    losses: NDArray[np.float32]
+    loss: float
+    accuracy: float | None = None
+    top_k: float | None = None
+    direct_accuracy: float | None = None
+    version_skew: float | None = None
+    readout_loss: float | None = None
+    fisher: float | None = None
+    predictions: NDArray[np.int64] | None = None
+
+    @property
+    def has_readout(self) -> bool:
+        """Whether ``accuracy`` is a readout's, not what the layer predicts by itself."""
+        return self.readout_loss is not None
+
+
+@dataclass(kw_only=True)
+class PassReport:
+    """One stage's report on a finished pass; ``kind`` is a ``pipeline.transport.message.Kind`` name."""
+
+    stage: int
+    kind: str
+    epoch: int
+    layers: list[LayerReport]
+    ids: NDArray[np.int64] | None = None
+    labels: NDArray[np.int64] | None = None
+    account: Account | None = None
+    """The stage's time since its report before."""
+    started_at: float = 0.0
+    """When the stage began, in seconds since 1970."""
+    steps: StepTimes | None = None
+    """When the steps ended; of a stage's training passes."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """The steps of a training pass on a stage's clock.
+
+    Attributes:
+        ended: when each ended, in seconds since 1970 (steps,) float64.
+        spent: what the clock had spent by then (steps, kinds) float64, kinds in the order of ``Spent``.
+    """
+
+    ended: NDArray[np.float64]
+    spent: NDArray[np.float64]

@@ -1,0 +1,308 @@
+"""The workers of a run as Ray actors: placed, joined edge to edge, watched, and gone when the run ends."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayActorError, RayError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from pipeline.config.run_spec import RunSpec
+from pipeline.errors import ResourcesError, RunError
+from pipeline.layers.layer import State
+from pipeline.runtime.controller import conduct
+from pipeline.runtime.edges import edges_of
+from pipeline.runtime.history import RunResult
+from pipeline.runtime.passes import Pass
+from pipeline.runtime.threads import root_cause
+from pipeline.telemetry.reports import PassReport, Status
+from pipeline.transport.edges import EdgeGroups
+from workers.coordinator import NAME as COORDINATOR
+from workers.coordinator import CoordinatorWorker
+from workers.failures import _failure
+from workers.feeder import FeederWorker
+from workers.placement import _missing, _runtime_env, _wanted, bundles_of
+from workers.stage import StageWorker
+
+_BESIDE = 4  # calls that an actor answers at once, its main work among them
+_AFTERSHOCK = 1.0  # seconds in which the neighbours of a dead worker report their loss
+_ANSWER = 2.0  # seconds for a look at a stage; one that is slower is looked at again next time
+_SOON = 2.0  # seconds after which a person is told what the run waits for
+_LOOK = 0.2  # seconds between two looks at whether the person wants to stop
+_FETCH = 60.0  # seconds for weights to arrive
+_FETCH_INTERRUPTED = 1.5  # the same, while a person waits for the run to stop
+
+
+def train_ray(
+    spec: RunSpec,
+    *,
+    observe: Callable[[PassReport], None] = lambda report: None,
+    follow: Callable[[list[Status]], None] = lambda statuses: None,
+    interrupted: Callable[[], bool] = lambda: False,
+    notify: Callable[[str], None] = lambda sentence: None,
+    waiting: Callable[[str], None] = lambda what: None,
+) -> RunResult:
+    """As ``pipeline.runtime.serial.train_serial``, each stage in a Ray actor. Ray must be initialised.
+
+    Args:
+        notify: gets a sentence where a person should know why nothing happens.
+        waiting: is told what the start waits for now.
+
+    Raises:
+        ResourcesError: the cluster does not have the devices, also after waiting.
+        StageFailedError, NonFiniteLossError: a worker failed; the message names it.
+    """
+    with RayCrew(spec, interrupted, notify, waiting) as crew:
+        return conduct(spec, crew, observe=observe, follow=follow, interrupted=interrupted)
+
+
+class RayCrew:
+    """Implements ``pipeline.runtime.controller.Crew``. A context manager: on leaving it every actor is gone."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        interrupted: Callable[[], bool] = lambda: False,
+        notify: Callable[[str], None] = lambda sentence: None,
+        waiting: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        self._spec, self._interrupted, self._notify, self._waiting = spec, interrupted, notify, waiting
+        self._group: PlacementGroup | None = None
+        self._coordinator: Any = None
+        self._stages: list[Any] = []
+        self._feeders: list[Any] = []
+        self._polls: dict[int, Any] = {}
+        self._fetch = _FETCH
+        self._running: dict[ray.ObjectRef[None], str] = {}  # unfinished work of stages and feeders, and whose it is
+        self.devices: list[str] = []
+
+    def __enter__(self) -> Self:
+        try:
+            self._place()
+            self._connect()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _place(self) -> None:
+        """Reserves the devices, neighbours close to each other, and starts the actors on them."""
+        pipe = self._spec.settings.pipeline
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        wanted = bundles_of(self._spec, gpus)
+        if min(bundle.get("GPU", 1.0) for bundle in wanted) < 1.0:
+            self._notify(f"{len(wanted)} stages share {gpus} GPU{'s' if gpus > 1 else ''}: they take turns.")
+        group = self._group = placement_group(wanted, strategy="PACK")
+        soon = min(_SOON, pipe.resource_timeout)
+        if not self._ready(group, soon):
+            self._notify(f"Waiting up to {pipe.resource_timeout:g} s for room: {_wanted(wanted)}.")
+        if not self._ready(group, pipe.resource_timeout - soon):
+            raise ResourcesError(_missing(wanted, pipe.resource_timeout))
+        self._waiting(f"starting {_workers(self._spec)}")
+        run = uuid.uuid4().hex[:8]
+        # Bundles may lie on nodes in any order; stages go through them node by node.
+        nodes = placement_group_table(group)["bundles_to_node_id"]
+        bundles = sorted(range(self._spec.num_stages), key=lambda index: nodes[index])
+
+        def start(worker: type, role: str, *arguments: Any, beside: int = _BESIDE, **options: Any) -> Any:
+            actor: Any = ray.remote(worker).options(name=f"localpipe-{run}-{role}", max_concurrency=beside, **options)
+            return actor.remote(self._spec, *arguments)
+
+        # Feeders work where the data was opened and checked. They and the coordinator take no core of their own.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # They come first: they open the data, and so take longest to start.
+        self._feeders = [
+            start(FeederWorker, f"feeder-{number + 1}", number, num_cpus=0, scheduling_strategy=here)
+            for number in range(pipe.feeders)
+        ]
+        if self._spec.has_shared_embeddings:
+            # Every stage has a call waiting for the next version and another one with gradients.
+            beside = _BESIDE + 2 * self._spec.num_stages
+            self._coordinator = start(
+                CoordinatorWorker, "coordinator", beside=beside, num_cpus=0, scheduling_strategy=here
+            )
+        self._stages = [
+            start(
+                StageWorker,
+                f"stage-{index + 1}",
+                index,
+                self._coordinator,
+                num_cpus=wanted[bundle].get("CPU", 0.0),
+                num_gpus=wanted[bundle].get("GPU", 0.0),
+                runtime_env=_runtime_env(self._spec),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+            )
+            for index, bundle in enumerate(bundles)
+        ]
+
+    def _connect(self) -> None:
+        names = [_name(self._spec, index) for index in range(len(self._stages))]
+        names += [f"feeder {number + 1}" for number in range(len(self._feeders))]
+        workers = [*self._stages, *self._feeders]
+        first, one = names[0], self._stages[0]
+        host, port = self._all({first: one.open_store.remote()})[0]
+        edges = edges_of(self._spec, self._all({first: one.edge_bytes.remote()})[0])
+        pipe = self._spec.settings.pipeline
+        self._waiting("joining neighbours")
+        groups = EdgeGroups(edges, len(workers), host, port, pipe.stall_timeout, pipe.queue_depth)
+        self._all({name: worker.connect.remote(groups) for name, worker in zip(names, workers, strict=True)})
+        described = {names[index]: stage.describe.remote() for index, stage in enumerate(self._stages)}
+        self.devices = self._all(described)
+        self._waiting("the first batch")
+        self._running = {stage.run.remote(): names[index] for index, stage in enumerate(self._stages)}
+        if self._coordinator is not None:
+            self._running[self._coordinator.watch.remote()] = COORDINATOR
+
+    def _all(self, asked: dict[str, Any]) -> list[Any]:
+        """The answers of workers by name, while the run is set up.
+
+        Raises:
+            StageFailedError: a worker died or failed, as soon as it does.
+            KeyboardInterrupt: the person wants to stop; nothing is learned yet.
+        """
+        names = {ref: name for name, ref in asked.items()}
+        waiting = list(names)
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK)
+            self._hear_interrupt()
+            for ref in done:
+                try:
+                    ray.get(ref)
+                except RayError as error:
+                    raise _failure(names[ref], error) from error
+        return list(ray.get(list(names)))
+
+    def _ready(self, group: PlacementGroup, seconds: float) -> bool:
+        """Waits for room, so many seconds. Raises KeyboardInterrupt when the person wants to stop."""
+        ready, end = group.ready(), time.perf_counter() + seconds
+        while not ray.wait([ready], timeout=_LOOK)[0]:
+            self._hear_interrupt()
+            if time.perf_counter() > end:
+                return False
+        return True
+
+    def _hear_interrupt(self) -> None:
+        if self._interrupted():
+            raise KeyboardInterrupt
+
+    def feed(self, passes: Sequence[Pass]) -> None:
+        for number, feeder in enumerate(self._feeders):
+            self._running[feeder.feed.remote(passes)] = f"feeder {number + 1}"
+        if not self._feeders:  # the first stage reads for itself
+            self._running[self._stages[0].feed.remote(passes)] = "the first stage's reader"
+
+    def interrupt(self) -> None:
+        self._fetch = _FETCH_INTERRUPTED
+        for reader in self._feeders or self._stages[:1]:
+            reader.interrupt.remote()
+
+    def poll(self) -> list[tuple[Status, list[PassReport]]]:
+        # A question to a stage that is slow to answer stays open: its answer, with the reports in it, comes next time.
+        for index, stage in enumerate(self._stages):
+            if index not in self._polls:
+                self._polls[index] = stage.poll.remote()
+        answered, _ = ray.wait(list(self._polls.values()), num_returns=len(self._polls), timeout=_ANSWER)
+        polled = []
+        for index in [index for index, ref in self._polls.items() if ref in answered]:
+            try:
+                polled.append(ray.get(self._polls.pop(index)))
+            except RayActorError:
+                continue  # it is dead: ``wait`` says so by name
+            except RayError as error:
+                raise _failure(_name(self._spec, index), error) from error
+        return polled
+
+    def wait(self, seconds: float) -> bool:
+        done, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)
+        failures = self._settle(done)
+        if failures:
+            more, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=_AFTERSHOCK)
+            raise root_cause(failures + self._settle(more))
+        return not any(name.startswith("stage") for name in self._running.values())
+
+    def _settle(self, done: Iterable[Any]) -> list[RunError]:
+        """Takes finished work off the list; returns the errors of what failed."""
+        failures = []
+        for ref in done:
+            name = self._running.pop(ref)
+            try:
+                ray.get(ref)
+            except RayError as error:
+                failures.append(_failure(name, error))
+        return failures
+
+    def peak_bytes(self, *, reset: bool = False) -> list[int]:
+        """Each stage's peak memory in bytes since the last reset."""
+        names = [_name(self._spec, index) for index in range(len(self._stages))]
+        asked = [stage.peak_bytes.remote(reset=reset) for stage in self._stages]
+        return self._all(dict(zip(names, asked, strict=True)))
+
+    def give_back(self) -> None:
+        """Has idle stages give freed memory back to the system."""
+        for stage in self._stages:
+            stage.give_back.remote()
+
+    def keep_only(self, best: int, upto: int) -> None:
+        for owner in self._owners:
+            owner.keep_only.remote(best, upto)
+
+    def candidate(self, epoch: int) -> State:
+        return self._merged([owner.candidate.remote(epoch) for owner in self._owners])
+
+    def weights(self) -> State:
+        return self._merged([owner.weights.remote() for owner in self._owners])
+
+    def trained(self) -> State:
+        return self._merged([owner.trained.remote() for owner in self._owners])
+
+    @property
+    def _owners(self) -> list[Any]:
+        """The workers that hold what the run learns."""
+        return [*self._stages, *([self._coordinator] if self._coordinator is not None else [])]
+
+    def _merged(self, refs: list[Any]) -> State:
+        try:
+            states = ray.get(refs, timeout=self._fetch)
+        except RayError as error:
+            raise _failure("a stage", error) from error
+        return {name: value for state in states for name, value in state.items()}
+
+    def close(self) -> None:
+        """Ends every actor at once; what they had to say has been fetched."""
+        for worker in (*self._owners, *self._feeders):
+            ray.kill(worker)
+        self._coordinator, self._stages, self._feeders, self._running = None, [], [], {}
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+
+def _workers(spec: RunSpec) -> str:
+    """ "2 stages, 1 feeder and the coordinator"."""
+    feeders = spec.settings.pipeline.feeders
+    parts = [f"{spec.num_stages} stage{'s' if spec.num_stages > 1 else ''}"]
+    parts += [f"{feeders} feeder{'s' if feeders > 1 else ''}"] if feeders else []
+    parts += ["the coordinator"] if spec.has_shared_embeddings else []
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _name(spec: RunSpec, index: int) -> str:
+    layers = spec.stages[index]
+    numbers = str(layers[0] + 1) if len(layers) == 1 else f"{layers[0] + 1}-{layers[-1] + 1}"
+    return f"stage {index + 1} (layer{'s' if len(layers) > 1 else ''} {numbers})"

@@ -1,0 +1,63 @@
+"""What each stage takes of a cluster, and in which environment it runs."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import ray
+
+from pipeline.config.partition import partition
+from pipeline.config.run_spec import RunSpec
+
+_GPU_ENVIRONMENT = {
+    # Ray's masking of CUDA_VISIBLE_DEVICES slows NCCL on NVSwitch hosts; stages choose their device themselves.
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+}
+_NCCL_ENVIRONMENT = {
+    # A kernel loaded on first use may wait for the whole context, and a posted NCCL receive never lets go of it.
+    "CUDA_MODULE_LOADING": "EAGER",
+    # A posted receive is a kernel that spins until its message comes, and one is always posted. What it occupies is
+    # lost to the layers. By default that may be 32 thread blocks; a few carry more than a stage sends.
+    "NCCL_MAX_CTAS": "4",
+    # Messages leave between two kernels of the layers, not behind all that are queued.
+    "TORCH_NCCL_HIGH_PRIORITY": "1",
+}
+
+
+def bundles_of(spec: RunSpec, gpus: int) -> list[dict[str, float]]:
+    """What each stage takes of a cluster with so many GPUs. Where stages outnumber the GPUs, each is shared evenly."""
+    if spec.device == "cpu":
+        return [{"CPU": float(spec.settings.pipeline.threads)}] * spec.num_stages
+    # A stage on a GPU takes no core of its own: it only launches kernels, and cores may be what a node lacks.
+    if spec.num_stages <= gpus or not gpus:
+        return [{"GPU": 1.0}] * spec.num_stages
+    sharing = [len(stages) for stages in partition(spec.num_stages, gpus) for _ in stages]
+    # Ray counts in steps of 1/10,000. Rounded up, the shares of a GPU would be more than it.
+    return [{"GPU": math.floor(10_000 / count) / 10_000} for count in sharing]
+
+
+def _runtime_env(spec: RunSpec) -> dict[str, Any] | None:
+    """The environment of a stage's process where it is not the usual one; what the launching process has set stays."""
+    if spec.device == "cpu":
+        return None
+    nccl = _NCCL_ENVIRONMENT if spec.settings.pipeline.transport == "nccl" else {}
+    return {"env_vars": {name: os.environ.get(name, value) for name, value in {**_GPU_ENVIRONMENT, **nccl}.items()}}
+
+
+def _wanted(bundles: list[dict[str, float]]) -> str:
+    kind = next(iter(bundles[0]))
+    amounts = [bundle[kind] for bundle in bundles]
+    if min(amounts) < max(amounts):
+        return f"{len(bundles)} stages need {sum(amounts):.4g} {kind} together"
+    return f"{len(bundles)} stages need {amounts[0]:g} {kind} each"
+
+
+def _missing(bundles: list[dict[str, float]], waited: float) -> str:
+    there, free = ray.cluster_resources(), ray.available_resources()
+    have = ", ".join(f"{there.get(kind, 0):g} {kind} ({free.get(kind, 0):g} free)" for kind in bundles[0])
+    return (
+        f"{_wanted(bundles)}; after {waited:g} s the cluster has {have}. "
+        "Give fewer --stages, free some, add nodes, or wait longer with --resource-timeout."
+    )
