@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-DOCUMENTS = ("README.md", "docs/*.md", "launch/*.md", "pipeline/**/*.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/*.md")
 """Where commands are printed; patterns below the root."""
 
 PROGRAMS = ("launch", "make", "pip", "tensorboard", "ray", "docker", "eval", "git", "python")
@@ -46,10 +46,9 @@ class Printed:
 
 
 def documents() -> list[Path]:
-    """Every document that may print a command."""
-    return sorted(
-        {path for pattern in DOCUMENTS for path in ROOT.glob(pattern)}, key=lambda path: path != ROOT / "README.md"
-    )
+    """Every document that may print a command: the README first, then the others by their paths."""
+    found = {path for pattern in DOCUMENTS for path in ROOT.glob(pattern)}
+    return sorted(found, key=lambda path: (path != ROOT / "README.md", path))
 
 
 def commands_of(text: str, document: str) -> list[Printed]:

@@ -388,7 +388,7 @@ def test_tsne_is_of_the_named_images(runs: Callable[[str], Path]) -> None:
 
 
 def test_every_key_is_documented(runs: Callable[[str], Path]) -> None:
-    documented = (Path(__file__).parent.parent / "launch" / "analysis.md").read_text()
+    documented = (Path(__file__).parent.parent / "docs" / "analysis.md").read_text()
 
     def keys(value: Any) -> set[str]:
         if isinstance(value, dict):

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from launch.cli import COMMANDS, main
 from launch.command_line.flags import flags_of
-from launch.command_line.parse import FIRST, MARKERS, RunArguments, peek, preset_and_default
+from launch.command_line.parse import FIRST, MARKERS, REGISTRY, RunArguments, peek, preset_and_default
 from launch.output.console import counted, make_console, say
 from launch.output.display import print_summary
 from launch.output.layer_table import LayerRow, accuracy_sentence, print_layers
@@ -45,7 +45,7 @@ def test_every_flag_of_a_preset_is_in_its_whole_help_and_no_other(preset: str, c
     defaults = RunArguments(run=PRESETS[preset].settings)
     ours = {name for flag in flags_of(defaults) for name in _NAMES.findall(flag.usage)}
     with pytest.raises(SystemExit):
-        tyro.cli(RunArguments, args=["--help"], default=defaults, config=MARKERS)
+        tyro.cli(RunArguments, args=["--help"], default=defaults, config=MARKERS, registry=REGISTRY)
     theirs = set(_NAMES.findall(capsys.readouterr().out))
     assert theirs - {"--help"} == ours
     assert ours <= set(_NAMES.findall(printed_help(preset, "--help-all", capsys=capsys)))

@@ -13,6 +13,7 @@ import pytest
 from launch.cli import main
 from launch.presets import PRESETS
 from pipeline.data.registry import DATASETS
+from tests.support_bits import assert_recorded
 from tests.support_data import prepare_made_up
 from tests.support_documents import ROOT
 
@@ -44,6 +45,7 @@ def test_a_preset_without_flags_trains(
     assert (summary["status"], summary["preset"], summary["epochs_finished"]) == ("finished", preset, 1)
     assert summary["seconds"]["start_up"] > 0
     assert "first batch" in capsys.readouterr().out
+    assert_recorded(preset, folder)
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)

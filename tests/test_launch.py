@@ -57,7 +57,7 @@ def test_the_summary_holds_what_was_printed(run: tuple[Path, str], summary: dict
 
 
 def test_every_summary_key_is_documented(summary: dict[str, Any]) -> None:
-    documented = (Path(__file__).parent.parent / "launch" / "summary.md").read_text()
+    documented = (Path(__file__).parent.parent / "docs" / "summary.md").read_text()
 
     def keys(value: Any) -> set[str]:
         if isinstance(value, dict):

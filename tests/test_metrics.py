@@ -23,7 +23,7 @@ from pipeline.errors import NonFiniteLossError, RunError
 from pipeline.layers.tallies import EvaluationTally, TrainTally
 from pipeline.nets import VitSettings
 from pipeline.runtime.history import History
-from pipeline.telemetry import reports
+from pipeline.telemetry import clock as clock_module
 from pipeline.telemetry.clock import Account, Clock, Spent
 from pipeline.telemetry.reports import LayerReport, PassReport
 from tests.support import CPU, changed, tiny_spec
@@ -45,7 +45,7 @@ class Hands:
 @pytest.fixture
 def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
     hands = Hands()
-    monkeypatch.setattr(reports, "time", SimpleNamespace(perf_counter=lambda: hands.now, time=lambda: hands.now))
+    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: hands.now, time=lambda: hands.now))
     return hands
 
 
@@ -134,7 +134,7 @@ steps = st.recursive(
 def test_wall_is_the_sum_of_all_kinds_and_other_at_every_moment(plan: list[object]) -> None:
     hands = Hands()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reports, "time", SimpleNamespace(perf_counter=lambda: hands.now, time=lambda: hands.now))
+        patch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: hands.now, time=lambda: hands.now))
         clock = Clock()
         expected = dict.fromkeys(Spent, 0.0)
         idle = 0.0

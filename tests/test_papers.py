@@ -12,6 +12,7 @@ from launch.presets import PRESETS
 from launch.presets.papers import Paper
 
 ROOT = Path(__file__).parent.parent
+METHODS = ROOT / "docs" / "methods.md"
 PAPERS = {preset.source.key: preset.source for preset in PRESETS.values()}
 CITATION = re.compile(
     r"\b(?P<first>(?:van der )?[A-ZØ][\w-]+)(?:(?P<others> et\s+al\.)| & (?P<second>[A-Z][\w-]+))?"
@@ -37,7 +38,7 @@ def surnames(entry: Entry) -> list[str]:
 def cited() -> list[tuple[str, re.Match[str]]]:
     files = [
         path
-        for folder in ("pipeline", "workers", "launch", "tests")
+        for folder in ("pipeline", "workers", "launch", "tests", "docs")
         for pattern in ("*.py", "*.md")
         for path in (ROOT / folder).rglob(pattern)
     ]
@@ -84,15 +85,15 @@ def test_a_preset_says_which_paper_it_is_from(name: str) -> None:
 
 
 @pytest.mark.parametrize("paper", PAPERS.values(), ids=PAPERS)
-def test_the_readme_lists_the_papers_of_presets(paper: Paper) -> None:
-    section = (ROOT / "README.md").read_text("utf-8").split("\n## Papers\n")[1].split("\n## ")[0]
+def test_the_methods_page_lists_the_papers_of_presets(paper: Paper) -> None:
+    section = METHODS.read_text("utf-8").split("\n## Papers\n")[1].split("\n## ")[0]
     (row,) = [line for line in section.splitlines() if f"*{paper.title}*" in line]
     assert ", ".join(paper.authors) in row and str(paper.year) in row
     assert f"https://arxiv.org/abs/{paper.arxiv}" in row if paper.arxiv else paper.url in row
 
 
-def test_the_readme_links_the_arxiv_numbers_of_the_references(references: BibliographyData) -> None:
-    links = re.findall(r"arXiv:([\d.]+)\]\(https://arxiv\.org/abs/([\d.]+)\)", (ROOT / "README.md").read_text("utf-8"))
+def test_the_methods_page_links_the_arxiv_numbers_of_the_references(references: BibliographyData) -> None:
+    links = re.findall(r"arXiv:([\d.]+)\]\(https://arxiv\.org/abs/([\d.]+)\)", METHODS.read_text("utf-8"))
     known = {entry.fields["eprint"] for entry in references.entries.values() if "eprint" in entry.fields}
     assert links
     assert all(text == link and link in known for text, link in links)

@@ -53,7 +53,7 @@ def show(console: Console, folder: Path, analysis: Analysis, drawn: Sequence[Pic
     listing = Table(show_header=False, box=None, pad_edge=False)
     for picture in drawn:
         listing.add_row(f"  {picture.file}", picture.shows)
-    listing.add_row(f"  {_NUMBERS}", "every number above and behind the pictures (launch/analysis.md says their names)")
+    listing.add_row(f"  {_NUMBERS}", "every number above and behind the pictures (docs/analysis.md says their names)")
     console.print(listing)
 
 

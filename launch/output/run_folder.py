@@ -8,7 +8,7 @@ model.safetensors    the kept weights with readouts: what `launch export` copies
 last.safetensors     weights and optimizer states at the end of the layers' training
 predictions.csv      the last layer's prediction for every test image
 skipped.csv          files that the data are without, each with its reason; only where there are any
-summary.json         every figure that the run printed (launch/summary.md)
+summary.json         every figure that the run printed (docs/summary.md)
 curves, pipeline     .png and .pdf: what launch/output/run_pictures.py draws
 """
 

@@ -1,4 +1,4 @@
-"""Every figure that a run prints, under stable names (launch/summary.md), from its result."""
+"""Every figure that a run prints, under stable names (docs/summary.md), from its result."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A layer works on *streams*: named tensors that travel together. Contrastive Forward-Forward has one stream, the
 activations of all views. A method with more (a right-label and a wrong-label copy, two twin networks) names more.
-How to write a method: pipeline/methods/README.md.
+How to write a method: docs/extending.md.
 """
 
 from __future__ import annotations
