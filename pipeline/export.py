@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import Wire
+from pipeline.config.settings import TransferDtype
 from pipeline.errors import UserError
 from pipeline.layers.label_dictionary import VALUES
 from pipeline.layers.layer import Readout, State
-from pipeline.layers.transfer_dtype import narrow, widen
-from pipeline.methods import METHODS, Context, MethodField, Outline, Place, Rule, Streams
+from pipeline.layers.transfer_dtype import cast_received, cast_to_send
+from pipeline.methods import METHODS, Activations, BatchPosition, MethodField, ModelInfo, Rule, StepContext
 from pipeline.nets import NETS, Layer, NetField, Shape
 from pipeline.registry import problems, unknown_keys
 from pipeline.tensor_file import save_tensors
@@ -55,7 +55,7 @@ class Card:
     data: str
     method: MethodField
     head_norm: bool = True
-    wire: Wire = "fp32"
+    transfer_dtype: TransferDtype = "fp32"
     format: int = _FORMAT
 
 
@@ -82,10 +82,10 @@ class Network(nn.Module):
         super().__init__()
         self.classes, self.shape, self.card = card.classes, card.shape, card
         net = card.method.adapt(card.net)
-        outline = Outline(num_layers=net.num_layers, num_classes=len(card.classes))
+        model_info = ModelInfo(num_layers=net.num_layers, num_classes=len(card.classes))
         built: list[Layer] = [net.build(index, card.shape) for index in range(net.num_layers)]
         self.layers = nn.ModuleList(built)
-        self.rules = nn.ModuleList([card.method.build(index, layer, outline) for index, layer in enumerate(built)])
+        self.rules = nn.ModuleList([card.method.build(index, layer, model_info) for index, layer in enumerate(built)])
         self.readouts = nn.ModuleDict(
             {
                 str(index): Readout(built[index].readout_width, len(card.classes), norm=card.head_norm)
@@ -96,20 +96,22 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.tensor(card.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(card.std)[:, None, None], persistent=False)
 
-    def outputs(self, images: Tensor) -> Iterator[tuple[Layer, Rule, Streams, Context]]:
+    def outputs(self, images: Tensor) -> Iterator[tuple[Layer, Rule, Activations, StepContext]]:
         """Each layer with its rule, what it puts out, and what the rule may know. Images as for ``features``."""
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         x = (x - self.mean) / self.std
         nobody = torch.zeros(len(x), dtype=torch.int64, device=x.device)  # labels, which a prediction does not know
-        context = Context(labels=nobody, place=Place(), embeddings=self.embeddings)
-        streams: Streams = {}
+        context = StepContext(labels=nobody, where=BatchPosition(), embeddings=self.embeddings)
+        activations: Activations = {}
         for index, (layer, rule) in enumerate(zip(self.layers, self.rules, strict=True)):
             assert isinstance(layer, Layer) and isinstance(rule, Rule)
-            streams = rule.enter(x, context) if index == 0 else streams
-            outputs = rule.run(layer, streams, context)
+            activations = rule.make_inputs(x, context) if index == 0 else activations
+            outputs = rule.forward(layer, activations, context)
             yield layer, rule, outputs, context
-            wire = self.card.wire
-            streams = widen(narrow(rule.pass_on(layer, outputs, context), wire), wire)
+            transfer_dtype = self.card.transfer_dtype
+            activations = cast_received(
+                cast_to_send(rule.outputs_to_send(layer, outputs, context), transfer_dtype), transfer_dtype
+            )
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Pooled features (N, C) of every layer. Images (N, channels, H, W): uint8, or float scaled to 0 … 1."""
@@ -136,7 +138,7 @@ class Network(nn.Module):
             found.append(rule.scores(layer, outputs, context) if scores is None else scores)
         return found
 
-    def readout_scores(self, index: int, layer: Layer, rule: Rule, outputs: Streams) -> Tensor | None:
+    def readout_scores(self, index: int, layer: Layer, rule: Rule, outputs: Activations) -> Tensor | None:
         """Scores (N, classes) of one layer's readout on what ``outputs`` gave for it; None without a readout."""
         name = str(index)
         if name not in self.readouts:
@@ -160,7 +162,7 @@ def card_of(spec: RunSpec) -> Card:
         data=spec.data_name,
         method=spec.settings.method,
         head_norm=spec.settings.head.head_norm,
-        wire=spec.settings.pipeline.wire,
+        transfer_dtype=spec.settings.pipeline.transfer_dtype,
     )
 
 

@@ -13,11 +13,11 @@ from pydantic import TypeAdapter, ValidationError
 
 _PLAIN_TYPES = ("int", "float", "str", "bool")
 
-T = TypeVar("T", bound="Named")
-M = TypeVar("M", bound="Named")
+T = TypeVar("T", bound="Registered")
+M = TypeVar("M", bound="Registered")
 
 
-class Named:
+class Registered:
     """What a member of a family has."""
 
     kind: ClassVar[str]
@@ -31,7 +31,7 @@ class MisfitError(ValueError):
         return "; ".join(str(problem) for problem in self.args)
 
 
-class Family(Generic[T]):
+class Registry(Generic[T]):
     """The members of a family by their ``kind``.
 
     Args:

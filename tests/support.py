@@ -19,9 +19,9 @@ from pipeline.config.partition import partition
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import HeadSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.data.augment import AugmentConfig
-from pipeline.methods import CffSettings, Method, Rule, Streams
+from pipeline.methods import Activations, CffSettings, MethodConfig, Rule
 from pipeline.methods.cfl import LabelEmbeddingRule
-from pipeline.nets import Layer, Net, VitSettings
+from pipeline.nets import Layer, NetConfig, VitSettings
 from pipeline.telemetry.clock import Clock
 from pipeline.transport import Transport
 from pipeline.transport.channel import Receiver, Sender
@@ -30,7 +30,7 @@ from pipeline.transport.edges import Edge, EdgeGroups, Ends
 CPU = torch.device("cpu")
 
 
-def outputs_of(layer: Layer, activations: Tensor, rule: Rule | None = None) -> Streams:
+def outputs_of(layer: Layer, activations: Tensor, rule: Rule | None = None) -> Activations:
     """What a rule's ``run`` gives for a layer whose activations are these; without a rule, any pooled one's."""
     if isinstance(rule, LabelEmbeddingRule):
         return rule.outputs(layer, activations)
@@ -39,8 +39,8 @@ def outputs_of(layer: Layer, activations: Tensor, rule: Rule | None = None) -> S
 
 def tiny_spec(
     *,
-    net: Net | None = None,
-    method: Method | None = None,
+    net: NetConfig | None = None,
+    method: MethodConfig | None = None,
     num_classes: int = 3,
     batch_size: int = 6,
     stages: int = 1,

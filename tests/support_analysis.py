@@ -14,14 +14,14 @@ from launch.commands.train import train
 from pipeline.config.settings import HeadSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.data.loader import Dataset
 from pipeline.data.prepare import resolve
-from pipeline.methods import CffSettings, CflSettings, DclSettings, Method
+from pipeline.methods import CffSettings, CflSettings, DclSettings, MethodConfig
 from pipeline.methods.embeddings import EmbeddingSettings
-from pipeline.nets import MlpSettings, Net, VitSettings
+from pipeline.nets import MlpSettings, NetConfig, VitSettings
 from pipeline.nets.conv import ConvSettings
 
 _OWN = EmbeddingSettings(embedding_mode="per-layer")
 _ONLINE, _NONE = HeadSettings(mode="online", head_norm=False), HeadSettings(mode="none")
-_RUNS: dict[str, tuple[Net, Method, HeadSettings]] = {
+_RUNS: dict[str, tuple[NetConfig, MethodConfig, HeadSettings]] = {
     "cff": (VitSettings(dim=16, heads=2, depth=3), CffSettings(), HeadSettings(head_epochs=1)),
     "cfl": (ConvSettings(channels=(8, 16)), CflSettings(), _ONLINE),
     "cfl-cosine": (VitSettings(dim=16, heads=2, depth=2), CflSettings(similarity="cosine"), _ONLINE),

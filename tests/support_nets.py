@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.nets import Layer, Net, Shape
+from pipeline.nets import Layer, NetConfig, Shape
 
 
 def images_of(shape: Shape, count: int = 4) -> Tensor:
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def layers_of(net: Net, shape: Shape, *, seed: int = 0) -> list[Layer]:
+def layers_of(net: NetConfig, shape: Shape, *, seed: int = 0) -> list[Layer]:
     """All layers, each seeded by its index; norms get scales and shifts of their own, which start as 1 and 0."""
     net = net.resolve(shape)
     layers = []
@@ -27,7 +27,7 @@ def layers_of(net: Net, shape: Shape, *, seed: int = 0) -> list[Layer]:
     return layers
 
 
-def num_parameters(net: Net, shape: Shape) -> int:
+def num_parameters(net: NetConfig, shape: Shape) -> int:
     """Of all layers together; no memory is taken."""
     net = net.resolve(shape)
     with torch.device("meta"):

@@ -542,7 +542,7 @@ def _many() -> dict[str, Callable[[], Figure]]:
     titles = [f"layer {number}" for number in range(1, 14)]
     image, map_ = rng.random((64, 64, 3)), rng.random((64, 64))
     example = Example(image=image, label=_HUNDRED[0], guesses=_HUNDRED[:2], maps=[[map_] * 4] * 2)
-    narrow = Example(image=image, label=_GROUPS[0][0], guesses=[_GROUPS[1][0]] * 2, maps=[[map_]] * 2)
+    cast_to_send = Example(image=image, label=_GROUPS[0][0], guesses=[_GROUPS[1][0]] * 2, maps=[[map_]] * 2)
     row = AnchorRow(images=[image] * 3, labels=_HUNDRED[:3], same=[0.9] * 13, other=[-0.3] * 13)
     return {
         "confusion": lambda: draw.confusion(matrix, plain, title="a net"),
@@ -562,7 +562,7 @@ def _many() -> dict[str, Callable[[], Figure]]:
             {"predicted right": [example], "predicted wrong": [example] * 8}, titles[:4]
         ),
         "attention without mistakes": lambda: draw.attention({"right": [example], "wrong": []}, titles[:4]),
-        "attention of one layer": lambda: draw.attention({"predicted right": [narrow] * 3}, titles[:1]),
+        "attention of one layer": lambda: draw.attention({"predicted right": [cast_to_send] * 3}, titles[:1]),
         "anchors": lambda: draw.anchors([row] * 3, [0.8] * 13, [0.1] * 13),
         "lines": lambda: draw.lines({"readout": [0.1] * 13, "without": [None, *[0.2] * 12]}, label="y", percent=True),
         "margins": lambda: draw.margins([0.001, 0.5, 1.0], [0.4, 0.2, 0.1]),

@@ -23,9 +23,18 @@ from pipeline.config.settings import AugmentSettings, PipelineSettings, Settings
 from pipeline.errors import UserError
 from pipeline.export import card_of, save
 from pipeline.layers.layer import LocalLayer
-from pipeline.methods import BaselineSettings, Context, Outline, Place, Rule
+from pipeline.methods import BaselineSettings, BatchPosition, ModelInfo, Rule, StepContext
 from pipeline.methods.baseline import Feedback
-from pipeline.nets import ConvSettings, MixerSettings, MlpSettings, Net, ResnetSettings, Shape, VggSettings, VitSettings
+from pipeline.nets import (
+    ConvSettings,
+    MixerSettings,
+    MlpSettings,
+    NetConfig,
+    ResnetSettings,
+    Shape,
+    VggSettings,
+    VitSettings,
+)
 from pipeline.nets.feedback import FeedbackConv2d, FeedbackLinear
 from pipeline.nets.whole import WholeLayer
 from pipeline.runtime.serial import train_serial
@@ -34,7 +43,7 @@ from tests.conftest import make_run
 from tests.support import CPU, tiny_spec
 
 KINDS: tuple[Feedback, ...] = ("bp", "fa", "dfa", "drtp")
-NETS: dict[str, Net] = {
+NETS: dict[str, NetConfig] = {
     "MLP": MlpSettings(width=12, depth=3, dropout=0.2),
     "FC": MlpSettings(width=12, depth=2, groups=3, norm="after"),
     "conv": ConvSettings(channels=(4, 6, 8)),
@@ -50,7 +59,7 @@ NUM_CLASSES = 3
 
 def spec_of(
     feedback: Feedback,
-    net: Net,
+    net: NetConfig,
     *,
     seed: int = 0,
     lr: float = 4e-3,
@@ -62,13 +71,13 @@ def spec_of(
     return replace(spec, shape=SHAPE)
 
 
-def built(feedback: Feedback, net: Net) -> tuple[WholeLayer, Rule, Context, Tensor]:
+def built(feedback: Feedback, net: NetConfig) -> tuple[WholeLayer, Rule, StepContext, Tensor]:
     """A whole net with its rule in float64, a batch's context while training, and its images."""
     torch.manual_seed(0)
     method = BaselineSettings(feedback=feedback)
     layer = method.adapt(net.resolve(SHAPE)).build(0, SHAPE)
-    rule = method.build(0, layer, Outline(num_layers=1, num_classes=NUM_CLASSES))
-    context = Context(labels=torch.tensor([0, 2, 1, 1, 2]), place=Place(training=True))
+    rule = method.build(0, layer, ModelInfo(num_layers=1, num_classes=NUM_CLASSES))
+    context = StepContext(labels=torch.tensor([0, 2, 1, 1, 2]), where=BatchPosition(training=True))
     return layer.double(), rule.double(), context, torch.randn(5, *SHAPE, dtype=torch.float64)
 
 
@@ -82,7 +91,7 @@ def batches(count: int, *, seed: int = 0, size: int = 6) -> list[tuple[Tensor, T
 
 def train(layer: LocalLayer, steps: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
     return [
-        layer.train({"x": images}, labels, Place(step=step, training=True))[1]
+        layer.train({"x": images}, labels, BatchPosition(step=step, training=True))[1]
         for step, (images, labels) in enumerate(steps)
     ]
 
@@ -125,7 +134,7 @@ def plain_mlp() -> nn.Module:
     [(MlpSettings(width=12, depth=3), plain_mlp()), (ConvSettings(channels=(4, 6)), PlainConv())],
     ids=["MLP", "conv"],
 )
-def test_bp_gives_the_bits_of_a_plain_training_loop(net: Net, plain: nn.Module) -> None:
+def test_bp_gives_the_bits_of_a_plain_training_loop(net: NetConfig, plain: nn.Module) -> None:
     layer = LocalLayer(spec_of("bp", net), 0, CPU)
     ours = [*layer.net.state_dict().values(), *layer.rule.state_dict().values()]
     theirs = plain.state_dict()
@@ -225,7 +234,7 @@ def test_gradients_of_weights_are_true_ones() -> None:
 
 def test_fa_on_a_perceptron_is_the_formula() -> None:
     layer, rule, context, images = built("fa", MlpSettings(width=6, depth=3))
-    rule.loss(layer, rule.run(layer, {"x": images}, context), context).backward()
+    rule.loss(layer, rule.forward(layer, {"x": images}, context), context).backward()
     linears = [inner.get_submodule("linear") for inner in layer.inner]
     classifier = rule.get_submodule("classifier")
     inputs, hidden = forward(images, linears)
@@ -277,7 +286,7 @@ def assert_gradients(linear: nn.Module, error: Tensor, entered: Tensor) -> None:
 @pytest.mark.parametrize("kind", ["dfa", "drtp"])
 def test_direct_feedback_on_a_perceptron_is_the_formula(kind: Feedback) -> None:
     layer, rule, context, images = built(kind, MlpSettings(width=6, depth=3))
-    loss = rule.loss(layer, rule.run(layer, {"x": images}, context), context)
+    loss = rule.loss(layer, rule.forward(layer, {"x": images}, context), context)
     loss.backward()
     linears = [inner.get_submodule("linear") for inner in layer.inner]
     classifier = rule.get_submodule("classifier")
@@ -293,7 +302,7 @@ def test_direct_feedback_on_a_perceptron_is_the_formula(kind: Feedback) -> None:
 @pytest.mark.parametrize("net", WITHOUT_DROPOUT)
 def test_within_a_layer_the_derivative_is_exact(kind: Feedback, net: str) -> None:
     layer, rule, context, images = built(kind, WITHOUT_DROPOUT[net])
-    outputs = rule.run(layer, {"x": images}, context)
+    outputs = rule.forward(layer, {"x": images}, context)
     rule.loss(layer, outputs, context).backward()
     scores = rule.scores(layer, outputs, context)
     assert scores is not None
@@ -341,12 +350,12 @@ def test_every_parameter_learns_and_no_feedback_weight_does(kind: Feedback, net:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_the_cross_entropy_in_training_and_evaluation(kind: Feedback) -> None:
     layer, rule, context, images = built(kind, MlpSettings(width=6, depth=3))
-    outputs = rule.run(layer, {"x": images}, context)
+    outputs = rule.forward(layer, {"x": images}, context)
     scores = rule.scores(layer, outputs, context)
     assert scores is not None
     want = F.cross_entropy(scores, context.labels)
     assert torch.equal(rule.loss(layer, outputs, context), want)
-    assert torch.equal(rule.loss(layer, outputs, replace(context, place=Place())), want)
+    assert torch.equal(rule.loss(layer, outputs, replace(context, where=BatchPosition())), want)
 
 
 @pytest.mark.parametrize("net", ["MLP", "conv", "ViT"])
@@ -408,9 +417,9 @@ def test_an_exported_network_holds_feedback_weights_and_predicts(kind: Feedback,
     images = torch.rand(4, *SHAPE)
     normal = (images - 0.5) / 0.25
     layer.net.eval()
-    context = Context(labels=torch.zeros(4, dtype=torch.int64), place=Place())
+    context = StepContext(labels=torch.zeros(4, dtype=torch.int64), where=BatchPosition())
     with torch.no_grad():
-        want = layer.rule.scores(layer.net, layer.rule.run(layer.net, {"x": normal}, context), context)
+        want = layer.rule.scores(layer.net, layer.rule.forward(layer.net, {"x": normal}, context), context)
         torch.testing.assert_close(network(images), want)
 
 
@@ -418,7 +427,7 @@ def test_an_exported_network_holds_feedback_weights_and_predicts(kind: Feedback,
 # Runs
 
 
-def digits(kind: Feedback, net: Net, **training: Any) -> Settings:
+def digits(kind: Feedback, net: NetConfig, **training: Any) -> Settings:
     return build.settle_baseline(
         Settings(
             net=net,
@@ -434,7 +443,7 @@ def digits(kind: Feedback, net: Net, **training: Any) -> Settings:
 @pytest.mark.parametrize(
     "net", [MlpSettings(width=64, depth=3, norm="after"), ConvSettings(channels=(16, 32, 32))], ids=["FC", "conv"]
 )
-def test_a_baseline_learns_digits(kind: Feedback, net: Net) -> None:
+def test_a_baseline_learns_digits(kind: Feedback, net: NetConfig) -> None:
     result = train_serial(*make_run(digits(kind, net)))
     losses = [(result.history.layers(Kind.TRAIN, epoch) or [])[0].loss for epoch in (0, 7)]
     tested = result.history.layers(Kind.TEST, 0)

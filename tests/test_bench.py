@@ -18,14 +18,14 @@ from rich.console import Console
 from launch.bench import ablation, ablation_steps, memory
 from launch.bench.accuracy import Curve, times_to
 from launch.bench.arguments import DEFAULT, BenchArguments, check, output_folder
-from launch.bench.backprop.entry import rivals
+from launch.bench.backprop.entry import backprop_runners
 from launch.bench.conclusion import FeederRate, conclude
 from launch.bench.entries import NAMES, THEIRS, Entry, chosen, compete, in_turn, sources_of
 from launch.bench.feeding import FeederSpeed, feeder_speed
 from launch.bench.figures import Figures, figures_of
-from launch.bench.ours import ROWS, PipelineContestant, Source, StageUse, drain, pace, spec_of, stage_use, turns_of
+from launch.bench.ours import ROWS, PipelineRunner, Source, StageUse, drain, pace, spec_of, stage_use, turns_of
 from launch.bench.plain import PlainLoop
-from launch.bench.protocol import CannotRunError, Contestant, DeviceUse, Round
+from launch.bench.protocol import CannotRunError, DeviceUse, Round, Runner
 from launch.bench.report import cells
 from launch.cli import main
 from pipeline.config import build
@@ -35,7 +35,7 @@ from pipeline.config.settings import DataSettings, Settings
 from pipeline.data.augment import Augment
 from pipeline.errors import StageFailedError, UserError
 from pipeline.nets import VitSettings
-from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import StepTimes
 from tests.conftest import make_run
 from tests.support_cli import launch
@@ -45,7 +45,7 @@ TINY = ["--data", "digits", "--dim", "16", "--heads", "2", "--depth", "2", "--ba
 QUIET = Console(file=StringIO())
 
 
-class Told(Contestant):
+class Told(Runner):
     """A contestant whose rounds are given: images/s of each, or what it raises."""
 
     def __init__(
@@ -105,7 +105,7 @@ def measured(
     source: Source = "memory",
 ) -> Entry:
     rounds = {number: given_round(speed, busy=busy) for number, speed in enumerate(speeds)}
-    return Entry(contestant=Told(name, family=family), source=source, start_seconds=1.0, rounds=rounds)
+    return Entry(runner=Told(name, family=family), source=source, start_seconds=1.0, rounds=rounds)
 
 
 def rows_of(*entries: Entry) -> list[Figures]:
@@ -159,8 +159,8 @@ def test_ideal_is_the_slowest_stage_and_efficiency_what_is_reached_of_it() -> No
 
 
 def steps_at(ended: Sequence[float], busy: Sequence[float]) -> StepTimes:
-    spent = np.zeros((len(ended), len(Spent)))
-    spent[:, list(Spent).index(Spent.BUSY)] = busy
+    spent = np.zeros((len(ended), len(TimeCategory)))
+    spent[:, list(TimeCategory).index(TimeCategory.BUSY)] = busy
     return StepTimes(np.array(ended), spent)
 
 
@@ -242,7 +242,7 @@ def test_rows_take_turns_and_a_row_that_fails_drops_out() -> None:
         Told("weak", [90, StageFailedError("stage 2 died"), 90], log=log),
         Told("nan", [1000], log=log, loss=float("nan")),
     ]
-    entries = [Entry(contestant=row, source="memory") for row in rows]
+    entries = [Entry(runner=row, source="memory") for row in rows]
     said: list[str] = []
     compete(entries, rounds=3, steps=2, say=said.append)
     assert log == ["good", "weak", "nan", "weak", "good", "good"]
@@ -266,7 +266,7 @@ def test_a_stop_keeps_what_was_measured_and_ends_everyone() -> None:
             return super().round(steps)
 
     rows[1] = Stopping("b", [100])
-    entries = [Entry(contestant=row, source="memory") for row in rows]
+    entries = [Entry(runner=row, source="memory") for row in rows]
     with pytest.raises(KeyboardInterrupt):
         compete(entries, rounds=2, steps=2, say=lambda sentence: None)
     assert [sorted(entry.rounds) for entry in entries] == [[0], [0]]
@@ -293,7 +293,7 @@ def test_time_to_an_accuracy_is_steps_times_the_rows_own_step() -> None:
 
 def test_rows_of_backprop_are_those_that_the_rivals_package_makes(small_settings: Settings) -> None:
     spec, dataset = make_run(small_settings)
-    assert [row.name for row in rivals(spec, 2, dataset=dataset)] == list(THEIRS)
+    assert [row.name for row in backprop_runners(spec, 2, dataset=dataset)] == list(THEIRS)
 
 
 def test_the_feeder_is_in_the_loop_of_the_rows_that_matter() -> None:
@@ -425,15 +425,15 @@ def test_ctrl_c_reports_what_was_measured_and_leaves_no_process(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "rung", [rung for rung in ablation_steps.LADDER if rung.plain is not None], ids=lambda rung: rung.name
+    "rung", [step for step in ablation_steps.STEPS if step.plain is not None], ids=lambda step: step.name
 )
-def test_the_plain_loop_and_the_products_layers_learn_the_same(rung: ablation_steps.Rung) -> None:
+def test_the_plain_loop_and_the_products_layers_learn_the_same(step: ablation_steps.AblationStep) -> None:
     """Otherwise the ladder would compare different mathematics."""
-    assert rung.plain is not None
+    assert step.plain is not None
     spec = spec_of(ROWS["cff-1"], tiny_settings(depth=2), Devices("cpu", 1), QUIET)
     spec = replace(spec, stages=partition(2, 1))
     cpu = torch.device("cpu")
-    plain = PlainLoop(spec, rung.plain, cpu)
+    plain = PlainLoop(spec, step.plain, cpu)
     product = ablation_steps.ProductLoop(spec, cpu)
     augment = Augment(spec.augment, seed=0, device=cpu)
     dataset = build.open_folder(spec.settings, Path(spec.data_folder))
@@ -445,12 +445,12 @@ def test_the_plain_loop_and_the_products_layers_learn_the_same(rung: ablation_st
 
 def test_a_rung_takes_turns_in_a_process_of_its_own() -> None:
     spec = spec_of(ROWS["cff-serial-1"], tiny_settings(depth=2), Devices("cpu", 1), QUIET)
-    rung = ablation.RungContestant(spec, ablation_steps.LADDER[0], warm=1)
+    step = ablation.AblationRunner(spec, ablation_steps.STEPS[0], warm=1)
     try:
-        rung.start()
-        taken = rung.round(2)
+        step.start()
+        taken = step.round(2)
     finally:
-        rung.close()
+        step.close()
     assert taken.images == 2 * 64
     assert taken.devices[0].peak_bytes > 2**20
     assert np.isfinite(taken.loss)
@@ -458,13 +458,13 @@ def test_a_rung_takes_turns_in_a_process_of_its_own() -> None:
 
 def test_the_ladder_climbs_from_rung_to_rung() -> None:
     speeds = (100, 150, 300)
-    climbed = [measured(rung.name, [speed]) for rung, speed in zip(ablation_steps.LADDER, speeds, strict=False)]
+    climbed = [measured(step.name, [speed]) for step, speed in zip(ablation_steps.STEPS, speeds, strict=False)]
     for entry in climbed:
         spec = spec_of(ROWS["cff-serial-1"], tiny_settings(depth=2), Devices("cpu", 1), QUIET)
-        rung = next(rung for rung in ablation_steps.LADDER if rung.name == entry.name)
-        entry.contestant = ablation.RungContestant(spec, rung, warm=1)
-        entry.contestant.first_step = 7.0
-    rows = ablation.ladder(climbed, BATCH)
+        step = next(step for step in ablation_steps.STEPS if step.name == entry.name)
+        entry.runner = ablation.AblationRunner(spec, step, warm=1)
+        entry.runner.first_step = 7.0
+    rows = ablation.ablation_rows(climbed, BATCH)
     assert [row.to_first for row in rows] == pytest.approx([1.0, 1.5, 3.0])
     assert [row.to_tuned for row in rows] == pytest.approx([2 / 3, 1.0, 2.0])
     assert [row.to_before for row in rows] == pytest.approx([1.0, 1.5, 2.0])
@@ -501,11 +501,11 @@ def test_a_stage_that_dies_names_the_batch_and_what_helps(cluster: None) -> None
     settings = tiny_settings(depth=2)
     spec = turns_of(spec_of(ROWS["cff-1"], settings, Devices("cpu", 2), QUIET), "memory", warm=1, steps=1)
 
-    class Dying(PipelineContestant):
+    class Dying(PipelineRunner):
         def start(self) -> None:
             raise StageFailedError("stage 1 (layer 1) died: Task was killed due to the node running low on memory.")
 
-    entry = Entry(contestant=Dying("cff-1", "CFF", spec, warm=1), source="memory")
+    entry = Entry(runner=Dying("cff-1", "CFF", spec, warm=1), source="memory")
     compete([entry], rounds=1, steps=1, say=lambda sentence: None)
     assert "The batch was 64 images" in (entry.trouble or "")
     assert "--precision bf16" in (entry.trouble or "")

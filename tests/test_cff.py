@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.methods import CffSettings, Context, Outline, Place
+from pipeline.methods import BatchPosition, CffSettings, ModelInfo, StepContext
 from pipeline.methods.cff import CffRule, Schedule, margin
 from pipeline.methods.contrastive import marginal_contrastive_loss
 from pipeline.nets import Layer, MlpSettings
@@ -42,11 +42,11 @@ def double_loop(z: Tensor, labels: Tensor, temperature: float, margin: float) ->
 
 
 def rule_of(settings: CffSettings, layer: Layer, index: int = 0, num_layers: int = 4) -> CffRule:
-    return settings.build(index, layer, Outline(num_layers=num_layers, num_classes=5))
+    return settings.build(index, layer, ModelInfo(num_layers=num_layers, num_classes=5))
 
 
 def loss_of(rule: CffRule, layer: Layer, features: Tensor, labels: Tensor) -> Tensor:
-    return rule.loss(layer, outputs_of(layer, features), Context(labels=labels, place=Place(training=True)))
+    return rule.loss(layer, outputs_of(layer, features), StepContext(labels=labels, where=BatchPosition(training=True)))
 
 
 def unit_rows(count: int, dim: int, seed: int, spread: float = 1.0) -> Tensor:

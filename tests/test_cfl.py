@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.layers.label_dictionary import FixedEmbeddings
 from pipeline.layers.layer import LocalLayer
 from pipeline.layers.tallies import EvaluationTally
-from pipeline.methods import CflSettings, Context, Outline, Place
+from pipeline.methods import BatchPosition, CflSettings, ModelInfo, StepContext
 from pipeline.methods.cfl import CflRule, batch_contrast, feature_contrast
 from pipeline.methods.contrastive import supervised_contrast
 from pipeline.methods.embeddings import EmbeddingSettings
@@ -307,14 +307,14 @@ def layer_of(width: int = 4, groups: int = 1) -> Layer:
 
 
 def rule_of(layer: Layer, kind: type[CflRule] = CflRule, **values: Any) -> CflRule:
-    return kind(CflSettings(**values), layer, Outline(num_layers=3, num_classes=NUM_CLASSES))
+    return kind(CflSettings(**values), layer, ModelInfo(num_layers=3, num_classes=NUM_CLASSES))
 
 
-def context_of(dictionary: Tensor | None, labels: Tensor = LABELS, noise_seed: int | None = None) -> Context:
+def context_of(dictionary: Tensor | None, labels: Tensor = LABELS, noise_seed: int | None = None) -> StepContext:
     """In training, with noise from a generator seeded so, or in evaluation, without."""
     random = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
-    place = Place(training=noise_seed is not None)
-    return Context(labels=labels, place=place, embeddings=dictionary, generator=random)
+    where = BatchPosition(training=noise_seed is not None)
+    return StepContext(labels=labels, where=where, embeddings=dictionary, generator=random)
 
 
 def features_and_dictionary(width: int = 4, length: int = 4) -> tuple[Tensor, Tensor]:
@@ -446,7 +446,7 @@ def test_what_a_rule_runs_gives_its_layer_the_losss_gradient(net: Any, similarit
     rule = rule_of(layer, dictionary_weight=1, similarity=similarity)
     x = random_rows(7, 12, 24).float() if isinstance(net, MlpSettings) else random_rows(7, 24, 24).float().view(7, 6, 4)
     dictionary = random_rows(NUM_CLASSES, 4, 25).float()
-    outputs, twin = rule.run(layer, {"x": x}, context_of(dictionary)), layer(x)
+    outputs, twin = rule.forward(layer, {"x": x}, context_of(dictionary)), layer(x)
     assert not outputs["x"].requires_grad
     expected = rule.loss(layer, rule.outputs(layer, twin), context_of(dictionary))
     loss = rule.loss(layer, outputs, context_of(dictionary))
@@ -500,7 +500,7 @@ class Watched(CflRule):
         return super().compare(features, targets)
 
 
-def compared_with(width: int, context: Context, **values: Any) -> list[Tensor]:
+def compared_with(width: int, context: StepContext, **values: Any) -> list[Tensor]:
     """The embeddings that L_batch (N, C) and L_dict (Z, C) compare features with."""
     layer = layer_of(width)
     rule = rule_of(layer, Watched, batch_weight=1, dictionary_weight=1, **values)
@@ -561,7 +561,7 @@ def local_layer(index: int, noise: float = 1.0) -> LocalLayer:
 
 
 def loss_in_step(step: int, index: int = 1, noise: float = 1.0) -> float:
-    _, loss = local_layer(index, noise).train({"x": torch.ones(6, 8)}, BATCH, Place(step=step, training=True))
+    _, loss = local_layer(index, noise).train({"x": torch.ones(6, 8)}, BATCH, BatchPosition(step=step, training=True))
     return loss.item()
 
 
@@ -579,8 +579,8 @@ def test_layers_draw_different_noise() -> None:
         rule = rule_of(layer.net, Watched)
         assert isinstance(rule, Watched)
         layer.rule = rule
-        streams = {"x": torch.ones(6, 1, 8, 8) if index == 0 else torch.ones(6, 8)}
-        layer.train(streams, BATCH, Place(training=True))
+        activations = {"x": torch.ones(6, 1, 8, 8) if index == 0 else torch.ones(6, 8)}
+        layer.train(activations, BATCH, BatchPosition(training=True))
         drawn.append(rule.seen[0])
     assert not torch.equal(*drawn)
 
@@ -590,7 +590,7 @@ def test_evaluation_has_no_noise() -> None:
     losses = []
     for step in (0, 1):
         tally = EvaluationTally.of(tiny_spec(), 1, 8, CPU)
-        layer.evaluate({"x": torch.ones(6, 8)}, BATCH, Place(step=step), tally)
+        layer.evaluate({"x": torch.ones(6, 8)}, BATCH, BatchPosition(step=step), tally)
         losses.append(tally.report().loss)
     assert losses[0] == losses[1]
     assert losses[0] == pytest.approx(loss_in_step(0, noise=0.0), rel=1e-6)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ChannelError, PeerLostError
-from pipeline.telemetry.clock import Clock, Spent
+from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport import Transport
 from pipeline.transport.channel import LocalChannel
 from pipeline.transport.message import Kind, Message
@@ -56,8 +56,8 @@ def small(number: int = 0) -> Message:
 
 def held_at(count: Callable[[], int], expected: int) -> int:
     """Waits until a count is as expected, and a while longer: what it is then."""
-    patience = time.monotonic() + 10
-    while count() < expected and time.monotonic() < patience:
+    timeout = time.monotonic() + 10
+    while count() < expected and time.monotonic() < timeout:
         time.sleep(0.01)
     time.sleep(STILL)
     return count()
@@ -123,8 +123,8 @@ def test_local_sender_waits_for_a_slow_receiver() -> None:
         channel.receive()
         time.sleep(0.05)
     thread.join(10)
-    assert sender.read().seconds[Spent.WAIT_OUT] > 0.35
-    assert receiver.read().seconds[Spent.WAIT_IN] < sender.read().seconds[Spent.WAIT_OUT]
+    assert sender.read().seconds[TimeCategory.WAIT_OUT] > 0.35
+    assert receiver.read().seconds[TimeCategory.WAIT_IN] < sender.read().seconds[TimeCategory.WAIT_OUT]
 
 
 def test_local_receiver_waits_for_a_slow_sender() -> None:
@@ -138,8 +138,8 @@ def test_local_receiver_waits_for_a_slow_sender() -> None:
     Thread(lambda: send_all(channel, slowly()))
     for _ in range(10):
         channel.receive()
-    assert receiver.read().seconds[Spent.WAIT_IN] > 0.4
-    assert sender.read().seconds[Spent.WAIT_OUT] < receiver.read().seconds[Spent.WAIT_IN]
+    assert receiver.read().seconds[TimeCategory.WAIT_IN] > 0.4
+    assert sender.read().seconds[TimeCategory.WAIT_OUT] < receiver.read().seconds[TimeCategory.WAIT_IN]
 
 
 def test_local_channel_counts_what_waits() -> None:
@@ -277,7 +277,7 @@ def test_channel_buffers_depth_messages_beside_the_one_worked_on_and_the_one_bei
     assert waiting == [depth + 1, depth, depth]
 
 
-def send_then_account(end: End, count: int, pause: float) -> dict[Spent, float]:
+def send_then_account(end: End, count: int, pause: float) -> dict[TimeCategory, float]:
     for number in range(count):
         time.sleep(pause)
         end.sender.send(small(number))
@@ -285,7 +285,7 @@ def send_then_account(end: End, count: int, pause: float) -> dict[Spent, float]:
     return end.clock.read().seconds
 
 
-def receive_then_account(end: End, count: int, pause: float) -> dict[Spent, float]:
+def receive_then_account(end: End, count: int, pause: float) -> dict[TimeCategory, float]:
     for _ in range(count):
         end.receiver.receive()
         time.sleep(pause)
@@ -298,8 +298,8 @@ def test_sender_waits_for_a_slow_receiver(transport: Transport) -> None:
     sender, receiver = run_pair(
         sending, partial(receive_then_account, count=14, pause=0.05), depth=1, transport=transport
     )
-    assert sender[Spent.WAIT_OUT] > 0.4
-    assert receiver[Spent.WAIT_IN] < sender[Spent.WAIT_OUT]
+    assert sender[TimeCategory.WAIT_OUT] > 0.4
+    assert receiver[TimeCategory.WAIT_IN] < sender[TimeCategory.WAIT_OUT]
 
 
 @either
@@ -308,8 +308,8 @@ def test_receiver_waits_for_a_slow_sender(transport: Transport) -> None:
     sender, receiver = run_pair(
         sending, partial(receive_then_account, count=10, pause=0.0), depth=1, transport=transport
     )
-    assert receiver[Spent.WAIT_IN] > 0.4
-    assert sender[Spent.WAIT_OUT] < receiver[Spent.WAIT_IN]
+    assert receiver[TimeCategory.WAIT_IN] > 0.4
+    assert sender[TimeCategory.WAIT_OUT] < receiver[TimeCategory.WAIT_IN]
 
 
 LARGE_SHAPES = [(8 * 2**20 + 1,), (3, 5, 7, 11, 13), (), (0, 4), (2**20, 1)]
@@ -511,4 +511,4 @@ def test_silence_shorter_than_the_limit_loses_nobody(transport: Transport) -> No
     _, seconds = run_pair(
         sending, partial(receive_then_account, count=3, pause=0.0), stall_timeout=2.0, transport=transport
     )
-    assert seconds[Spent.WAIT_IN] > 1.0
+    assert seconds[TimeCategory.WAIT_IN] > 1.0

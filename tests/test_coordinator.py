@@ -15,14 +15,14 @@ import torch
 
 from pipeline.config.settings import Settings
 from pipeline.errors import EmbeddingError, NonFiniteLossError, RunError
-from pipeline.layers.label_dictionary import LabelDictionary
-from pipeline.methods import DclSettings, Place
+from pipeline.layers.label_dictionary import LabelEmbeddings
+from pipeline.methods import BatchPosition, DclSettings
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
 from pipeline.runtime.stage import AwaitedEmbeddings
 from pipeline.runtime.threads import train_threads
-from pipeline.telemetry.clock import Clock, Spent
+from pipeline.telemetry.clock import Clock, TimeCategory
 from tests.conftest import make_run
 from tests.support import tiny_spec
 from tests.support_cli import launch
@@ -84,16 +84,16 @@ def test_a_stage_that_waits_for_embeddings_ends_when_another_fails() -> None:
 def test_waiting_for_a_version_counts_as_sync_and_reading_one_that_is_there_does_not() -> None:
     embedding = EmbeddingSettings(embedding_mode="last", embedding_lag=0, embedding_width=8)
     spec = tiny_spec(method=DclSettings(embedding=embedding))
-    dictionary, clock = LabelDictionary(spec), Clock()
+    dictionary, clock = LabelEmbeddings(spec), Clock()
     source = AwaitedEmbeddings(dictionary, clock)
     last = spec.num_layers - 1
-    source.read(last, Place(step=0, training=True))
-    assert clock.read().seconds[Spent.SYNC] < 0.05
+    source.read(last, BatchPosition(step=0, training=True))
+    assert clock.read().seconds[TimeCategory.SYNC] < 0.05
     gradient = torch.ones(dictionary.shape)
     pushed = threading.Timer(0.3, lambda: dictionary.push(last, 0, gradient))
     pushed.start()
-    source.read(last, Place(step=1, training=True))
-    assert 0.25 < clock.read().seconds[Spent.SYNC] < 5
+    source.read(last, BatchPosition(step=1, training=True))
+    assert 0.25 < clock.read().seconds[TimeCategory.SYNC] < 5
 
 
 def test_gradients_that_one_stage_repeats_are_refused_by_the_coordinator(cluster: None) -> None:

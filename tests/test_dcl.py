@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.methods import CflSettings, Context, DclSettings, Outline, Place
+from pipeline.methods import BatchPosition, CflSettings, DclSettings, ModelInfo, StepContext
 from pipeline.methods.dcl import DclRule
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import Layer, MlpSettings, VitSettings
@@ -61,14 +61,14 @@ def random_of(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
 
 
 def rule_of(layer: Layer, **values: Any) -> DclRule:
-    return DclSettings(**values).build(0, layer, Outline(num_layers=3, num_classes=NUM_CLASSES))
+    return DclSettings(**values).build(0, layer, ModelInfo(num_layers=3, num_classes=NUM_CLASSES))
 
 
 def loss_of(
     rule: DclRule, layer: Layer, activations: Tensor, dictionary: Tensor | None, noise_seed: int | None = None
 ) -> Tensor:
     random = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
-    context = Context(labels=LABELS, place=Place(training=True), embeddings=dictionary, generator=random)
+    context = StepContext(labels=LABELS, where=BatchPosition(training=True), embeddings=dictionary, generator=random)
     return rule.loss(layer, outputs_of(layer, activations, rule), context)
 
 
@@ -163,7 +163,9 @@ def test_layer_predicts_by_the_similarities_that_its_loss_sees() -> None:
     tokens, dictionary = random_of(7, 6, 4, seed=15), random_of(NUM_CLASSES, 11, seed=16)
     rule = rule_of(vit_layer())
     scores = rule.scores(
-        vit_layer(), outputs_of(vit_layer(), tokens), Context(labels=LABELS, place=Place(), embeddings=dictionary)
+        vit_layer(),
+        outputs_of(vit_layer(), tokens),
+        StepContext(labels=LABELS, where=BatchPosition(), embeddings=dictionary),
     )
     assert scores is not None
     torch.testing.assert_close(scores, torch.tensor(over_classes_and_vectors(tokens, dictionary)), rtol=1e-5, atol=1e-6)

@@ -12,11 +12,11 @@ from torch import Tensor
 from pipeline import rng
 from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.data.augment import Augment
-from pipeline.layers.label_dictionary import VALUES, LabelDictionary
+from pipeline.layers.label_dictionary import VALUES, LabelEmbeddings
 from pipeline.layers.layer import LocalLayer
-from pipeline.methods import CflSettings, Context, DclSettings, Method, Place
+from pipeline.methods import BatchPosition, CflSettings, DclSettings, MethodConfig, StepContext
 from pipeline.methods.embeddings import EmbeddingSettings
-from pipeline.nets import ConvSettings, MlpSettings, Net, VitSettings
+from pipeline.nets import ConvSettings, MlpSettings, NetConfig, VitSettings
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
 from pipeline.transport.message import Kind
@@ -30,7 +30,7 @@ LAST_LAYER_HEAD = HeadSettings(mode="online", head_layers="last", head_norm=Fals
 
 
 def settings_with(
-    *, mode: Mode = "last", lag: int = 1, exact: bool = False, method: Method | None = None, net: Net = FC
+    *, mode: Mode = "last", lag: int = 1, exact: bool = False, method: MethodConfig | None = None, net: NetConfig = FC
 ) -> Settings:
     """Digits, four layers, 2 epochs of 40 steps with validation between, and a learning rate that falls."""
     chosen = method or CflSettings(dictionary_weight=0.5)
@@ -133,7 +133,7 @@ def sequential(settings: Settings) -> dict[str, Tensor]:
     spec, dataset = make_run(settings)
     cpu = torch.device("cpu")
     parts = [LocalLayer(spec, index, cpu, NoDictionary()) for index in range(spec.num_layers)]  # initial weights
-    start = LabelDictionary(spec).weights()[VALUES]
+    start = LabelEmbeddings(spec).weights()[VALUES]
     dictionary = torch.nn.Parameter(start.clone())
     decay = settings.train.weight_decay
     optimizers = [torch.optim.AdamW(part.net.parameters(), weight_decay=decay, fused=True) for part in parts]
@@ -148,12 +148,12 @@ def sequential(settings: Settings) -> dict[str, Tensor]:
             optimizer.param_groups[0]["lr"] = settings.train.lr * settings.train.lr_factor(epoch)
         for batch in dataset.batches("train", epoch=epoch, batch_size=settings.train.batch_size):
             x = augment.views(batch.images, epoch=epoch, position=batch.position, num_views=1)
-            step, gradients = spec.place(Kind.TRAIN, epoch, batch.step).step, []
+            step, gradients = spec.batch_position(Kind.TRAIN, epoch, batch.step).step, []
             for index, (part, optimizer) in enumerate(zip(parts, optimizers, strict=True)):
                 part._generator.manual_seed(reference_seed(settings, index, step))
                 out = part.net(x)
                 read = dictionary.detach().clone().requires_grad_()
-                context = Context(labels=batch.labels, place=Place(training=True), embeddings=read)
+                context = StepContext(labels=batch.labels, where=BatchPosition(training=True), embeddings=read)
                 optimizer.zero_grad()
                 part.rule.loss(part.net, outputs_of(part.net, out), context).backward()
                 optimizer.step()
@@ -185,7 +185,7 @@ def settings_mode(settings: Settings) -> str:
 class NoDictionary:
     """The sequential loop above hands the dictionary over itself."""
 
-    def read(self, layer: int, place: Place) -> Tensor:
+    def read(self, layer: int, where: BatchPosition) -> Tensor:
         raise AssertionError
 
     def push(self, layer: int, step: int, gradient: Tensor) -> None:
@@ -230,7 +230,7 @@ def test_a_dictionary_for_each_layer_needs_no_coordination() -> None:
 def test_static_embeddings_never_change() -> None:
     settings = case("static")
     spec, _ = make_run(settings)
-    assert torch.equal(serial(settings).last[VALUES], LabelDictionary(spec).weights()[VALUES])
+    assert torch.equal(serial(settings).last[VALUES], LabelEmbeddings(spec).weights()[VALUES])
 
 
 def test_methods_learn_from_their_embeddings() -> None:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import EmbeddingError, PeerLostError, RunError, UserError
-from pipeline.layers.label_dictionary import VALUES, FixedEmbeddings, LabelDictionary
-from pipeline.methods import CflSettings, Place
+from pipeline.layers.label_dictionary import VALUES, FixedEmbeddings, LabelEmbeddings
+from pipeline.methods import BatchPosition, CflSettings
 from pipeline.methods.embeddings import EmbeddingSettings, pool_embeddings
 from pipeline.nets import MlpSettings
 from pipeline.versions import Mode, Versions, contributors
@@ -285,7 +285,7 @@ class Plan:
     lag: int = 1
     sync: Any = "lagged"
     lr: Any = "lr"
-    patience: float = 30.0
+    timeout: float = 30.0
     stages: int = 1
     seed: int = 0
     train: dict[str, Any] = field(default_factory=dict)
@@ -307,10 +307,10 @@ class Plan:
             lr=1e-2,
         )
         assert spec.steps_per_epoch == STEPS_PER_EPOCH
-        return changed(changed(spec, "train", **self.train), "pipeline", stall_timeout=self.patience)
+        return changed(changed(spec, "train", **self.train), "pipeline", stall_timeout=self.timeout)
 
-    def build(self) -> LabelDictionary:
-        return LabelDictionary(self.spec())
+    def build(self) -> LabelEmbeddings:
+        return LabelEmbeddings(self.spec())
 
     @property
     def contributors(self) -> tuple[int, ...]:
@@ -321,7 +321,7 @@ def gradient(layer: int, step: int) -> Tensor:
     return torch.randn(NUM_CLASSES, WIDTH, generator=torch.Generator().manual_seed(100 * step + layer))
 
 
-def learn(dictionary: LabelDictionary, plan: Plan, steps: Sequence[int] | range) -> list[Tensor]:
+def learn(dictionary: LabelEmbeddings, plan: Plan, steps: Sequence[int] | range) -> list[Tensor]:
     """Pushes every contributor's gradients of these steps, in order. Returns the version that each step made."""
     made = []
     for step in steps:
@@ -492,7 +492,7 @@ def test_gradients_from_several_threads_give_the_same_bits_and_every_reader_its_
     def train_layer(layer: int) -> None:
         try:
             for step in range(steps):
-                values = dictionary.read(layer, Place(step=step, training=True))
+                values = dictionary.read(layer, BatchPosition(step=step, training=True))
                 assert torch.equal(values, made[max(0, step + layer - 2 - 1)])
                 dictionary.push(layer, step, gradient(layer, step))
         except (AssertionError, RunError) as error:
@@ -521,7 +521,7 @@ def test_gradient_may_be_overwritten_once_it_was_pushed() -> None:
 def test_version_stays_as_it_was_read() -> None:
     plan = Plan()
     dictionary = plan.build()
-    first = dictionary.read(0, Place(step=0, training=True))
+    first = dictionary.read(0, BatchPosition(step=0, training=True))
     kept = first.clone()
     learn(dictionary, plan, range(3))
     assert torch.equal(first, kept)
@@ -531,7 +531,7 @@ def test_version_stays_as_it_was_read() -> None:
 # Gradients that are refused
 
 
-def refused(dictionary: LabelDictionary, layer: int, step: int, values: Tensor | None = None) -> str:
+def refused(dictionary: LabelEmbeddings, layer: int, step: int, values: Tensor | None = None) -> str:
     """What the refusal says."""
     with pytest.raises(EmbeddingError) as refusal:
         dictionary.push(layer, step, gradient(layer, step) if values is None else values)
@@ -644,7 +644,7 @@ def test_reader_waits_for_the_gradient_that_its_version_lacks() -> None:
     plan = Plan(lag=0)
     want = learn(plan.build(), plan, range(2))
     dictionary = plan.build()
-    waiting = Waiting(lambda: dictionary.read(2, Place(step=2, training=True)))
+    waiting = Waiting(lambda: dictionary.read(2, BatchPosition(step=2, training=True)))
     for step in range(2):
         for layer in plan.contributors:
             assert waiting.thread.is_alive()
@@ -655,13 +655,13 @@ def test_reader_waits_for_the_gradient_that_its_version_lacks() -> None:
 
 
 def test_version_that_never_comes_ends_in_an_error_naming_what_is_missing() -> None:
-    plan = Plan(patience=0.3)
+    plan = Plan(timeout=0.3)
     dictionary = plan.build()
     learn(dictionary, plan, range(1))
     dictionary.push(1, 1, gradient(1, 1))
     began = time.perf_counter()
     with pytest.raises(EmbeddingError) as failure:
-        dictionary.read(2, Place(step=4, training=True))
+        dictionary.read(2, BatchPosition(step=4, training=True))
     assert 0.3 <= time.perf_counter() - began < 3
     assert str(failure.value) == (
         "label embeddings: version 3 did not come within 0.3 s; step 2 lacks the gradient of layer 1, 3"
@@ -688,7 +688,7 @@ def test_after_the_end_of_the_run_versions_that_exist_can_be_read_and_none_is_wa
     made = learn(dictionary, plan, range(STEPS_PER_EPOCH))
     dictionary.break_off()
     assert torch.equal(dictionary.wait_for(4), made[3])
-    assert torch.equal(dictionary.read(2, Place(step=4, training=True)), made[2])
+    assert torch.equal(dictionary.read(2, BatchPosition(step=4, training=True)), made[2])
     assert torch.equal(dictionary.candidate(0), made[3])
     assert torch.equal(dictionary.weights()[VALUES], made[3])
     began = time.perf_counter()
@@ -713,8 +713,8 @@ def test_layers_read_the_version_of_their_place(mode: Mode) -> None:
     versions = [dictionary.wait_for(0).clone(), *learn(dictionary, plan, range(4) if plan.contributors else [])]
     for layer in range(3):
         version = max(0, 4 + layer - 2 - 1) if mode != "static" else 0
-        assert torch.equal(dictionary.read(layer, Place(step=4, training=True)), versions[version])
-        assert torch.equal(dictionary.read(layer, Place(step=4)), versions[version]), "in validation too"
+        assert torch.equal(dictionary.read(layer, BatchPosition(step=4, training=True)), versions[version])
+        assert torch.equal(dictionary.read(layer, BatchPosition(step=4)), versions[version]), "in validation too"
 
 
 def test_exact_reading_waits_for_what_the_step_before_writes() -> None:
@@ -723,7 +723,7 @@ def test_exact_reading_waits_for_what_the_step_before_writes() -> None:
     for step in range(5):
         before = dictionary.wait_for(step)
         for layer in range(3):
-            assert torch.equal(dictionary.read(layer, Place(step=step, training=True)), before)
+            assert torch.equal(dictionary.read(layer, BatchPosition(step=step, training=True)), before)
         learn(dictionary, plan, [step])
 
 
@@ -754,11 +754,11 @@ def test_layer_may_read_after_the_last_one_has_learned_from_the_same_batch(num_l
     for step in range(15):
         versions += learn(dictionary, plan, [step])
         for layer in range(num_layers - 1):
-            values = dictionary.read(layer, Place(step=step, training=True))
+            values = dictionary.read(layer, BatchPosition(step=step, training=True))
             assert torch.equal(values, versions[max(0, step + layer - (num_layers - 1) - lag)])
 
 
-def epochs_of(plan: Plan, count: int) -> tuple[LabelDictionary, list[Tensor]]:
+def epochs_of(plan: Plan, count: int) -> tuple[LabelEmbeddings, list[Tensor]]:
     """A dictionary after some epochs, and how it was at the end of each."""
     dictionary = plan.build()
     return dictionary, learn(dictionary, plan, range(STEPS_PER_EPOCH * count))[STEPS_PER_EPOCH - 1 :: STEPS_PER_EPOCH]
@@ -803,8 +803,8 @@ def test_frozen_dictionary_is_what_everything_but_training_reads() -> None:
     plan = Plan()
     dictionary, ends = epochs_of(plan, 3)
     dictionary.freeze(0)
-    assert all(torch.equal(dictionary.read(layer, Place(epoch=2, step=12)), ends[0]) for layer in range(3))
-    training = dictionary.read(2, Place(epoch=2, step=12, training=True))
+    assert all(torch.equal(dictionary.read(layer, BatchPosition(epoch=2, step=12)), ends[0]) for layer in range(3))
+    training = dictionary.read(2, BatchPosition(epoch=2, step=12, training=True))
     assert torch.equal(training, dictionary.wait_for(11))
     assert not torch.equal(training, ends[0])
     assert torch.equal(dictionary.weights()[VALUES], ends[0])
@@ -850,8 +850,8 @@ def test_weights_state_and_candidates_are_copies() -> None:
 def test_fixed_dictionary_is_read_the_same_everywhere() -> None:
     values = random_embeddings(WIDTH)
     fixed = FixedEmbeddings(values, NUM_CLASSES)
-    for layer, place in ((0, Place()), (2, Place(epoch=3, step=17))):
-        assert torch.equal(fixed.read(layer, place), values)
+    for layer, where in ((0, BatchPosition()), (2, BatchPosition(epoch=3, step=17))):
+        assert torch.equal(fixed.read(layer, where), values)
 
 
 @pytest.mark.parametrize("num_classes", [NUM_CLASSES - 1, NUM_CLASSES + 1])

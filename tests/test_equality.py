@@ -103,7 +103,7 @@ VARIANTS = {
     "no feeder": lambda s: replace(s, pipeline=replace(s.pipeline, feeders=0)),
     "three feeders": lambda s: replace(s, pipeline=replace(s.pipeline, feeders=3)),
     "bf16": lambda s: replace(s, pipeline=replace(s.pipeline, precision="bf16")),
-    "bf16 on the wire": lambda s: replace(s, pipeline=replace(s.pipeline, wire="bf16")),
+    "bf16 on the wire": lambda s: replace(s, pipeline=replace(s.pipeline, transfer_dtype="bf16")),
     "compiled": lambda s: replace(s, pipeline=replace(s.pipeline, compile="on")),
     "RandAugment, flip and crop": lambda s: replace(
         s, augment=AugmentSettings(crop_padding=2, flip="on", randaugment_ops=2)

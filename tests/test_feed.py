@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.data.loader import Batch, Split
 from pipeline.runtime.feeder import IMAGES, MergedReceiver, SourceReceiver, messages
 from pipeline.runtime.passes import Pass, closing_passes, layer_passes
-from pipeline.telemetry.clock import Clock, Spent
+from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.message import IDS, LABELS, Kind, Message
 
 BATCH = 2
@@ -187,7 +187,7 @@ def test_a_stage_without_feeders_reads_the_order_of_one_feeder() -> None:
     for due in whole_run():  # passes come in over time
         receiver.feed([due])
     assert [told(receiver.receive()) for _ in alone.messages] == [told(message) for message in alone.messages]
-    assert clock.read().seconds[Spent.WAIT_IN] > 0, "reading is waiting for input"
+    assert clock.read().seconds[TimeCategory.WAIT_IN] > 0, "reading is waiting for input"
 
 
 def test_a_stage_without_feeders_waits_for_passes_that_come_later() -> None:

@@ -13,7 +13,7 @@ from pipeline.config import build, checks
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
-from pipeline.methods import CflSettings, DclSettings, Method
+from pipeline.methods import CflSettings, DclSettings, MethodConfig
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
 from pipeline.runtime.threads import train_threads
@@ -84,7 +84,7 @@ def test_compiled_layers_on_a_gpu_learn_as_plain_ones_do(
 @pytest.mark.parametrize("executor", ["threads", "ray"])
 @pytest.mark.parametrize("method", [CflSettings(), DclSettings()], ids=["cfl", "dcl"])
 def test_label_embeddings_of_layers_on_a_gpu_give_the_serial_bits(
-    small_settings: Settings, cluster: None, method: Method, executor: Executor
+    small_settings: Settings, cluster: None, method: MethodConfig, executor: Executor
 ) -> None:
     """The dictionary learns on the CPU; its versions go to the GPU, gradients come from there."""
     settings = replace(small_settings, method=method)

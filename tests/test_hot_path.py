@@ -17,9 +17,9 @@ from pipeline.errors import UserError
 from pipeline.export import card_of, load, save
 from pipeline.layers.layer import LocalLayer
 from pipeline.layers.tallies import EvaluationTally
-from pipeline.methods import Place, contrastive
+from pipeline.methods import BatchPosition, contrastive
 from pipeline.methods.contrastive import marginal_contrastive_loss
-from pipeline.nets import ConvSettings, MixerSettings, Net, VitSettings
+from pipeline.nets import ConvSettings, MixerSettings, NetConfig, VitSettings
 from pipeline.nets import attention as attending
 from pipeline.nets.vit import project_normed
 from pipeline.runtime.edges import edge_bytes
@@ -97,13 +97,13 @@ def test_loss_never_holds_the_matrix_of_a_large_batch(monkeypatch: pytest.Monkey
     ids=["vit", "vit-token", "mixer"],
 )
 @pytest.mark.parametrize("index", [0, 1])
-def test_learning_from_pooled_features_equals_pooling_the_activations(net: Net, index: int) -> None:
+def test_learning_from_pooled_features_equals_pooling_the_activations(net: NetConfig, index: int) -> None:
     layer = net.build(index, IMAGES).double()
     for norm in (m for m in layer.modules() if isinstance(m, nn.LayerNorm)):  # as learned, not as initialised
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
     x = normal(5, *(IMAGES if index == 0 else (16 + (getattr(net, "pooling", "") == "token"), 8)), seed=1).double()
-    activations, pooled = layer.learn(x)
+    activations, pooled = layer.forward_pooled(x)
     plain = layer(x)
     assert not activations.requires_grad
     torch.testing.assert_close(activations, plain)
@@ -157,11 +157,11 @@ def test_a_batch_in_parts_teaches_a_layer_what_the_whole_one_does(at_a_time: int
     whole, parts = (LocalLayer(tiny_spec(), 0, CPU) for _ in range(2))
     whole.net.at_a_time, parts.net.at_a_time = None, at_a_time
     seen: list[int] = []
-    learn = parts.net.learn
-    parts.net.learn = lambda x: (seen.append(len(x)), learn(x))[1]  # type: ignore[method-assign, func-returns-value]
-    streams, labels, place = {"x": normal(12, 1, 8, 8)}, torch.arange(6) % 3, Place(training=True)
-    passed, loss = parts.train(streams, labels, place)
-    expected, expected_loss = whole.train(streams, labels, place)
+    pooled = parts.net.forward_pooled
+    parts.net.forward_pooled = lambda x: (seen.append(len(x)), pooled(x))[1]  # type: ignore[method-assign, func-returns-value]
+    activations, labels, where = {"x": normal(12, 1, 8, 8)}, torch.arange(6) % 3, BatchPosition(training=True)
+    passed, loss = parts.train(activations, labels, where)
+    expected, expected_loss = whole.train(activations, labels, where)
     assert seen == sizes
     torch.testing.assert_close(passed["x"], expected["x"])
     torch.testing.assert_close(loss, expected_loss)
@@ -190,25 +190,25 @@ def test_nets_whose_samples_depend_on_one_another_are_not_divided() -> None:
 
 
 def test_wire_halves_what_every_layer_passes_on_and_the_next_one_works_in_float32() -> None:
-    wide, narrow = tiny_spec(stages=3), changed(tiny_spec(stages=3), "pipeline", wire="bf16")
+    wide, narrow = tiny_spec(stages=3), changed(tiny_spec(stages=3), "pipeline", transfer_dtype="bf16")
     beside = 2 * 64  # labels and ids: six numbers each, aligned
     halves = [(size - beside) // 2 + beside for size in edge_bytes(wide)[1:]]
     assert edge_bytes(narrow)[1:] == halves
-    labels, place = torch.arange(6) % 3, Place(training=True)
-    streams = {"x": normal(12, 1, 8, 8)}
+    labels, where = torch.arange(6) % 3, BatchPosition(training=True)
+    activations = {"x": normal(12, 1, 8, 8)}
     for index in range(3):
-        passed, loss = LocalLayer(wide, index, CPU).train(streams, labels, place)
-        rounded, same_loss = LocalLayer(narrow, index, CPU).train(streams, labels, place)
+        passed, loss = LocalLayer(wide, index, CPU).train(activations, labels, where)
+        rounded, same_loss = LocalLayer(narrow, index, CPU).train(activations, labels, where)
         assert torch.equal(rounded["x"], passed["x"].bfloat16())
         assert loss == same_loss
         from_wire, _ = LocalLayer(narrow, index, CPU).train(
-            {name: t.bfloat16() if index else t for name, t in streams.items()}, labels, place
+            {name: t.bfloat16() if index else t for name, t in activations.items()}, labels, where
         )
         widened, _ = LocalLayer(wide, index, CPU).train(
-            {name: t.bfloat16().float() if index else t for name, t in streams.items()}, labels, place
+            {name: t.bfloat16().float() if index else t for name, t in activations.items()}, labels, where
         )
         assert torch.equal(from_wire["x"], widened["x"].bfloat16())
-        streams = passed
+        activations = passed
 
 
 class Watching(EvaluationTally):
@@ -222,19 +222,19 @@ class Watching(EvaluationTally):
 
 
 @pytest.mark.parametrize("wire", ["fp32", "bf16"])
-def test_an_exported_network_passes_on_what_its_run_passed_on(wire: str, tmp_path: Path) -> None:
+def test_an_exported_network_passes_on_what_its_run_passed_on(transfer_dtype: str, tmp_path: Path) -> None:
     """Symptom: with bf16 on the wire the features of a loaded network were off by 1e-3."""
-    spec = changed(tiny_spec(stages=3), "pipeline", wire=wire)
+    spec = changed(tiny_spec(stages=3), "pipeline", transfer_dtype=transfer_dtype)
     layers = [LocalLayer(spec, index, CPU) for index in range(3)]
     save(tmp_path / "net.safetensors", {k: v for layer in layers for k, v in layer.weights().items()}, card_of(spec))
     network = load(tmp_path / "net.safetensors")
     images, labels = torch.rand(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64)
     mean, std = (torch.tensor(values)[:, None, None] for values in (spec.augment.mean, spec.augment.std))
-    streams = {"x": (images - mean) / std}
+    activations = {"x": (images - mean) / std}
     found = network.features(images)
     for layer, features in zip(layers, found, strict=True):
         tally = Watching(layer.index, num_classes=3, features=layer.net.features, top_k=1, device=CPU)
-        streams = layer.evaluate(streams, labels, Place(), tally)
+        activations = layer.evaluate(activations, labels, BatchPosition(), tally)
         assert torch.equal(features, tally.seen)
 
 

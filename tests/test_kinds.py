@@ -13,16 +13,16 @@ import pytest
 from pipeline.config import settings as all_settings
 from pipeline.config.settings import Settings
 from pipeline.errors import UserError
-from pipeline.methods import METHODS, CflSettings, Method
+from pipeline.methods import METHODS, CflSettings, MethodConfig
 from pipeline.methods.embeddings import EmbeddingSettings
-from pipeline.nets import NETS, ConvSettings, MlpSettings, Net, VitSettings
-from pipeline.registry import Family, Named
+from pipeline.nets import NETS, ConvSettings, MlpSettings, NetConfig, VitSettings
+from pipeline.registry import Registered, Registry
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A family
 
 
-class Shape(Named):
+class Shape(Registered):
     pass
 
 
@@ -41,20 +41,20 @@ class Polygon(Shape):
 
 
 @pytest.fixture
-def shapes() -> Family[Shape]:
-    family: Family[Shape] = Family("shape")
+def shapes() -> Registry[Shape]:
+    family: Registry[Shape] = Registry("shape")
     family.register(Polygon)
     family.register(Circle)
     return family
 
 
-def test_registering_a_class_gives_it_back(shapes: Family[Shape]) -> None:
+def test_registering_a_class_gives_it_back(shapes: Registry[Shape]) -> None:
     """As a decorator must."""
     assert shapes.register(Circle) is Circle
     assert list(shapes) == [Polygon, Circle], "and twice is once"
 
 
-def test_two_classes_of_one_name_are_refused_naming_both(shapes: Family[Shape]) -> None:
+def test_two_classes_of_one_name_are_refused_naming_both(shapes: Registry[Shape]) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Disc(Shape):
         kind: ClassVar[str] = "circle"
@@ -64,7 +64,7 @@ def test_two_classes_of_one_name_are_refused_naming_both(shapes: Family[Shape]) 
     assert list(shapes) == [Polygon, Circle]
 
 
-def test_name_can_be_given_anew_once_it_is_forgotten(shapes: Family[Shape]) -> None:
+def test_name_can_be_given_anew_once_it_is_forgotten(shapes: Registry[Shape]) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Disc(Shape):
         kind: ClassVar[str] = "circle"
@@ -76,7 +76,7 @@ def test_name_can_be_given_anew_once_it_is_forgotten(shapes: Family[Shape]) -> N
 
 
 @pytest.mark.parametrize("kind", ["circel", "", None, 3, ["circle"], {"circle": 1}])
-def test_unknown_kind_is_named_with_those_that_exist(shapes: Family[Shape], kind: object) -> None:
+def test_unknown_kind_is_named_with_those_that_exist(shapes: Registry[Shape], kind: object) -> None:
     with pytest.raises(ValueError, match="no shape is called") as refusal:
         shapes.load({"kind": kind, "radius": 2.0})
     assert f"{kind!r}" in str(refusal.value)
@@ -84,19 +84,19 @@ def test_unknown_kind_is_named_with_those_that_exist(shapes: Family[Shape], kind
     assert kind not in shapes
 
 
-def test_table_without_a_kind_is_refused(shapes: Family[Shape]) -> None:
+def test_table_without_a_kind_is_refused(shapes: Registry[Shape]) -> None:
     with pytest.raises(ValueError, match="There are: circle, polygon"):
         shapes.load({"radius": 2.0})
 
 
 @pytest.mark.parametrize("values", ["circle", 3, None, [1]])
-def test_what_is_no_table_is_refused(shapes: Family[Shape], values: object) -> None:
+def test_what_is_no_table_is_refused(shapes: Registry[Shape], values: object) -> None:
     with pytest.raises(ValueError, match="a shape is a table of settings") as refusal:
         shapes.load(values)
     assert repr(values) in str(refusal.value)
 
 
-def test_value_that_does_not_fit_is_refused_by_its_full_name(shapes: Family[Shape]) -> None:
+def test_value_that_does_not_fit_is_refused_by_its_full_name(shapes: Registry[Shape]) -> None:
     with pytest.raises(ValueError, match="sides") as refusal:
         shapes.load({"kind": "polygon", "sides": [3, "many"], "colour": "green", "border": {"radius": "wide"}})
     assert str(refusal.value) == (
@@ -105,23 +105,23 @@ def test_value_that_does_not_fit_is_refused_by_its_full_name(shapes: Family[Shap
     )
 
 
-def test_member_is_saved_under_its_kind_as_plain_json_values(shapes: Family[Shape]) -> None:
+def test_member_is_saved_under_its_kind_as_plain_json_values(shapes: Registry[Shape]) -> None:
     dumped = shapes.dump(Polygon(sides=(6,), border=Circle(radius=0.5)))
     assert dumped == {"kind": "polygon", "sides": [6], "colour": "red", "border": {"radius": 0.5}}
 
 
-def test_member_loads_as_itself(shapes: Family[Shape]) -> None:
+def test_member_loads_as_itself(shapes: Registry[Shape]) -> None:
     circle = Circle(radius=3.0)
     assert shapes.load(circle) is circle
 
 
-def test_loading_leaves_what_it_loads_from_alone(shapes: Family[Shape]) -> None:
+def test_loading_leaves_what_it_loads_from_alone(shapes: Registry[Shape]) -> None:
     values = {"kind": "circle", "radius": 2.0}
     shapes.load(values)
     assert values == {"kind": "circle", "radius": 2.0}
 
 
-def test_template_has_every_setting_at_its_default(shapes: Family[Shape]) -> None:
+def test_template_has_every_setting_at_its_default(shapes: Registry[Shape]) -> None:
     assert shapes.template("polygon") == shapes.dump(Polygon())
 
 
@@ -155,11 +155,13 @@ def changed_everywhere(member: Any) -> Any:
     return replace(member, **changes)
 
 
-MEMBERS: list[tuple[Family[Any], Any]] = [(family, member) for family in (NETS, METHODS) for member in family]
+MEMBERS: list[tuple[Registry[Any], Any]] = [(family, member) for family in (NETS, METHODS) for member in family]
 
 
 @pytest.mark.parametrize(("family", "member"), MEMBERS, ids=[member.kind for _, member in MEMBERS])
-def test_every_net_and_method_survives_saving_with_each_setting_changed(family: Family[Any], member: type[Any]) -> None:
+def test_every_net_and_method_survives_saving_with_each_setting_changed(
+    family: Registry[Any], member: type[Any]
+) -> None:
     chosen = changed_everywhere(member())
     saved = json.loads(json.dumps(family.dump(chosen)))
     again = family.load(saved)
@@ -176,7 +178,7 @@ def test_nets_and_methods_of_the_papers_are_there() -> None:
 
 @pytest.mark.parametrize("net", list(NETS), ids=[net.kind for net in NETS])
 @pytest.mark.parametrize("method", list(METHODS), ids=[method.kind for method in METHODS])
-def test_whole_run_survives_saving_with_any_net_and_method(net: type[Net], method: type[Method]) -> None:
+def test_whole_run_survives_saving_with_any_net_and_method(net: type[NetConfig], method: type[MethodConfig]) -> None:
     chosen = Settings(net=changed_everywhere(net()), method=changed_everywhere(method()))
     saved = json.loads(json.dumps(all_settings.to_dict(chosen)))
     assert all_settings.from_dict(saved, source="here") == chosen

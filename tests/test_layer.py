@@ -17,9 +17,9 @@ from pipeline.errors import NonFiniteLossError
 from pipeline.layers.label_dictionary import FixedEmbeddings
 from pipeline.layers.layer import LocalLayer, State
 from pipeline.layers.tallies import EvaluationTally
-from pipeline.methods import CffSettings, CflSettings, Context, DclSettings, Place, Rule, Streams
+from pipeline.methods import Activations, BatchPosition, CffSettings, CflSettings, DclSettings, Rule, StepContext
 from pipeline.methods.embeddings import EmbeddingSettings
-from pipeline.nets import MlpSettings, Net, VitSettings
+from pipeline.nets import MlpSettings, NetConfig, VitSettings
 from pipeline.runtime.edges import edge_bytes
 from pipeline.transport.message import IDS, LABELS, Kind, Message, message_bytes
 from pipeline.versions import Mode
@@ -28,7 +28,7 @@ from tests.support import CPU, changed, outputs_of, tiny_spec
 LABELS_OF_BATCH = torch.tensor([0, 1, 2, 0, 1, 2])
 VIT = VitSettings(dim=8, heads=2, depth=3, patch=2)
 MLP = MlpSettings(width=8, depth=3)
-LEARNING, WATCHED = Place(training=True), Place()
+LEARNING, WATCHED = BatchPosition(training=True), BatchPosition()
 
 
 def layer_of(index: int = 0, **spec: Any) -> LocalLayer:
@@ -42,22 +42,22 @@ def views(seed: int = 0, num_views: int = 2, noise: float = 0.3) -> Tensor:
     return classes.repeat(num_views, 1, 1, 1) + noise * torch.randn(6 * num_views, 1, 8, 8, generator=random)
 
 
-def train(layer: LocalLayer, streams: Streams, place: Place = LEARNING) -> tuple[Tensor, float]:
-    passed, loss = layer.train(streams, LABELS_OF_BATCH, place)
+def train(layer: LocalLayer, activations: Activations, where: BatchPosition = LEARNING) -> tuple[Tensor, float]:
+    passed, loss = layer.train(activations, LABELS_OF_BATCH, where)
     return passed["x"], loss.item()
 
 
-def train_readout(layer: LocalLayer, streams: Streams) -> float:
-    _, loss = layer.train_readout(streams, LABELS_OF_BATCH, WATCHED)
+def train_readout(layer: LocalLayer, activations: Activations) -> float:
+    _, loss = layer.train_readout(activations, LABELS_OF_BATCH, WATCHED)
     assert loss is not None, "the layer has a readout"
     return loss.item()
 
 
 @torch.no_grad()
-def passed_on(layer: LocalLayer, streams: Streams) -> Streams:
+def passed_on(layer: LocalLayer, activations: Activations) -> Activations:
     """What the layer passes on, without learning."""
-    context = Context(labels=LABELS_OF_BATCH, place=WATCHED)
-    return layer.rule.pass_on(layer.net, layer.rule.run(layer.net, streams, context), context)
+    context = StepContext(labels=LABELS_OF_BATCH, where=WATCHED)
+    return layer.rule.outputs_to_send(layer.net, layer.rule.forward(layer.net, activations, context), context)
 
 
 def same(first: State, second: State) -> bool:
@@ -69,7 +69,7 @@ def same(first: State, second: State) -> bool:
 
 
 @pytest.mark.parametrize("net", [VIT, MLP])
-def test_loss_of_a_layer_falls_as_it_learns(net: Net) -> None:
+def test_loss_of_a_layer_falls_as_it_learns(net: NetConfig) -> None:
     layer = layer_of(net=net)
     losses = [train(layer, {"x": views(step, noise=1.5)})[1] for step in range(40)]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
@@ -79,7 +79,7 @@ def test_update_is_one_adamw_step_on_the_layers_own_loss() -> None:
     layer = layer_of(net=MLP, lr=1e-2)
     other = copy.deepcopy(layer.net)
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2)
-    context = Context(labels=LABELS_OF_BATCH, place=LEARNING)
+    context = StepContext(labels=LABELS_OF_BATCH, where=LEARNING)
     for step in range(3):
         optimizer.zero_grad()
         layer.rule.loss(other, outputs_of(other, other(views(step))), context).backward()
@@ -94,13 +94,13 @@ def test_learning_rate_falls_after_its_milestones() -> None:
     layer = LocalLayer(spec, 0, CPU)
     other = copy.deepcopy(layer.net)
     optimizer = torch.optim.AdamW(other.parameters())
-    context = Context(labels=LABELS_OF_BATCH, place=LEARNING)
+    context = StepContext(labels=LABELS_OF_BATCH, where=LEARNING)
     for epoch, rate in enumerate([1e-2, 1e-3, 1e-3, 1e-4, 1e-4]):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
         layer.rule.loss(other, outputs_of(other, other(views(epoch))), context).backward()
         optimizer.step()
-        train(layer, {"x": views(epoch)}, Place(epoch=epoch, step=4 * epoch, training=True))
+        train(layer, {"x": views(epoch)}, BatchPosition(epoch=epoch, step=4 * epoch, training=True))
         for mine, expected in zip(layer.net.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
 
@@ -117,7 +117,7 @@ def test_learning_rate_of_an_online_readout_falls_along(head_lr: float | str, fi
         seen = layer.net.pool(layer.net(views(epoch))).detach()
         F.cross_entropy(other(seen), LABELS_OF_BATCH.repeat(2)).backward()
         optimizer.step()
-        train(layer, {"x": views(epoch)}, Place(epoch=epoch, training=True))
+        train(layer, {"x": views(epoch)}, BatchPosition(epoch=epoch, training=True))
         for mine, expected in zip(layer.readout.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
 
@@ -128,7 +128,7 @@ def test_learning_rate_of_a_readout_afterwards_knows_no_milestones() -> None:
     plain, with_milestones = LocalLayer(spec, 0, CPU), LocalLayer(changed(spec, "train", milestones=(1,)), 0, CPU)
     for layer in (plain, with_milestones):
         for step in range(3):
-            layer.train_readout({"x": views(step, 1)}, LABELS_OF_BATCH, Place(epoch=2, step=8))
+            layer.train_readout({"x": views(step, 1)}, LABELS_OF_BATCH, BatchPosition(epoch=2, step=8))
     assert same(plain.state(), with_milestones.state())
 
 
@@ -172,7 +172,7 @@ def test_equal_layers_learn_the_same_bits() -> None:
 
 @pytest.mark.parametrize("net", [VIT, MLP])
 @pytest.mark.parametrize("head", ["after", "online"])
-def test_activations_passed_on_are_those_from_before_the_update(net: Net, head: str) -> None:
+def test_activations_passed_on_are_those_from_before_the_update(net: NetConfig, head: str) -> None:
     layer = layer_of(net=net, head=head)
     before = passed_on(layer, {"x": views()})["x"]
     passed, _ = train(layer, {"x": views()})
@@ -181,7 +181,7 @@ def test_activations_passed_on_are_those_from_before_the_update(net: Net, head: 
 
 
 @pytest.mark.parametrize("net", [VIT, MLP])
-def test_activations_passed_on_are_detached(net: Net) -> None:
+def test_activations_passed_on_are_detached(net: NetConfig) -> None:
     passed, _ = train(layer_of(net=net), {"x": views()})
     assert passed.grad_fn is None
     assert not passed.requires_grad
@@ -195,9 +195,9 @@ def test_activations_are_sent_before_the_backward_pass() -> None:
     before = layer.weights()
     sent: list[Tensor] = []
 
-    def send(streams: Streams) -> None:
+    def send(activations: Activations) -> None:
         happened.append("send")
-        sent.append(streams["x"])
+        sent.append(activations["x"])
         assert all(parameter.grad is None for parameter in layer.net.parameters())
         assert same(layer.weights(), before)
 
@@ -212,8 +212,8 @@ def test_every_way_through_a_layer_sends_once_what_it_returns() -> None:
     layer = layer_of()
     sent: list[Tensor] = []
 
-    def send(streams: Streams) -> None:
-        sent.append(streams["x"])
+    def send(activations: Activations) -> None:
+        sent.append(activations["x"])
 
     tally = EvaluationTally.of(tiny_spec(), 0, 8, CPU)
     passed = [
@@ -221,34 +221,34 @@ def test_every_way_through_a_layer_sends_once_what_it_returns() -> None:
         layer.evaluate({"x": views(1, 1)}, LABELS_OF_BATCH, WATCHED, tally, send=send),
     ]
     assert len(sent) == 2
-    assert all(torch.equal(streams["x"], tensor) for streams, tensor in zip(passed, sent, strict=True))
+    assert all(torch.equal(activations["x"], tensor) for activations, tensor in zip(passed, sent, strict=True))
 
 
 @pytest.mark.parametrize("net", [VIT, MLP, VitSettings(dim=8, heads=2, depth=3, patch=2, pooling="token")])
 @pytest.mark.parametrize("num_views", [1, 2])
-def test_messages_between_stages_are_as_large_as_foreseen(net: Net, num_views: int) -> None:
+def test_messages_between_stages_are_as_large_as_foreseen(net: NetConfig, num_views: int) -> None:
     spec = tiny_spec(net=net, stages=3, method=CffSettings(views=num_views))  # type: ignore[arg-type]
     images = torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
     beside = {LABELS: LABELS_OF_BATCH, IDS: LABELS_OF_BATCH}
     sizes = [message_bytes(Message(Kind.TRAIN, tensors={"images": images, **beside}))]
-    streams: Streams = {"x": views(0, num_views)}
+    activations: Activations = {"x": views(0, num_views)}
     for index in range(2):
-        streams, _ = LocalLayer(spec, index, CPU).train(streams, LABELS_OF_BATCH, LEARNING)
-        sizes.append(message_bytes(Message(Kind.TRAIN, tensors={**streams, **beside})))
+        activations, _ = LocalLayer(spec, index, CPU).train(activations, LABELS_OF_BATCH, LEARNING)
+        sizes.append(message_bytes(Message(Kind.TRAIN, tensors={**activations, **beside})))
     assert edge_bytes(spec) == sizes
 
 
 @pytest.mark.parametrize("net", [VIT, MLP])
-def test_activations_are_contiguous(net: Net) -> None:
+def test_activations_are_contiguous(net: NetConfig) -> None:
     """As they come off a wire: another layout may mean other rounding in the next stage."""
-    streams: Streams = {"x": views()}
+    activations: Activations = {"x": views()}
     for index in range(3):
-        streams, _ = layer_of(index, net=net).train(streams, LABELS_OF_BATCH, LEARNING)
-        assert streams["x"].is_contiguous()
+        activations, _ = layer_of(index, net=net).train(activations, LABELS_OF_BATCH, LEARNING)
+        assert activations["x"].is_contiguous()
 
 
 @pytest.mark.parametrize("net", [VIT, MLP])
-def test_reduced_precision_fits_the_channels_and_learns(net: Net) -> None:
+def test_reduced_precision_fits_the_channels_and_learns(net: NetConfig) -> None:
     spec = tiny_spec(net=net, stages=3, precision="bf16", head="online")
     layer = LocalLayer(spec, 0, CPU)
     exact = passed_on(layer_of(0, net=net), {"x": views()})["x"]
@@ -412,13 +412,13 @@ def test_first_readout_loss_is_the_cross_entropy_over_all_views() -> None:
 def test_layers_that_are_to_have_readouts_learn_them(mode: str, layers: str, who: list[int]) -> None:
     """The others pass on what they compute."""
     spec = changed(tiny_spec(net=MLP), "head", mode=mode, head_layers=layers)
-    streams: Streams = {"x": views(0, 1)}
+    activations: Activations = {"x": views(0, 1)}
     learned = []
     for index in range(3):
         layer = LocalLayer(spec, index, CPU)
-        expected = passed_on(layer, streams)["x"]
-        streams, loss = layer.train_readout(streams, LABELS_OF_BATCH, WATCHED)
-        assert torch.equal(streams["x"], expected)
+        expected = passed_on(layer, activations)["x"]
+        activations, loss = layer.train_readout(activations, LABELS_OF_BATCH, WATCHED)
+        assert torch.equal(activations["x"], expected)
         learned += [index] if loss is not None else []
         assert any(".readout." in name for name in layer.weights()) == (index in who)
     assert learned == who
@@ -456,11 +456,11 @@ class Source:
     """A dictionary that stays as it is, and what a layer did with it."""
 
     values: Tensor
-    asked: list[tuple[int, Place]] = field(default_factory=list)
+    asked: list[tuple[int, BatchPosition]] = field(default_factory=list)
     pushed: list[tuple[int, int, Tensor]] = field(default_factory=list)
 
-    def read(self, layer: int, place: Place) -> Tensor:
-        self.asked.append((layer, place))
+    def read(self, layer: int, where: BatchPosition) -> Tensor:
+        self.asked.append((layer, where))
         return self.values
 
     def push(self, layer: int, step: int, gradient: Tensor) -> None:
@@ -478,13 +478,13 @@ def embedded(index: int, mode: Mode = "last", **values: Any) -> tuple[LocalLayer
     return LocalLayer(tiny_spec(net=MLP, method=method, lr=1e-2), index, CPU, source), source
 
 
-def inputs(index: int) -> Streams:
+def inputs(index: int) -> Activations:
     return {"x": views(0, 1) if index == 0 else torch.rand(6, 8, generator=torch.Generator().manual_seed(6))}
 
 
-def loss_with(layer: LocalLayer, streams: Streams, embeddings: Tensor) -> Tensor:
-    context = Context(labels=LABELS_OF_BATCH, place=LEARNING, embeddings=embeddings)
-    return layer.rule.loss(layer.net, layer.rule.run(layer.net, streams, context), context)
+def loss_with(layer: LocalLayer, activations: Activations, embeddings: Tensor) -> Tensor:
+    context = StepContext(labels=LABELS_OF_BATCH, where=LEARNING, embeddings=embeddings)
+    return layer.rule.loss(layer.net, layer.rule.forward(layer.net, activations, context), context)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ def test_layers_that_the_mode_names_push_the_gradient_of_their_own_loss(mode: Mo
         layer, source = embedded(index, mode)
         values = source.values.clone().requires_grad_()
         (expected,) = torch.autograd.grad(loss_with(layer, inputs(index), values), values)
-        train(layer, inputs(index), Place(step=7, training=True))
+        train(layer, inputs(index), BatchPosition(step=7, training=True))
         assert [(of, step) for of, step, _ in source.pushed] == ([(index, 7)] if index in who else [])
         if index in who:
             torch.testing.assert_close(source.pushed[0][2], expected)
@@ -504,10 +504,10 @@ def test_layers_that_the_mode_names_push_the_gradient_of_their_own_loss(mode: Mo
 
 def test_layer_reads_the_dictionary_once_a_step_at_its_own_place() -> None:
     layer, source = embedded(1)
-    places = [Place(epoch=epoch, step=step, training=True) for epoch, step in ((0, 0), (0, 1), (1, 2))]
-    for place in places:
-        train(layer, inputs(1), place)
-    assert source.asked == [(1, place) for place in places]
+    places = [BatchPosition(epoch=epoch, step=step, training=True) for epoch, step in ((0, 0), (0, 1), (1, 2))]
+    for where in places:
+        train(layer, inputs(1), where)
+    assert source.asked == [(1, where) for where in places]
 
 
 def test_dictionary_is_read_only_once_the_activations_are_sent() -> None:
@@ -557,7 +557,7 @@ def test_layers_own_embeddings_learn_and_are_saved_with_it() -> None:
     optimizer = torch.optim.AdamW([*net.parameters(), *rule.parameters()], lr=1e-2)
     for _ in range(3):
         optimizer.zero_grad()
-        context = Context(labels=LABELS_OF_BATCH, place=LEARNING)
+        context = StepContext(labels=LABELS_OF_BATCH, where=LEARNING)
         rule.loss(net, outputs_of(net, net(inputs(1)["x"])), context).backward()
         optimizer.step()
         train(layer, inputs(1))
@@ -621,7 +621,7 @@ def test_version_skew_is_by_how_many_updates_a_layer_reads_behind(mode: Mode, sy
     source = FixedEmbeddings(torch.randn(3, 12), 3)
     for index, expected in skews.items():
         layer = LocalLayer(spec, index, CPU, source if chosen.shared else None)
-        assert [layer.version_skew(Place(step=step, training=True)) for step in range(6)] == expected
+        assert [layer.version_skew(BatchPosition(step=step, training=True)) for step in range(6)] == expected
 
 
 def test_layer_of_a_method_without_embeddings_has_no_version_skew() -> None:

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from pipeline.config.settings import Settings
-from pipeline.methods import CffSettings, CflSettings, Method
+from pipeline.methods import CffSettings, CflSettings, MethodConfig
 from pipeline.runtime.threads import train_threads
 from tests.conftest import make_run
 
 
 @pytest.mark.parametrize("method", [CffSettings(), CflSettings()], ids=["cff", "cfl"])
-def test_no_thread_of_a_run_outlives_it(small_settings: Settings, method: Method) -> None:
+def test_no_thread_of_a_run_outlives_it(small_settings: Settings, method: MethodConfig) -> None:
     """Symptom: a run that had finished well sometimes ended with "terminate called without an active exception" and
     exit status 134, when the interpreter ended before the feeder did.
     """

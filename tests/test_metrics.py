@@ -24,7 +24,7 @@ from pipeline.layers.tallies import EvaluationTally, TrainTally
 from pipeline.nets import VitSettings
 from pipeline.runtime.history import History
 from pipeline.telemetry import clock as clock_module
-from pipeline.telemetry.clock import Account, Clock, Spent
+from pipeline.telemetry.clock import Clock, TimeBreakdown, TimeCategory
 from pipeline.telemetry.reports import LayerReport, PassReport
 from tests.support import CPU, changed, tiny_spec
 
@@ -49,14 +49,14 @@ def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
     return hands
 
 
-def spent(account: Account) -> dict[str, float]:
+def spent(account: TimeBreakdown) -> dict[str, float]:
     """What is not zero."""
     return {kind.value: seconds for kind, seconds in account.seconds.items() if seconds}
 
 
 def test_time_is_accounted_by_kind_and_the_rest_is_other(hands: Hands) -> None:
     clock = Clock()
-    for kind, seconds in ((Spent.BUSY, 5.0), (Spent.WAIT_IN, 2.0), (Spent.COPY, 1.0)):
+    for kind, seconds in ((TimeCategory.BUSY, 5.0), (TimeCategory.WAIT_IN, 2.0), (TimeCategory.COPY, 1.0)):
         with clock.measure(kind):
             hands.pass_by(seconds)
         hands.pass_by(0.5)
@@ -69,11 +69,11 @@ def test_time_is_accounted_by_kind_and_the_rest_is_other(hands: Hands) -> None:
 
 def test_what_a_gpu_does_while_its_host_waits_is_busy_alone(hands: Hands) -> None:
     clock = Clock()
-    with clock.measure(Spent.COPY):
+    with clock.measure(TimeCategory.COPY):
         hands.pass_by(1)
-    with clock.measure(Spent.WAIT_IN):
+    with clock.measure(TimeCategory.WAIT_IN):
         hands.pass_by(9)
-    clock.credit(Spent.BUSY, 7)
+    clock.credit(TimeCategory.BUSY, 7)
     account = clock.read()
     assert spent(account) == {"busy": 7.0, "wait_in": 2.0, "copy": 1.0}
     assert account.other == 0
@@ -82,15 +82,15 @@ def test_what_a_gpu_does_while_its_host_waits_is_busy_alone(hands: Hands) -> Non
 def test_time_measured_inside_a_measurement_counts_once(hands: Hands) -> None:
     """A stage sends amid its step: copying and waiting there are not busy."""
     clock = Clock()
-    with clock.measure(Spent.BUSY):
+    with clock.measure(TimeCategory.BUSY):
         hands.pass_by(3)
-        with clock.measure(Spent.WAIT_OUT):
+        with clock.measure(TimeCategory.WAIT_OUT):
             hands.pass_by(10)
-            with clock.measure(Spent.COPY):
+            with clock.measure(TimeCategory.COPY):
                 hands.pass_by(0.5)
             hands.pass_by(10)
         hands.pass_by(4)
-        with clock.measure(Spent.SYNC):
+        with clock.measure(TimeCategory.SYNC):
             hands.pass_by(1)
     assert spent(clock.read()) == {"busy": 7.0, "wait_out": 20.0, "copy": 0.5, "sync": 1.0}
     assert clock.read().other == 0
@@ -98,9 +98,9 @@ def test_time_measured_inside_a_measurement_counts_once(hands: Hands) -> None:
 
 def test_same_kind_inside_itself_counts_once(hands: Hands) -> None:
     clock = Clock()
-    with clock.measure(Spent.BUSY):
+    with clock.measure(TimeCategory.BUSY):
         hands.pass_by(1)
-        with clock.measure(Spent.BUSY):
+        with clock.measure(TimeCategory.BUSY):
             hands.pass_by(2)
     assert spent(clock.read()) == {"busy": 3.0}
 
@@ -109,9 +109,9 @@ def test_measurement_that_ends_in_an_error_still_counts(hands: Hands) -> None:
     clock = Clock()
 
     def fail_while_waiting() -> None:
-        with clock.measure(Spent.BUSY):
+        with clock.measure(TimeCategory.BUSY):
             hands.pass_by(1)
-            with clock.measure(Spent.WAIT_OUT):
+            with clock.measure(TimeCategory.WAIT_OUT):
                 hands.pass_by(2)
                 raise RuntimeError
 
@@ -124,7 +124,7 @@ def test_measurement_that_ends_in_an_error_still_counts(hands: Hands) -> None:
 
 steps = st.recursive(
     st.floats(0.125, 8).map(lambda x: round(8 * x) / 8),
-    lambda inner: st.tuples(st.sampled_from(Spent), st.lists(inner, max_size=4)),
+    lambda inner: st.tuples(st.sampled_from(TimeCategory), st.lists(inner, max_size=4)),
     max_leaves=20,
 )
 
@@ -136,10 +136,10 @@ def test_wall_is_the_sum_of_all_kinds_and_other_at_every_moment(plan: list[objec
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: hands.now, time=lambda: hands.now))
         clock = Clock()
-        expected = dict.fromkeys(Spent, 0.0)
+        expected = dict.fromkeys(TimeCategory, 0.0)
         idle = 0.0
 
-        def carry_out(step: object, kind: Spent | None) -> None:
+        def carry_out(step: object, kind: TimeCategory | None) -> None:
             nonlocal idle
             if isinstance(step, float):
                 hands.pass_by(step)
@@ -167,11 +167,11 @@ def test_lap_amid_a_step_ends_at_that_moment(hands: Hands) -> None:
     validation after a long training step then had more busy seconds than seconds, and a utilisation above 1.
     """
     clock = Clock()
-    with clock.measure(Spent.BUSY):
+    with clock.measure(TimeCategory.BUSY):
         hands.pass_by(10)
         training = clock.lap()
         hands.pass_by(1)
-    with clock.measure(Spent.BUSY):
+    with clock.measure(TimeCategory.BUSY):
         hands.pass_by(0.5)
         validation = clock.lap()
     assert (training.wall, spent(training), training.utilisation) == (10, {"busy": 10.0}, 1)
@@ -182,7 +182,7 @@ def test_laps_add_up_to_the_whole(hands: Hands) -> None:
     clock = Clock()
     laps = []
     for seconds in (1.0, 2.0, 4.0):
-        with clock.measure(Spent.BUSY):
+        with clock.measure(TimeCategory.BUSY):
             hands.pass_by(seconds)
         hands.pass_by(0.25)
         laps.append(clock.lap())
@@ -192,7 +192,7 @@ def test_laps_add_up_to_the_whole(hands: Hands) -> None:
 
 def test_restarted_clock_has_nothing_spent(hands: Hands) -> None:
     clock = Clock()
-    with clock.measure(Spent.BUSY):
+    with clock.measure(TimeCategory.BUSY):
         hands.pass_by(3)
     clock.lap()
     clock.restart()
@@ -203,7 +203,7 @@ def test_restarted_clock_has_nothing_spent(hands: Hands) -> None:
 
 def test_clock_can_be_read_by_another_thread_while_it_measures() -> None:
     clock, stop = Clock(), threading.Event()
-    readings: list[Account] = []
+    readings: list[TimeBreakdown] = []
 
     def watch() -> None:
         while not stop.is_set():
@@ -212,7 +212,7 @@ def test_clock_can_be_read_by_another_thread_while_it_measures() -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     for _ in range(2000):
-        with clock.measure(Spent.BUSY), clock.measure(Spent.COPY):
+        with clock.measure(TimeCategory.BUSY), clock.measure(TimeCategory.COPY):
             pass
     stop.set()
     watcher.join()
@@ -222,8 +222,10 @@ def test_clock_can_be_read_by_another_thread_while_it_measures() -> None:
         assert all(seconds >= 0 for seconds in (later - earlier).seconds.values())
 
 
-def account(wall: float, busy: float, wait_in: float) -> Account:
-    return Account(wall, {**dict.fromkeys(Spent, 0.0), Spent.BUSY: busy, Spent.WAIT_IN: wait_in})
+def account(wall: float, busy: float, wait_in: float) -> TimeBreakdown:
+    return TimeBreakdown(
+        wall, {**dict.fromkeys(TimeCategory, 0.0), TimeCategory.BUSY: busy, TimeCategory.WAIT_IN: wait_in}
+    )
 
 
 def test_accounts_add_and_subtract_kind_by_kind() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.layers.layer import LocalLayer
-from pipeline.nets import NETS, MlpSettings, Net, Shape, VitSettings
+from pipeline.nets import NETS, MlpSettings, NetConfig, Shape, VitSettings
 from pipeline.nets.vit import EncoderLayer, PatchEmbedding
 from tests.support import CPU, tiny_spec
 
@@ -184,7 +184,7 @@ def test_vit_128_4_5_has_the_parameters_counted_by_hand(pooling: str, extra: int
         (MlpSettings(depth=0), ["--depth 0", "at least 1"]),
     ],
 )
-def test_net_that_cannot_be_is_refused_with_what_could(net: Net, said: list[str]) -> None:
+def test_net_that_cannot_be_is_refused_with_what_could(net: NetConfig, said: list[str]) -> None:
     with pytest.raises(UserError) as refusal:
         net.resolve((3, 32, 32))
     for part in said:
@@ -254,7 +254,7 @@ def test_a_norm_of_version_0_1_has_its_name_of_now() -> None:
 
 
 @pytest.mark.parametrize("net", [VitSettings(dim=8, heads=2, depth=3, patch=2), MlpSettings(width=8, depth=3)])
-def test_layer_built_alone_equals_the_layer_built_with_the_others(net: Net) -> None:
+def test_layer_built_alone_equals_the_layer_built_with_the_others(net: NetConfig) -> None:
     spec = tiny_spec(net=net)
     together = [LocalLayer(spec, index, CPU) for index in range(3)]
     torch.rand(5)  # nor does it depend on what else was drawn
@@ -282,5 +282,5 @@ def test_another_seed_gives_other_weights() -> None:
 @pytest.mark.parametrize(
     ("net", "name"), [(VitSettings(dim=192, heads=6, depth=6), "ViT[192 6 6]"), (MlpSettings(), "MLP[500 3]")]
 )
-def test_net_describes_itself_in_the_papers_notation(net: Net, name: str) -> None:
+def test_net_describes_itself_in_the_papers_notation(net: NetConfig, name: str) -> None:
     assert net.describe() == name

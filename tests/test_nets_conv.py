@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.nets import NETS, ConvSettings, Dropout, Layer, Net, ResnetSettings, Shape, VggSettings
+from pipeline.nets import NETS, ConvSettings, Dropout, Layer, NetConfig, ResnetSettings, Shape, VggSettings
 from tests.support_nets import images_of, layers_of, num_parameters, take_over
 
 MNIST, CIFAR, STL = (1, 28, 28), (3, 32, 32), (3, 96, 96)
 CONV512 = ConvSettings(channels=(64, 256, 512))
-THIN: list[Net] = [
+THIN: list[NetConfig] = [
     ConvSettings(channels=(4, 6, 8)),
     VggSettings(scale=1 / 64, dropout=0.0),
     ResnetSettings(depth=14, width=4),
@@ -275,7 +275,7 @@ def test_resnet_starts_as_he_et_al_initialise() -> None:
 
 @pytest.mark.parametrize("net", THIN, ids=lambda net: net.kind)
 @pytest.mark.parametrize("shape", [MNIST, CIFAR, STL, (1, 19, 33)])
-def test_grid_and_features_are_those_of_the_output(net: Net, shape: Shape) -> None:
+def test_grid_and_features_are_those_of_the_output(net: NetConfig, shape: Shape) -> None:
     activations = images_of(shape, 2)
     for layer in layers_of(net, shape):
         activations = layer.eval()(activations)
@@ -292,7 +292,7 @@ def test_grid_and_features_are_those_of_the_output(net: Net, shape: Shape) -> No
 
 
 @pytest.mark.parametrize("net", THIN, ids=lambda net: net.kind)
-def test_layer_can_be_built_alone(net: Net) -> None:
+def test_layer_can_be_built_alone(net: NetConfig) -> None:
     net = net.resolve(CIFAR)
     x = images_of(CIFAR, 2)
     for index in range(net.num_layers):
@@ -308,7 +308,7 @@ def test_layer_can_be_built_alone(net: Net) -> None:
 
 @pytest.mark.parametrize("net", THIN, ids=lambda net: net.kind)
 @pytest.mark.parametrize("training", [True, False])
-def test_layer_runs_without_memory(net: Net, training: bool) -> None:
+def test_layer_runs_without_memory(net: NetConfig, training: bool) -> None:
     """The pipeline measures its messages on the meta device."""
     net = net.resolve(CIFAR)
     real = images_of(CIFAR, 2)
@@ -323,7 +323,7 @@ def test_layer_runs_without_memory(net: Net, training: bool) -> None:
 
 
 @pytest.mark.parametrize("net", THIN, ids=lambda net: net.kind)
-def test_every_parameter_learns(net: Net) -> None:
+def test_every_parameter_learns(net: NetConfig) -> None:
     x = images_of(CIFAR, 6)
     for layer in layers_of(net, CIFAR):
         output = layer.train()(x)
@@ -334,7 +334,7 @@ def test_every_parameter_learns(net: Net) -> None:
 
 
 @pytest.mark.parametrize("net", [*THIN, CONV512], ids=lambda net: net.describe())
-def test_settings_come_back_from_json(net: Net) -> None:
+def test_settings_come_back_from_json(net: NetConfig) -> None:
     assert NETS.load(json.loads(json.dumps(NETS.dump(net)))) == net
 
 
@@ -351,7 +351,7 @@ def test_settings_come_back_from_json(net: Net) -> None:
         (ResnetSettings(depth=20, width=32), "ResNet-20, width 32"),
     ],
 )
-def test_net_describes_itself(net: Net, name: str) -> None:
+def test_net_describes_itself(net: NetConfig, name: str) -> None:
     assert net.describe() == name
 
 
@@ -377,7 +377,7 @@ def test_net_describes_itself(net: Net, name: str) -> None:
         (ResnetSettings(width=0), CIFAR, ["--width 0", "at least 1"]),
     ],
 )
-def test_net_that_cannot_be_is_refused_with_what_could(net: Net, shape: Shape, said: list[str]) -> None:
+def test_net_that_cannot_be_is_refused_with_what_could(net: NetConfig, shape: Shape, said: list[str]) -> None:
     with pytest.raises(UserError) as refusal:
         net.resolve(shape)
     for part in said:
@@ -385,7 +385,7 @@ def test_net_that_cannot_be_is_refused_with_what_could(net: Net, shape: Shape, s
 
 
 @pytest.mark.parametrize("net", [ConvSettings(first_padding=1), ResnetSettings()], ids=lambda net: net.kind)
-def test_smallest_image_passes(net: Net) -> None:
+def test_smallest_image_passes(net: NetConfig) -> None:
     x = images_of((1, 1, 1), 3)
     for layer in layers_of(net, (1, 1, 1)):
         x = layer.train()(x)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.nets import NETS, MixerSettings, Net, Shape, VitSettings
+from pipeline.nets import NETS, MixerSettings, NetConfig, Shape, VitSettings
 from tests.support_nets import images_of, layers_of, num_parameters
 
 SHAPE = (3, 8, 12)
@@ -145,7 +145,7 @@ def test_every_parameter_learns() -> None:
 
 
 @pytest.mark.parametrize("net", [MixerSettings(), THIN])
-def test_settings_come_back_from_json(net: Net) -> None:
+def test_settings_come_back_from_json(net: NetConfig) -> None:
     assert NETS.load(json.loads(json.dumps(NETS.dump(net)))) == net
 
 

@@ -23,7 +23,7 @@ from pipeline.config.settings import Settings
 from pipeline.errors import UserError
 from pipeline.layers.label_dictionary import FixedEmbeddings
 from pipeline.layers.layer import LocalLayer
-from pipeline.methods import CflSettings, Method
+from pipeline.methods import CflSettings, MethodConfig
 from pipeline.nets import VitSettings
 from pipeline.planning.predict import Planner, Site, listed, moves, shown
 from pipeline.planning.profile import LayerCost, Profile, profile, profile_here
@@ -42,7 +42,7 @@ def cost(seconds: float, **values: Any) -> LayerCost:
     return LayerCost(**(phases | sizes | values))
 
 
-def planner(seconds: Sequence[float], *, method: Method | None = None, **values: Any) -> Planner:
+def planner(seconds: Sequence[float], *, method: MethodConfig | None = None, **values: Any) -> Planner:
     """A plan for layers that take so long, with nothing else that takes time."""
     costs = tuple(cost(s) for s in seconds)
     spec = tiny_spec(
@@ -91,7 +91,7 @@ def test_a_slow_link_asks_for_fewer_bytes() -> None:
     assert prediction.limit == Limit("link", 0)
     assert prediction.images_per_second == pytest.approx(6 / 4, rel=1e-3)
     best = plan.changes(partition(2, 2), slow)[0]
-    assert best.what == "--wire bf16"
+    assert best.what == "--transfer-dtype bf16"
     assert best.gain == pytest.approx(1, rel=1e-3)
 
 
@@ -154,7 +154,7 @@ def test_every_single_move_of_a_layer() -> None:
 
 
 @pytest.mark.parametrize("method", [None, CflSettings().resolve([8, 8, 8])])
-def test_a_profile_has_every_phase_and_size(method: Method | None) -> None:
+def test_a_profile_has_every_phase_and_size(method: MethodConfig | None) -> None:
     spec = tiny_spec(method=method, stages=3)
     costs = profile(spec, CPU, seconds=0.1).costs
     assert [one.enter > 0 for one in costs] == [True, False, False]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.bench.backprop.entry import Rival, rivals
+from launch.bench.backprop.entry import BackpropRunner, backprop_runners
 from launch.bench.backprop.final_messages import kind_of
 from launch.bench.backprop.job import Way
 from launch.bench.backprop.part import Part
@@ -61,27 +61,27 @@ def learned(run: tuple[RunSpec, Dataset]) -> tuple[State, float]:
 
 
 @contextmanager
-def started(rival: Rival) -> Iterator[Rival]:
+def started(runner: BackpropRunner) -> Iterator[BackpropRunner]:
     try:
-        rival.start()
-        yield rival
+        runner.start()
+        yield runner
     finally:
-        rival.close()
-        assert not [child for child in multiprocessing.active_children() if child.name.startswith(rival.name)]
+        runner.close()
+        assert not [child for child in multiprocessing.active_children() if child.name.startswith(runner.name)]
 
 
 def rival_of(
     run: tuple[RunSpec, Dataset], way: Way, microbatches: int = 1, *, source: str = "memory", warm: int = 1
-) -> Rival:
+) -> BackpropRunner:
     spec, dataset = run
     kept = dataset if source == "memory" else None
-    return Rival(spec, way, 2, microbatches=microbatches, dataset=kept, warm=warm)
+    return BackpropRunner(spec, way, 2, microbatches=microbatches, dataset=kept, warm=warm)
 
 
-def processes(rival: Rival) -> dict[str, int]:
+def processes(runner: BackpropRunner) -> dict[str, int]:
     """Process ids by name."""
     return {
-        child.name: child.pid or 0 for child in multiprocessing.active_children() if child.name.startswith(rival.name)
+        child.name: child.pid or 0 for child in multiprocessing.active_children() if child.name.startswith(runner.name)
     }
 
 
@@ -103,9 +103,9 @@ def without_key_biases(state: State) -> State:
 def test_one_device_learns_the_bits_of_the_serial_loop(
     run: tuple[RunSpec, Dataset], learned: tuple[State, float], source: str
 ) -> None:
-    with started(rival_of(run, "backprop", source=source)) as rival:  # two steps at the start
-        done = rival.round(1)  # and one that is not measured
-        weights = rival.weights()
+    with started(rival_of(run, "backprop", source=source)) as runner:  # two steps at the start
+        done = runner.round(1)  # and one that is not measured
+        weights = runner.weights()
     expected, loss = learned
     assert weights.keys() == expected.keys()
     for name, value in expected.items():
@@ -120,13 +120,13 @@ def test_one_device_learns_the_bits_of_the_serial_loop(
 def test_several_devices_learn_what_one_learns(
     run: tuple[RunSpec, Dataset], learned: tuple[State, float], way: Way, microbatches: int, source: str
 ) -> None:
-    with started(rival_of(run, way, microbatches, source=source)) as rival:
-        done = rival.round(1)
-        weights = rival.weights()
-        before = {name: ticks(pid) for name, pid in processes(rival).items()}
+    with started(rival_of(run, way, microbatches, source=source)) as runner:
+        done = runner.round(1)
+        weights = runner.weights()
+        before = {name: ticks(pid) for name, pid in processes(runner).items()}
         assert len(before) == (2 if source == "memory" else 3)
         time.sleep(0.3)
-        spent = {name: ticks(pid) - before[name] for name, pid in processes(rival).items()}
+        spent = {name: ticks(pid) - before[name] for name, pid in processes(runner).items()}
         assert sum(spent.values()) <= 1, f"between rounds a rival is to use no CPU: {spent}"
 
     expected, loss = learned
@@ -153,26 +153,26 @@ def test_several_devices_learn_what_one_learns(
 
 
 def test_a_killed_rank_ends_the_round_by_name(run: tuple[RunSpec, Dataset]) -> None:
-    with started(rival_of(run, "ddp", source="feeder")) as rival:
-        pids = processes(rival)
+    with started(rival_of(run, "ddp", source="feeder")) as runner:
+        pids = processes(runner)
         threading.Timer(0.5, os.kill, (pids["ddp rank 2"], signal.SIGKILL)).start()
         begun = time.monotonic()
         with pytest.raises(
             CannotRunError, match=r"rank 2 was killed.* The batch was 320 images on 2 devices; .*--batch"
         ):
-            rival.round(1_000_000)
+            runner.round(1_000_000)
         assert time.monotonic() - begun < 30  # 2 s where nothing else runs; the ranks' own patience is a minute
-        assert not processes(rival)
+        assert not processes(runner)
 
 
 def test_a_loader_that_fails_is_named_with_what_it_said(run: tuple[RunSpec, Dataset], tmp_path: Path) -> None:
     spec, _ = run
-    rival = Rival(replace(spec, data_folder=str(tmp_path / "gone")), "backprop", 2, dataset=None)
+    runner = BackpropRunner(replace(spec, data_folder=str(tmp_path / "gone")), "backprop", 2, dataset=None)
     with pytest.raises(Exception, match=r"backprop, 1 device: the loader UserError: .*gone") as failure:
-        rival.start()
+        runner.start()
     assert type(failure.value).__name__ == "StageFailedError"
-    assert not processes(rival)
-    rival.close()
+    assert not processes(runner)
+    runner.close()
 
 
 def test_memory_that_cannot_be_had_is_told_from_other_failures() -> None:
@@ -200,11 +200,11 @@ def test_memory_that_cannot_be_had_is_told_from_other_failures() -> None:
 )
 def test_what_cannot_run_says_why(way: Way, num_devices: int, microbatches: int, batch_size: int, reason: str) -> None:
     spec = tiny_spec(batch_size=batch_size)
-    rival = Rival(spec, way, num_devices, microbatches=microbatches, dataset=None)
+    runner = BackpropRunner(spec, way, num_devices, microbatches=microbatches, dataset=None)
     with pytest.raises(CannotRunError) as refusal:
-        rival.start()
+        runner.start()
     assert reason in str(refusal.value)
-    rival.close()
+    runner.close()
 
 
 def test_more_devices_than_layers_make_as_many_stages_as_layers() -> None:
@@ -232,12 +232,12 @@ def test_a_copy_of_the_net_computes_with_its_own_weights() -> None:
 
 def test_every_row_has_its_name_and_tells_what_it_is() -> None:
     spec = changed(tiny_spec(batch_size=32), "pipeline", compile="on")
-    rows = {rival.name: rival.title for rival in rivals(spec, 2, dataset=None)}
+    rows = {runner.name: runner.title for runner in backprop_runners(spec, 2, dataset=None)}
     assert list(rows) == ["backprop", "dataparallel", "ddp", "gpipe-8", "gpipe-32", "1f1b-8", "1f1b-32"]
     assert rows["backprop"] == "backprop, 1 device"
     assert rows["dataparallel"] == "DataParallel backprop, 2 devices, not compiled"
     assert rows["1f1b-8"] == "1F1B backprop, 8 microbatches, 2 devices"
     graphs = changed(spec, "pipeline", compile="graphs")
-    rows = {rival.name: rival.title for rival in rivals(graphs, 2, dataset=None)}
+    rows = {runner.name: runner.title for runner in backprop_runners(graphs, 2, dataset=None)}
     assert rows["gpipe-32"] == "GPipe backprop, 32 microbatches, 2 devices, compiled without CUDA graphs"
     assert rows["ddp"] == "DDP backprop, 2 devices"

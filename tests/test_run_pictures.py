@@ -28,7 +28,7 @@ from pipeline.config.settings import Settings
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
 from pipeline.runtime.threads import train_threads
-from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import LayerReport, PassReport, StepTimes
 from pipeline.transport.message import Kind
 from tests.conftest import make_run
@@ -202,7 +202,9 @@ def test_the_schedule_is_the_measured_one(
         np.testing.assert_allclose([step.end for step in laid], report.steps.ended)
         work = sum(step.end - step.begin for step in laid)
         # The account goes on to the report, a moment behind the last step.
-        assert work == pytest.approx(report.account.seconds[Spent.BUSY] + report.account.seconds[Spent.COPY], rel=0.1)
+        assert work == pytest.approx(
+            report.account.seconds[TimeCategory.BUSY] + report.account.seconds[TimeCategory.COPY], rel=0.1
+        )
         for step in laid:
             assert sum(step.waits.values()) == pytest.approx(step.begin - step.since, abs=1e-6)
     first, middle = drawn.windows()
@@ -221,7 +223,7 @@ def test_the_schedule_is_the_measured_one(
 
 
 def some_times(ended: list[float], **spent: list[float]) -> StepTimes:
-    columns = [spent.get(kind.value, [0.0] * len(ended)) for kind in Spent]
+    columns = [spent.get(kind.value, [0.0] * len(ended)) for kind in TimeCategory]
     return StepTimes(np.array(ended), np.array(columns).T)
 
 

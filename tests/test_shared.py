@@ -16,15 +16,15 @@ import ray
 import torch
 
 from pipeline.config.settings import Settings
-from pipeline.runtime.controller import conduct
+from pipeline.runtime.controller import control
 from pipeline.telemetry.clock import Clock
 from pipeline.transport import Transport, shared_memory
 from pipeline.transport.message import Kind, Message
-from pipeline.transport.shared_memory import NOWHERE, Address, Offer, SharedReceiver, SharedSender, found, offered
+from pipeline.transport.shared_memory import NOWHERE, Address, Offer, SharedReceiver, SharedSender, attach, create_offer
 from tests.conftest import make_run
 from tests.support import End, Pair, run_pair
 from tests.test_equality import assert_same, serial
-from workers.group import RayCrew
+from workers.group import RayWorkers
 
 PAYLOAD = 1 << 17
 BYTES = 100_000
@@ -35,20 +35,20 @@ BYTES = 100_000
 
 
 def offer(depth: int = 1) -> Offer:
-    made = offered(PAYLOAD, depth)
+    made = create_offer(PAYLOAD, depth)
     assert made is not None
     return made
 
 
 def look(address: Address, depth: int = 1) -> SharedReceiver | None:
-    return found(Address.unpack(address.pack()), "stage 1 → stage 2", PAYLOAD, depth, stall_timeout=5.0, clock=Clock())
+    return attach(Address.unpack(address.pack()), "stage 1 → stage 2", PAYLOAD, depth, stall_timeout=5.0, clock=Clock())
 
 
 def both_ends(depth: int = 1) -> tuple[SharedSender, SharedReceiver]:
     made = offer(depth)
     receiver = look(made.address, depth)
     assert receiver is not None
-    return made.taken("stage 1 → stage 2", stall_timeout=5.0, clock=Clock()), receiver
+    return made.accept("stage 1 → stage 2", stall_timeout=5.0, clock=Clock()), receiver
 
 
 def pieces() -> tuple[int, int]:
@@ -124,8 +124,8 @@ def read_slowly(end: End, count: int, ahead: int) -> list[list[str]]:
     for number in range(count):
         tensor = end.receiver.receive().tensors["x"]
         first = checksum(tensor)
-        patience = time.monotonic() + 10
-        while end.num_sent.value < min(number + 1 + ahead, count) and time.monotonic() < patience:
+        timeout = time.monotonic() + 10
+        while end.num_sent.value < min(number + 1 + ahead, count) and time.monotonic() < timeout:
             time.sleep(0.002)
         time.sleep(0.02)
         seen.append([first, checksum(tensor)])
@@ -200,8 +200,8 @@ def test_runs_give_the_serial_bits_with_and_without_shared_memory(
     """``mapped``: pieces of memory that each of two stages shares, with the feeder and with each other."""
     pipe = replace(small_settings.pipeline, executor="ray", transport=transport)
     spec, _ = make_run(replace(small_settings, pipeline=pipe), stages=2)
-    with RayCrew(spec) as crew:
-        maps = ray.get([s.__ray_call__.remote(lambda _: Path("/proc/self/maps").read_text()) for s in crew._stages])
-        result = conduct(spec, crew)
+    with RayWorkers(spec) as group:
+        maps = ray.get([s.__ray_call__.remote(lambda _: Path("/proc/self/maps").read_text()) for s in group._stages])
+        result = control(spec, group)
     assert [text.count("memfd:localpipe-") for text in maps] == mapped
     assert_same(result, serial(small_settings))

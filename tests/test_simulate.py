@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.planning.ideal import fill, ideal_speedup
 from pipeline.planning.simulate import Cores, Dictionary, Edge, Feed, LayerWork, Limit, Pipeline, limit, simulate
-from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.clock import TimeCategory
 
 
 def stages_of(seconds: Sequence[float], **values: Any) -> Pipeline:
@@ -68,8 +68,8 @@ def test_a_slow_second_stage_holds_the_first_one_back_by_hand() -> None:
     outcome = simulate(slow)
     assert outcome.ended[0][:7] == pytest.approx((2, 4, 6, 8, 10, 14, 18))
     assert outcome.ended[1][:4] == pytest.approx((5, 9, 13, 17))
-    assert outcome.shares[0][Spent.WAIT_OUT] == pytest.approx(0.5)
-    assert outcome.shares[1][Spent.BUSY] == pytest.approx(1)
+    assert outcome.shares[0][TimeCategory.WAIT_OUT] == pytest.approx(0.5)
+    assert outcome.shares[1][TimeCategory.BUSY] == pytest.approx(1)
 
 
 def test_a_deeper_queue_lets_the_first_stage_run_further_ahead() -> None:
@@ -138,8 +138,8 @@ def test_a_slow_link_is_the_limit_and_a_fast_one_costs_nothing_but_the_fill() ->
 def test_copies_are_work_of_the_ends() -> None:
     outcome = simulate(stages_of([1.0, 1.0], edges=(Edge(send=0.25, receive=0.5),)))
     assert outcome.steps_per_second == pytest.approx(1 / 1.5)
-    assert outcome.shares[0][Spent.COPY] == pytest.approx(0.25 / 1.5)
-    assert outcome.shares[1][Spent.COPY] == pytest.approx(0.5 / 1.5)
+    assert outcome.shares[0][TimeCategory.COPY] == pytest.approx(0.25 / 1.5)
+    assert outcome.shares[1][TimeCategory.COPY] == pytest.approx(0.5 / 1.5)
 
 
 @pytest.mark.parametrize(("feeders", "rate"), [(1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, 1.0), (0, 1 / 4)])
@@ -163,7 +163,7 @@ def test_lagged_label_embeddings_hold_no_equal_stage_back() -> None:
     for lag in (0, 1):
         outcome = simulate(stages_of([1.0] * 4, dictionary=dictionary(embedding_lag=lag)))
         assert outcome.steps_per_second == pytest.approx(1)
-        assert all(share[Spent.SYNC] == pytest.approx(0) for share in outcome.shares)
+        assert all(share[TimeCategory.SYNC] == pytest.approx(0) for share in outcome.shares)
 
 
 def test_exact_label_embeddings_by_hand() -> None:
@@ -185,7 +185,7 @@ def test_layers_run_at_most_as_many_steps_ahead_as_there_are_layers_and_lag(lag:
     outcome = simulate(stages_of([1e-3, 1.0], queue_depth=50, dictionary=dictionary(embedding_lag=lag)))
     at = outcome.ended[1][30] + 0.5  # it has done 31 steps
     assert sum(end < at for end in outcome.ended[0]) == 31 + ahead
-    assert outcome.shares[0][Spent.SYNC] > 0.9
+    assert outcome.shares[0][TimeCategory.SYNC] > 0.9
 
 
 @pytest.mark.parametrize(("mode", "rate"), [("last", 1.0), ("shared-sum", 1.0), ("static", 1.0)])

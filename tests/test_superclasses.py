@@ -19,7 +19,7 @@ from pipeline.analysis.superclasses import SuperClasses, evaluate, guess, partit
 from pipeline.data.class_groups import SUPERCLASSES
 from pipeline.data.registry import DATASETS
 from pipeline.errors import UserError
-from pipeline.methods import CflSettings, Outline
+from pipeline.methods import CflSettings, ModelInfo
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import MlpSettings
 from tests.support_analysis import digits, digits_run
@@ -34,7 +34,7 @@ def view(features: Tensor, targets: Tensor, readout: Tensor | None, *, cosine: b
     settings = CflSettings(
         similarity="cosine" if cosine else "dot", embedding=EmbeddingSettings(embedding_mode="per-layer")
     )
-    rule = settings.build(0, layer, Outline(num_layers=1, num_classes=len(targets)))
+    rule = settings.build(0, layer, ModelInfo(num_layers=1, num_classes=len(targets)))
     return View(
         index=0,
         layer=layer,

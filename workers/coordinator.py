@@ -20,9 +20,9 @@ from torch import Tensor
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import EmbeddingError, PeerLostError, RunError
-from pipeline.layers.label_dictionary import LabelDictionary
+from pipeline.layers.label_dictionary import LabelEmbeddings
 from pipeline.layers.layer import State
-from pipeline.methods import Place
+from pipeline.methods import BatchPosition
 
 NAME = "coordinator (label embeddings)"
 
@@ -35,7 +35,7 @@ class CoordinatorWorker:
 
     def __init__(self, spec: RunSpec) -> None:
         torch.set_num_threads(1)
-        self._dictionary = LabelDictionary(spec)
+        self._dictionary = LabelEmbeddings(spec)
         self._failure: RunError | None = None
         self._failed = threading.Event()
 
@@ -90,7 +90,7 @@ class RemoteEmbeddings:
         settings = spec.settings.method.dictionary()
         assert settings is not None and settings.shared, "asked for only where layers share a dictionary"
         self._schedule, self._layers = settings.versions(spec.num_layers, spec.steps_per_epoch), layers
-        self._patience = spec.settings.pipeline.stall_timeout
+        self._timeout = spec.settings.pipeline.stall_timeout
         self._coordinator = coordinator
         self._versions: dict[int, Tensor] = {}
         self._frozen: Tensor | None = None
@@ -103,24 +103,24 @@ class RemoteEmbeddings:
         if set(layers) & set(self._schedule.contributors):
             self._start("label embeddings: send", self._send)
 
-    def read(self, layer: int, place: Place) -> Tensor:
-        """As ``LabelDictionary.read``; waits for a version that is not there yet.
+    def read(self, layer: int, where: BatchPosition) -> Tensor:
+        """As ``LabelEmbeddings.read``; waits for a version that is not there yet.
 
         Raises:
             EmbeddingError: it does not come within the stall timeout.
             RunError: the coordinator failed or died.
         """
-        if self._frozen is not None and not place.training:
+        if self._frozen is not None and not where.training:
             return self._frozen
-        version = self._schedule.read(layer, place.step, training=place.training)
+        version = self._schedule.read(layer, where.step, training=where.training)
         # The stage's first layer reads the oldest version of all; what is older was for steps that are over.
-        oldest = self._schedule.read(self._layers[0], place.step, training=place.training)
+        oldest = self._schedule.read(self._layers[0], where.step, training=where.training)
         with self._changed:
-            self._changed.wait_for(lambda: version in self._versions or self._failure is not None, self._patience)
+            self._changed.wait_for(lambda: version in self._versions or self._failure is not None, self._timeout)
             if self._failure is not None:
                 raise self._failure
             if version not in self._versions:
-                raise EmbeddingError(f"{NAME}: version {version} did not come within {self._patience:g} s")
+                raise EmbeddingError(f"{NAME}: version {version} did not come within {self._timeout:g} s")
             for number in [number for number in self._versions if number < oldest]:
                 del self._versions[number]
             return self._versions[version]

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import ResourcesError, RunError
 from pipeline.layers.layer import State
-from pipeline.runtime.controller import conduct
+from pipeline.runtime.controller import control
 from pipeline.runtime.edges import edges_of
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.passes import Pass
@@ -63,12 +63,12 @@ def train_ray(
         ResourcesError: the cluster does not have the devices, also after waiting.
         StageFailedError, NonFiniteLossError: a worker failed; the message names it.
     """
-    with RayCrew(spec, interrupted, notify, waiting) as crew:
-        return conduct(spec, crew, observe=observe, follow=follow, interrupted=interrupted)
+    with RayWorkers(spec, interrupted, notify, waiting) as group:
+        return control(spec, group, observe=observe, follow=follow, interrupted=interrupted)
 
 
-class RayCrew:
-    """Implements ``pipeline.runtime.controller.Crew``. A context manager: on leaving it every actor is gone."""
+class RayWorkers:
+    """Implements ``pipeline.runtime.controller.WorkerGroup``. A context manager: on leaving it every actor is gone."""
 
     def __init__(
         self,

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from launch.bench.ablation_steps import LADDER, TUNED, Rung, climb
+from launch.bench.ablation_steps import STEPS, TUNED, AblationStep, train_step_by_step
 from launch.bench.arguments import BenchArguments, check, output_folder
 from launch.bench.child import Child
 from launch.bench.entries import Entry, compete
 from launch.bench.figures import Figures, figures_of, ratio
-from launch.bench.protocol import Contestant, DeviceUse, Round
+from launch.bench.protocol import DeviceUse, Round, Runner
 from launch.output import console as console_module
 from launch.output.run_folder import command_line
 from launch.output.summary import machine
@@ -30,7 +30,7 @@ from pipeline.methods import CffSettings
 from pipeline.runtime.allocator import ENVIRONMENT
 
 
-class RungContestant(Contestant):
+class AblationRunner(Runner):
     """A rung as a row: it takes turns with the others.
 
     Attributes:
@@ -39,15 +39,15 @@ class RungContestant(Contestant):
 
     family: Literal["backprop", "local"] = "local"
 
-    def __init__(self, spec: RunSpec, rung: Rung, *, warm: int) -> None:
-        self.name = self.title = rung.name
-        self._spec = replace(spec, settings=replace(spec.settings, pipeline=rung.settings(spec.settings.pipeline)))
-        self._rung, self._warm = rung, warm
+    def __init__(self, spec: RunSpec, step: AblationStep, *, warm: int) -> None:
+        self.name = self.title = step.name
+        self._spec = replace(spec, settings=replace(spec.settings, pipeline=step.settings(spec.settings.pipeline)))
+        self._rung, self._warm = step, warm
         self._child: Child | None = None
         self.first_step = 0.0
 
     def start(self) -> None:
-        self._child = Child(self.name, climb, (self._spec, self._rung))
+        self._child = Child(self.name, train_step_by_step, (self._spec, self._rung))
         self.first_step = self._child.ask((0, 1))[0]
 
     def round(self, steps: int) -> Round:
@@ -64,7 +64,7 @@ class RungContestant(Contestant):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LadderRow:
+class AblationRow:
     """A rung of the report: times the first rung, times the one before, and seconds spent compiling."""
 
     name: str
@@ -78,15 +78,15 @@ class LadderRow:
     peak_bytes: int
 
 
-def ladder(entries: Sequence[Entry], batch_size: int) -> list[LadderRow]:
+def ablation_rows(entries: Sequence[Entry], batch_size: int) -> list[AblationRow]:
     """The rungs that ran. A rung that did not is left out, and the next one is compared with the one before it."""
     ran = [(entry, row) for entry, row in zip(entries, figures_of(entries, batch_size), strict=True) if entry.rounds]
-    tuned = next((entry for entry, _ in ran if entry.name == LADDER[TUNED].name), ran[0][0]) if ran else None
+    tuned = next((entry for entry, _ in ran if entry.name == STEPS[TUNED].name), ran[0][0]) if ran else None
     rows = []
     for number, (entry, row) in enumerate(ran):
         assert tuned is not None
         rows.append(
-            LadderRow(
+            AblationRow(
                 name=entry.name,
                 images_per_second=row.images_per_second or 0.0,
                 low=row.low or 0.0,
@@ -111,7 +111,7 @@ def ablate(asked: BenchArguments, console: Console, *, threads_given: bool) -> N
     settings = _single(settings, threads)
     folder = output_folder(asked.out, "bench-ablation", run_dir=asked.settings.run_dir)
     spec = _spec(settings)
-    entries = [Entry(contestant=RungContestant(spec, rung, warm=asked.warm), source="memory") for rung in LADDER]
+    entries = [Entry(runner=AblationRunner(spec, step, warm=asked.warm), source="memory") for step in STEPS]
     title = (
         f"{spec.net.describe()}, {method.views}-forward, {spec.data_name}, batch {settings.train.batch_size}, "
         f"one process of {threads} thread{'s' if threads > 1 else ''} on {spec.device}"
@@ -126,7 +126,7 @@ def ablate(asked: BenchArguments, console: Console, *, threads_given: bool) -> N
         compete(entries, rounds=asked.rounds, steps=asked.steps, say=say)
     except KeyboardInterrupt:
         stopped = True
-    rows = ladder(entries, settings.train.batch_size)
+    rows = ablation_rows(entries, settings.train.batch_size)
     _print(console, title, rows)
     folder.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {
@@ -169,8 +169,8 @@ def _times(entry: Entry, other: Entry) -> float:
 
 
 def _compiling(entry: Entry, row: Figures) -> float:
-    assert isinstance(entry.contestant, RungContestant)
-    return max(0.0, entry.contestant.first_step - (row.step_seconds or 0.0))
+    assert isinstance(entry.runner, AblationRunner)
+    return max(0.0, entry.runner.first_step - (row.step_seconds or 0.0))
 
 
 def _allocator_variables() -> dict[str, str | None]:
@@ -178,7 +178,7 @@ def _allocator_variables() -> dict[str, str | None]:
     return {name: os.environ.get(name) for name in ENVIRONMENT}
 
 
-def _print(console: Console, title: str, rows: Sequence[LadderRow]) -> None:
+def _print(console: Console, title: str, rows: Sequence[AblationRow]) -> None:
     headings = ("and with", "images/s", "range", "× first", "× tuned plain", "× before", "first step s", "peak MiB")
     cells = [
         (

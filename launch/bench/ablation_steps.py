@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from launch.bench.child import Answer
-from launch.bench.plain import PlainLoop, Tricks
+from launch.bench.plain import Optimizations, PlainLoop
 from pipeline.config import build
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import PipelineSettings
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch
 from pipeline.layers.layer import LocalLayer
-from pipeline.methods import CffSettings, Context
+from pipeline.methods import CffSettings, StepContext
 from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.process import settle
 from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
@@ -34,7 +34,7 @@ _KEPT = 4  # batches in memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
+class AblationStep:
     """One step of the ladder: all that is turned on there.
 
     Attributes:
@@ -47,32 +47,32 @@ class Rung:
 
     name: str
     allocator: bool = True
-    plain: Tricks | None = None
+    plain: Optimizations | None = None
     compile: Literal["off", "on"] = "off"
     precision: Literal["fp32", "bf16"] = "fp32"
-    wire: Literal["fp32", "bf16"] = "fp32"
+    transfer_dtype: Literal["fp32", "bf16"] = "fp32"
 
     def settings(self, pipe: PipelineSettings) -> PipelineSettings:
         """The run's settings at this rung."""
-        return replace(pipe, compile=self.compile, precision=self.precision, wire=self.wire)
+        return replace(pipe, compile=self.compile, precision=self.precision, transfer_dtype=self.transfer_dtype)
 
 
-_FUSED = Tricks(fused_optimizer=True)
+_FUSED = Optimizations(fused_optimizer=True)
 _BLOCKS = replace(_FUSED, blockwise_loss=True)
 _PRODUCTS = replace(_BLOCKS, attention_by_products=True)
 _FOLDED = replace(_PRODUCTS, folded_norm=True)
-LADDER = (
-    Rung(name="plain loop, eager, fp32", allocator=False, plain=Tricks()),
-    Rung(name="freed memory kept", plain=Tricks()),
-    Rung(name="fused AdamW", plain=_FUSED),
-    Rung(name="loss in blocks of rows", plain=_BLOCKS),
-    Rung(name="attention by products", plain=_PRODUCTS),
-    Rung(name="first norm folded", plain=_FOLDED),
-    Rung(name="part by part of the batch", plain=replace(_FOLDED, in_parts=True)),
-    Rung(name="last map after pooling"),
-    Rung(name="--compile on", compile="on"),
-    Rung(name="--precision bf16", compile="on", precision="bf16"),
-    Rung(name="--wire bf16", compile="on", precision="bf16", wire="bf16"),
+STEPS = (
+    AblationStep(name="plain loop, eager, fp32", allocator=False, plain=Optimizations()),
+    AblationStep(name="freed memory kept", plain=Optimizations()),
+    AblationStep(name="fused AdamW", plain=_FUSED),
+    AblationStep(name="loss in blocks of rows", plain=_BLOCKS),
+    AblationStep(name="attention by products", plain=_PRODUCTS),
+    AblationStep(name="first norm folded", plain=_FOLDED),
+    AblationStep(name="part by part of the batch", plain=replace(_FOLDED, in_parts=True)),
+    AblationStep(name="last map after pooling"),
+    AblationStep(name="--compile on", compile="on"),
+    AblationStep(name="--precision bf16", compile="on", precision="bf16"),
+    AblationStep(name="--transfer-dtype bf16", compile="on", precision="bf16", transfer_dtype="bf16"),
 )
 """From the bottom; each has what those before it have."""
 TUNED = 1
@@ -88,33 +88,33 @@ class ProductLoop:
 
     def step(self, views: Tensor, labels: Tensor, batch: Batch, epoch: int) -> Tensor:
         """As ``PlainLoop.step``."""
-        place = self._spec.place(Kind.TRAIN, epoch, batch.step, batch.position)
-        streams = self.layers[0].rule.enter(views, Context(labels=labels, place=place))
+        where = self._spec.batch_position(Kind.TRAIN, epoch, batch.step, batch.position)
+        activations = self.layers[0].rule.make_inputs(views, StepContext(labels=labels, where=where))
         for layer in self.layers:
-            streams, loss = layer.train(streams, labels, place)
+            activations, loss = layer.train(activations, labels, where)
         return loss
 
 
-def climb(work: tuple[RunSpec, Rung]) -> Answer:
-    """In a process of its own: settles the rung; answers (warm, steps) with what they took."""
-    spec, rung = work
+def train_step_by_step(work: tuple[RunSpec, AblationStep]) -> Answer:
+    """In a process of its own: prepares the step of the ablation; answers (warm, steps) with what they took."""
+    spec, step = work
     device = spec.stage_device(0)
-    if rung.plain is None:
+    if step.plain is None:
         settle(spec, device)
     else:
         torch.set_num_threads(spec.settings.pipeline.threads)
-        if rung.allocator:
+        if step.allocator:
             keep_freed_memory()
     dataset = build.open_folder(spec.settings, Path(spec.data_folder))
     size = spec.settings.train.batch_size
     batches = itertools.cycle(list(itertools.islice(dataset.batches("train", epoch=0, batch_size=size), _KEPT)))
     augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device)
     num_views = spec.settings.method.views if isinstance(spec.settings.method, CffSettings) else 1
-    product = ProductLoop(spec, device) if rung.plain is None else None
-    plain = PlainLoop(spec, rung.plain, device) if rung.plain is not None else None
+    product = ProductLoop(spec, device) if step.plain is None else None
+    plain = PlainLoop(spec, step.plain, device) if step.plain is not None else None
     counted = itertools.count()
 
-    def step() -> Tensor:
+    def train_step() -> Tensor:
         batch, epoch = next(batches), next(counted)
         views = augment.views(batch.images, epoch=epoch, position=batch.position, num_views=num_views)
         labels = batch.labels.to(device)
@@ -127,11 +127,11 @@ def climb(work: tuple[RunSpec, Rung]) -> Answer:
         warm, steps = question
         reset_peak(device)
         for _ in range(warm):
-            loss = step()
+            loss = train_step()
         _synchronize(device)
         begun = time.perf_counter()
         for _ in range(steps):
-            loss = step()
+            loss = train_step()
         _synchronize(device)
         took = time.perf_counter() - begun
         peak = peak_bytes(device)

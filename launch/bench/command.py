@@ -15,11 +15,11 @@ from launch.bench.ablation import ablate
 from launch.bench.accuracy import Curve, curves, times_to
 from launch.bench.arguments import DEFAULT, BenchArguments, brief, check, output_folder
 from launch.bench.conclusion import FeederRate, conclude
-from launch.bench.entries import NAMES, Contest, Entry, compete, field_of, idle_devices, stages_needed
+from launch.bench.entries import NAMES, BenchProtocol, Entry, compete, field_of, idle_devices, stages_needed
 from launch.bench.feeding import FeederSpeed, feeder_speed
 from launch.bench.figures import Figures, figures_of
 from launch.bench.memory import memory
-from launch.bench.ours import PipelineContestant
+from launch.bench.ours import PipelineRunner
 from launch.bench.report import print_report, write_report
 from launch.command_line.parse import parse
 from launch.output import console as console_module
@@ -139,13 +139,13 @@ def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
     idle = idle_devices(settings, devices)
     if idle is not None:
         say(idle)
-    contest = Contest(
+    protocol = BenchProtocol(
         settings=settings, dataset=dataset, devices=devices, warm=asked.warm, steps=asked.steps, console=console
     )
-    outcome = _Outcome(entries=field_of(contest, names, asked.source))
+    outcome = _Outcome(entries=field_of(protocol, names, asked.source))
     with ExitStack() as stack:
         try:
-            _measure(asked, contest, names, outcome, stack, say)
+            _measure(asked, protocol, names, outcome, stack, say)
         except KeyboardInterrupt:
             outcome.stopped = True
             say("Stopped by hand. What was measured until here:")
@@ -189,28 +189,28 @@ def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
 
 
 def _measure(
-    asked: BenchArguments, contest: Contest, names: Sequence[str], outcome: _Outcome, stack: ExitStack, say: Any
+    asked: BenchArguments, protocol: BenchProtocol, names: Sequence[str], outcome: _Outcome, stack: ExitStack, say: Any
 ) -> None:
     """The feeder alone, the contest, then learning curves; whatever is done is in ``outcome`` at once."""
-    ours = [e.contestant for e in outcome.entries if isinstance(e.contestant, PipelineContestant)]
+    ours = [e.runner for e in outcome.entries if isinstance(e.runner, PipelineRunner)]
     if ours:
-        outcome.feeder = feeder_speed(contest.settings, contest.dataset)
+        outcome.feeder = feeder_speed(protocol.settings, protocol.dataset)
     if ours or asked.to_accuracy is not None:
-        pipe = contest.settings.pipeline
+        pipe = protocol.settings.pipeline
         # A private cluster takes as many stages as it is told of; all rows' actors live at once.
-        stages = max(stages_needed(outcome.entries), contest.devices.count)
+        stages = max(stages_needed(outcome.entries), protocol.devices.count)
         pipe = replace(pipe, stages=stages, partition="even")
-        stack.enter_context(ray_cluster(replace(contest.settings, pipeline=pipe)))
+        stack.enter_context(ray_cluster(replace(protocol.settings, pipeline=pipe)))
     compete(outcome.entries, rounds=asked.rounds, steps=asked.steps, say=say)
     if asked.to_accuracy is not None:
         curves(
-            contest.settings,
-            contest.devices,
+            protocol.settings,
+            protocol.devices,
             names,
             accuracy=asked.to_accuracy / 100,
             max_epochs=asked.max_epochs,
             learned=outcome.curves,
-            console=contest.console,
+            console=protocol.console,
         )
 
 

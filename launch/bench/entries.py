@@ -11,9 +11,9 @@ from typing import Literal
 
 from rich.console import Console
 
-from launch.bench.backprop.entry import rivals
-from launch.bench.ours import ROWS, PipelineContestant, Source, spec_of, turns_of
-from launch.bench.protocol import CannotRunError, Contestant, Round
+from launch.bench.backprop.entry import backprop_runners
+from launch.bench.ours import ROWS, PipelineRunner, Source, spec_of, turns_of
+from launch.bench.protocol import CannotRunError, Round, Runner
 from pipeline.config.devices import Devices
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
@@ -40,7 +40,7 @@ class Entry:
         trouble: why it could not start, or go on.
     """
 
-    contestant: Contestant
+    runner: Runner
     source: Source
     start_seconds: float | None = None
     rounds: dict[int, Round] = field(default_factory=dict)
@@ -48,10 +48,10 @@ class Entry:
 
     @property
     def name(self) -> str:
-        return self.contestant.name
+        return self.runner.name
 
 
-class Absent(Contestant):
+class Absent(Runner):
     """A row of ours that cannot run here. Says why when it is to start."""
 
     family: Literal["backprop", "local"] = "local"
@@ -95,7 +95,7 @@ def sources_of(name: str, wanted: str, names: Collection[str]) -> tuple[Source, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest:
+class BenchProtocol:
     """What all rows have in common.
 
     Attributes:
@@ -114,14 +114,14 @@ class Contest:
     console: Console
 
 
-def field_of(contest: Contest, names: Sequence[str], source: str) -> list[Entry]:
+def field_of(protocol: BenchProtocol, names: Sequence[str], source: str) -> list[Entry]:
     """An entry for every row and source, nothing started yet.
 
     Raises:
         UserError: the settings do not fit the data or each other.
     """
     entries = [
-        Entry(contestant=(_ours if name in ROWS else _theirs)(contest, name, where), source=where)
+        Entry(runner=(_ours if name in ROWS else _theirs)(protocol, name, where), source=where)
         for name in names
         for where in sources_of(name, source, names)
     ]
@@ -129,26 +129,26 @@ def field_of(contest: Contest, names: Sequence[str], source: str) -> list[Entry]
     return sorted(entries, key=lambda entry: entry.source != "memory")
 
 
-def _theirs(contest: Contest, name: str, source: Source) -> Contestant:
+def _theirs(protocol: BenchProtocol, name: str, source: Source) -> Runner:
     """Backpropagation on the net, data and stages of the pipelined one-forward row."""
-    spec = spec_of(ROWS["cff-1"], contest.settings, contest.devices, contest.console)
+    spec = spec_of(ROWS["cff-1"], protocol.settings, protocol.devices, protocol.console)
     if source == "feeder":  # as many images as ours read, so that both have them decoded
-        spec = turns_of(spec, source, warm=contest.warm, steps=contest.steps)
-    dataset = contest.dataset if source == "memory" else None
-    every = rivals(spec, contest.devices.count, dataset=dataset, warm=contest.warm)
-    return next(rival for rival in every if rival.name == name)
+        spec = turns_of(spec, source, warm=protocol.warm, steps=protocol.steps)
+    dataset = protocol.dataset if source == "memory" else None
+    every = backprop_runners(spec, protocol.devices.count, dataset=dataset, warm=protocol.warm)
+    return next(runner for runner in every if runner.name == name)
 
 
-def _ours(contest: Contest, name: str, source: Source) -> Contestant:
-    row, devices = ROWS[name], contest.devices
-    spec = spec_of(row, contest.settings, devices, contest.console)
+def _ours(protocol: BenchProtocol, name: str, source: Source) -> Runner:
+    row, devices = ROWS[name], protocol.devices
+    spec = spec_of(row, protocol.settings, devices, protocol.console)
     title = f"{row.title}, {spec.num_stages} stages" if row.pipelined else row.title
     if row.pipelined and devices.count < 2:
         return Absent(name, row.title, "needs 2 devices or more, and there is 1 device.")
     if row.pipelined and spec.num_stages < 2:
         return Absent(name, row.title, "needs 2 stages or more, and the net or --stages allows one.")
-    turns = turns_of(spec, source, warm=contest.warm, steps=contest.steps)
-    return PipelineContestant(name, title, turns, warm=contest.warm)
+    turns = turns_of(spec, source, warm=protocol.warm, steps=protocol.steps)
+    return PipelineRunner(name, title, turns, warm=protocol.warm)
 
 
 def compete(entries: Sequence[Entry], *, rounds: int, steps: int, say: Callable[[str], None]) -> None:
@@ -162,7 +162,7 @@ def compete(entries: Sequence[Entry], *, rounds: int, steps: int, say: Callable[
     try:
         for entry in entries:
             begun = time.perf_counter()
-            if _attempt(entry, entry.contestant.start, say):
+            if _attempt(entry, entry.runner.start, say):
                 entry.start_seconds = time.perf_counter() - begun
                 say(f"{label(entry)}: started in {entry.start_seconds:.1f} s")
         for number in range(rounds):
@@ -172,7 +172,7 @@ def compete(entries: Sequence[Entry], *, rounds: int, steps: int, say: Callable[
             say(f"round {number + 1} of {rounds}: " + ", ".join(_speeds(entries, number)))
     finally:
         for entry in entries:
-            entry.contestant.close()
+            entry.runner.close()
 
 
 def in_turn(entries: Sequence[Entry], number: int) -> Iterator[Entry]:
@@ -187,7 +187,7 @@ def label(entry: Entry) -> str:
 
 
 def _take_turn(entry: Entry, number: int, steps: int) -> None:
-    taken = entry.contestant.round(steps)
+    taken = entry.runner.round(steps)
     if not math.isfinite(taken.loss):
         raise CannotRunError(
             f"its loss is {taken.loss}: what it computes is worth nothing, and such steps may be faster. Lower --lr."
@@ -204,17 +204,17 @@ def _attempt(entry: Entry, work: Callable[[], None], say: Callable[[str], None])
         said = str(error) if isinstance(error, CannotRunError) else f"{type(error).__name__}: {error}"
         entry.trouble = said + _advice(entry, said)
         say(f"{label(entry)}: {entry.trouble}")
-        entry.contestant.close()
+        entry.runner.close()
         return False
 
 
 def _advice(entry: Entry, said: str) -> str:
     """What would help a row of ours that ran out of memory; theirs say it themselves."""
-    if not isinstance(entry.contestant, PipelineContestant):
+    if not isinstance(entry.runner, PipelineRunner):
         return ""
     if not (any(sign in said.lower() for sign in _OUT_OF_MEMORY) or "died" in said):
         return ""
-    batch = entry.contestant.spec.settings.train.batch_size
+    batch = entry.runner.spec.settings.train.batch_size
     return f" The batch was {batch} images. If memory ran out, a smaller --batch-size or --precision bf16 helps."
 
 
@@ -227,9 +227,7 @@ def _speeds(entries: Sequence[Entry], number: int) -> Iterator[str]:
 
 def stages_needed(entries: Sequence[Entry]) -> int:
     """Stages of all our rows together: so many actors live at once."""
-    return sum(
-        entry.contestant.spec.num_stages for entry in entries if isinstance(entry.contestant, PipelineContestant)
-    )
+    return sum(entry.runner.spec.num_stages for entry in entries if isinstance(entry.runner, PipelineRunner))
 
 
 def idle_devices(settings: Settings, devices: Devices) -> str | None:

@@ -150,8 +150,8 @@ def _figures(entry: Entry, entries: Sequence[Entry], batch_size: int) -> Figures
     rates = [rate(taken) for taken in rounds]
     return Figures(
         name=entry.name,
-        title=entry.contestant.title,
-        family=entry.contestant.family,
+        title=entry.runner.title,
+        family=entry.runner.family,
         source=entry.source,
         start_seconds=entry.start_seconds,
         trouble=entry.trouble,

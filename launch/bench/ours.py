@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from launch.balance import settle_partition
-from launch.bench.protocol import Contestant, DeviceUse, Round
+from launch.bench.protocol import DeviceUse, Round, Runner
 from launch.presets import PRESETS
 from pipeline.config import build, checks
 from pipeline.config.devices import Devices
@@ -23,14 +23,14 @@ from pipeline.errors import StageFailedError
 from pipeline.methods import CffSettings
 from pipeline.runtime.controller import until_next_look
 from pipeline.runtime.edges import edge_bytes
-from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import PassReport, StepTimes
 from pipeline.transport.message import Kind
-from workers.group import RayCrew
+from workers.group import RayWorkers
 
 Source = Literal["memory", "feeder"]
 
-_PATIENCE = 3600.0  # seconds that a stage may wait for its next turn
+_TIMEOUT = 3600.0  # seconds that a stage may wait for its next turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def turns_of(spec: RunSpec, source: Source, *, warm: int, steps: int) -> RunSpec
     settings = replace(
         settings,
         data=replace(settings.data, train_fraction=fraction),
-        pipeline=replace(settings.pipeline, feeders=feeders, stall_timeout=_PATIENCE),
+        pipeline=replace(settings.pipeline, feeders=feeders, stall_timeout=_TIMEOUT),
     )
     return replace(spec, settings=settings, steps_per_epoch=wanted)
 
@@ -141,7 +141,7 @@ class StageUse(DeviceUse):
     step_seconds: float
 
 
-class PipelineContestant(Contestant):
+class PipelineRunner(Runner):
     """A pipeline of Ray actors that trains in turns. Ray must be initialised.
 
     Args:
@@ -154,7 +154,7 @@ class PipelineContestant(Contestant):
     def __init__(self, name: str, title: str, spec: RunSpec, *, warm: int) -> None:
         self.name, self.title, self.spec = name, title, spec
         self._warm = warm
-        self._crew: RayCrew | None = None
+        self._crew: RayWorkers | None = None
         self._epoch = 0
 
     def start(self) -> None:
@@ -163,15 +163,15 @@ class PipelineContestant(Contestant):
         self._park()
 
     def round(self, steps: int) -> Round:
-        crew = self._crew or self._open()
+        group = self._crew or self._open()
         batch = self.spec.settings.train.batch_size
-        crew.peak_bytes(reset=True)
+        group.peak_bytes(reset=True)
         reports = self._train(math.ceil((self._warm + steps + drain(self.spec)) / self.spec.steps_per_epoch))
         times = [joined(reports[stage]) for stage in range(self.spec.num_stages)]
         begin, end = pace(times, self._warm, steps)
         devices = tuple(
             stage_use(self._stage_name(stage), time, begin, end, peak, self._warm, steps)
-            for stage, (time, peak) in enumerate(zip(times, crew.peak_bytes(), strict=True))
+            for stage, (time, peak) in enumerate(zip(times, group.peak_bytes(), strict=True))
         )
         loss = float(reports[-1][-1].layers[-1].losses[-1])
         self._park()
@@ -188,8 +188,8 @@ class PipelineContestant(Contestant):
             self._crew.close()
         self._crew = None
 
-    def _open(self) -> RayCrew:
-        self._crew, self._epoch = RayCrew(self.spec), 0
+    def _open(self) -> RayWorkers:
+        self._crew, self._epoch = RayWorkers(self.spec), 0
         return self._crew.__enter__()
 
     def _park(self) -> None:
@@ -201,16 +201,16 @@ class PipelineContestant(Contestant):
 
     def _train(self, num_passes: int) -> list[list[PassReport]]:
         """So many passes through the pipeline; each stage's reports on them."""
-        crew = self._crew
-        assert crew is not None, "start() comes first"
-        crew.feed([(Kind.TRAIN, self._epoch + number) for number in range(num_passes)])
+        group = self._crew
+        assert group is not None, "start() comes first"
+        group.feed([(Kind.TRAIN, self._epoch + number) for number in range(num_passes)])
         self._epoch += num_passes
         begun = time.perf_counter()
         reports: list[list[PassReport]] = [[] for _ in range(self.spec.num_stages)]
         while any(len(said) < num_passes for said in reports):
-            if crew.wait(until_next_look(time.perf_counter() - begun)):
+            if group.wait(until_next_look(time.perf_counter() - begun)):
                 raise StageFailedError(f"{self.name}: the stages ended amid a round")
-            for status, said in crew.poll():
+            for status, said in group.poll():
                 reports[status.stage] += said
         return reports
 
@@ -246,11 +246,11 @@ def stage_use(name: str, times: StepTimes, begin: float, end: float, peak: int, 
     spent = np.stack([np.interp(window, times.ended, column) for column in times.spent.T], axis=1)  # (2, kinds)
     took = spent[1] - spent[0]
     own = times.spent[warm + steps - 1] - times.spent[warm - 1]
-    seconds = {kind.value: float(took[number]) for number, kind in enumerate(Spent)}
+    seconds = {kind.value: float(took[number]) for number, kind in enumerate(TimeCategory)}
     seconds["other"] = max(0.0, end - begin - sum(seconds.values()))
     return StageUse(
         name=name,
         seconds=seconds,
         peak_bytes=peak,
-        step_seconds=float(own[list(Spent).index(Spent.BUSY)]) / steps,
+        step_seconds=float(own[list(TimeCategory).index(TimeCategory.BUSY)]) / steps,
     )

@@ -23,7 +23,7 @@ from pipeline.nets.vit import EncoderLayer, project_normed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tricks:
+class Optimizations:
     """What is turned on.
 
     Attributes:
@@ -44,11 +44,11 @@ class Tricks:
 class PlainLoop:
     """Every layer in turn: forward, loss, backward, AdamW."""
 
-    def __init__(self, spec: RunSpec, tricks: Tricks, device: torch.device) -> None:
+    def __init__(self, spec: RunSpec, optimizations: Optimizations, device: torch.device) -> None:
         method, train = spec.settings.method, spec.settings.train
         assert isinstance(method, CffSettings), "there is a plain loop of CFF alone"
-        self._method, self._tricks = method, tricks
-        self._loss = marginal_contrastive_loss if tricks.blockwise_loss else plain_loss
+        self._method, self._tricks = method, optimizations
+        self._loss = marginal_contrastive_loss if optimizations.blockwise_loss else plain_loss
         self.layers, self._optimizers = [], []
         for index in range(spec.num_layers):
             with torch.random.fork_rng(devices=[]):
@@ -63,7 +63,7 @@ class PlainLoop:
                     layer.parameters(),
                     lr=train.lr,
                     weight_decay=train.weight_decay,
-                    fused=tricks.fused_optimizer or None,
+                    fused=optimizations.fused_optimizer or None,
                 )
             )
 
@@ -87,12 +87,12 @@ class PlainLoop:
         return encode(layer, x, self._tricks) if isinstance(layer, EncoderLayer) else layer(x)
 
 
-def encode(layer: EncoderLayer, x: Tensor, tricks: Tricks) -> Tensor:
+def encode(layer: EncoderLayer, x: Tensor, optimizations: Optimizations) -> Tensor:
     """An encoder layer as papers have it, of tokens (N, T, E) or, in the first layer, of images."""
     if layer.embedding is not None:
         x = layer.embedding(x)
-    qkv = project_normed(layer.norm1, layer.qkv, x) if tricks.folded_norm else layer.qkv(layer.norm1(x))
-    mixed = attention(qkv, layer.heads) if tricks.attention_by_products else _kernel_attention(qkv, layer.heads)
+    qkv = project_normed(layer.norm1, layer.qkv, x) if optimizations.folded_norm else layer.qkv(layer.norm1(x))
+    mixed = attention(qkv, layer.heads) if optimizations.attention_by_products else _kernel_attention(qkv, layer.heads)
     x = x + layer.project(mixed)
     encoded: Tensor = x + layer.contract(F.gelu(layer.expand(layer.norm2(x))))
     return encoded

@@ -47,7 +47,7 @@ class Round:
     loss: float
 
 
-class Contestant(ABC):
+class Runner(ABC):
     """A row of the benchmark.
 
     Attributes:

@@ -28,7 +28,7 @@ from pipeline.transport.channel import LocalChannel, Receiver, Sender
 from pipeline.transport.edges import Edge, EdgeGroups
 from pipeline.transport.message import HEADER_BYTES, Kind, Message, message_bytes
 
-_PATIENCE = 60.0  # seconds after which an end counts as stuck
+_TIMEOUT = 60.0  # seconds after which an end counts as stuck
 _MORE, _STOP = 1, 0  # first byte of a frame on the raw socket
 _CPU = torch.device("cpu")
 
@@ -110,7 +110,7 @@ class _Threads(End):
 
     def turn(self, index: int, until: float) -> int:
         channel = LocalChannel(
-            "bench", depth=self._depth, stall_timeout=_PATIENCE, sender_clock=Clock(), receiver_clock=Clock()
+            "bench", depth=self._depth, stall_timeout=_TIMEOUT, sender_clock=Clock(), receiver_clock=Clock()
         )
         sender = threading.Thread(target=_send, args=(channel, self._messages[index], until))
         sender.start()
@@ -304,12 +304,12 @@ def channel(transport: Transport, sizes: Sequence[int], *, depth: int) -> Iterat
     """
     if transport == "nccl" and torch.cuda.device_count() < 2:
         raise CannotRunError(f"nccl needs 2 GPUs, this machine has {torch.cuda.device_count()}")
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_PATIENCE))
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_TIMEOUT))
     payloads = [message_bytes(_message(size, torch.device("meta"))) for size in sizes]
     edges = tuple(
         Edge(f"{size} bytes", 0, 1, payload, transport) for size, payload in zip(sizes, payloads, strict=True)
     )
-    groups = EdgeGroups(edges, 2, "127.0.0.1", store.port, _PATIENCE, depth)
+    groups = EdgeGroups(edges, 2, "127.0.0.1", store.port, _TIMEOUT, depth)
     makers: list[dict[str, Callable[[], End]]] = [
         {transport: partial(_ChannelEnd, rank, groups, sizes)} for rank in (0, 1)
     ]

@@ -13,7 +13,7 @@ from pipeline.data.index import DataIndex
 from pipeline.data.loader import Dataset
 from pipeline.data.registry import DATASETS
 from pipeline.data.skipped import Skipped
-from pipeline.nets import Net
+from pipeline.nets import NetConfig
 from pipeline.nets.patches import describe_patches, patch_of
 
 
@@ -46,7 +46,7 @@ def resized(index: DataIndex) -> str:
     return f"images resized from {index.resized_from} to {index.shape[1]}×{index.shape[2]}"
 
 
-def image_line(net: Net, index: DataIndex) -> str | None:
+def image_line(net: NetConfig, index: DataIndex) -> str | None:
     """What a run's images are to its net: their size, from where it came, and the tokens; None where that is nothing.
 
     ``net`` is resolved, with its patch settled.

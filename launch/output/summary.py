@@ -17,7 +17,7 @@ from pipeline.data.loader import Dataset
 from pipeline.methods import METHODS
 from pipeline.planning.ideal import ideal_speedup
 from pipeline.runtime.history import RunResult
-from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import LayerReport
 from pipeline.transport.message import Kind
 
@@ -127,7 +127,7 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) 
         return None
     images = dataset.images_per_pass("train", spec.settings.train.batch_size) * num_epochs
     stages = [accounts[stage] for stage in range(spec.num_stages)]
-    busy = [stage.seconds[Spent.BUSY] for stage in stages]
+    busy = [stage.seconds[TimeCategory.BUSY] for stage in stages]
     begun = [result.history.started_at[stage] for stage in range(spec.num_stages)]
     ended = [begin + stage.wall for begin, stage in zip(begun, stages, strict=True)]
     wall = max(ended) - min(begun)
@@ -148,7 +148,7 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) 
                 "device": result.devices[number],
                 "utilisation": account.utilisation,
                 "wall": account.wall,
-                **{kind.value: account.seconds[kind] for kind in Spent},
+                **{kind.value: account.seconds[kind] for kind in TimeCategory},
                 "other": account.other,
             }
             for number, account in enumerate(stages)

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import PassReport, StepTimes
 from pipeline.transport.message import Kind
 
-_WORK = (Spent.BUSY, Spent.COPY)
-_WAITS = (Spent.WAIT_IN, Spent.SYNC, Spent.WAIT_OUT)
+_WORK = (TimeCategory.BUSY, TimeCategory.COPY)
+_WAITS = (TimeCategory.WAIT_IN, TimeCategory.SYNC, TimeCategory.WAIT_OUT)
 _FILL = 4  # the window of the first batches ends when the last stage has finished so many
 _STEADY = 5  # steps of the slowest stage in a window of the steady state
 
@@ -78,8 +78,8 @@ def steps(times: StepTimes, started_at: float | None = None) -> list[Step]:
     if started_at is None:
         first = 1
     else:
-        ended, spent = np.concatenate([[started_at], ended]), np.concatenate([np.zeros((1, len(Spent))), spent])
-    column = {kind: number for number, kind in enumerate(Spent)}
+        ended, spent = np.concatenate([[started_at], ended]), np.concatenate([np.zeros((1, len(TimeCategory))), spent])
+    column = {kind: number for number, kind in enumerate(TimeCategory)}
     laid: list[Step] = []
     for batch, (since, end, took) in enumerate(
         zip(ended[:-1], ended[1:], np.diff(spent, axis=0).clip(min=0), strict=True), start=first
@@ -108,7 +108,7 @@ def beginning(epoch: int, stages: Sequence[Sequence[Step]]) -> Window | None:
 
 def _from(begin: float, first: Step) -> Step:
     """A stage's first step. Its clock starts when its first message comes; until then it waits for input."""
-    waits = {**first.waits, Spent.WAIT_IN.value: first.waits[Spent.WAIT_IN.value] + first.since - begin}
+    waits = {**first.waits, TimeCategory.WAIT_IN.value: first.waits[TimeCategory.WAIT_IN.value] + first.since - begin}
     return replace(first, since=begin, waits=waits) if begin < first.since else first
 
 

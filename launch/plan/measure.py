@@ -9,7 +9,7 @@ from statistics import median
 import ray
 from rich.console import Console
 
-from launch.bench.ours import PipelineContestant, drain, turns_of
+from launch.bench.ours import PipelineRunner, drain, turns_of
 from launch.bench.protocol import Round
 from launch.output.console import say
 from pipeline.config import build
@@ -82,12 +82,12 @@ def measure(
             # Stages that share a core are at their pace once the queues between them are full.
             warm = min(_WARM + drain(spec), max_steps or _MOST)
             turns = turns_of(spec, "feeder", warm=warm, steps=steps)
-            contestant = PipelineContestant("plan", listed(prediction.stages), turns, warm=warm)
+            runner = PipelineRunner("plan", listed(prediction.stages), turns, warm=warm)
             try:
-                contestant.start()
-                rounds = [contestant.round(steps) for _ in range(_ROUNDS if max_steps is None else 1)]
+                runner.start()
+                rounds = [runner.round(steps) for _ in range(_ROUNDS if max_steps is None else 1)]
             finally:
-                contestant.close()
+                runner.close()
             measured.append(
                 Measurement(
                     prediction=prediction,

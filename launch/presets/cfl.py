@@ -13,7 +13,7 @@ from launch.presets.base import Preset
 from launch.presets.papers import CFL
 from pipeline.config.settings import AugmentSettings, DataSettings, HeadSettings, Settings, TrainSettings
 from pipeline.methods import CflSettings
-from pipeline.nets import ConvSettings, MlpSettings, Net, VitSettings
+from pipeline.nets import ConvSettings, MlpSettings, NetConfig, VitSettings
 
 DATA = ("cifar10", "mnist", "cifar100")
 """The paper's data sets; a preset's own is the first."""
@@ -21,13 +21,13 @@ DATA = ("cifar10", "mnist", "cifar100")
 NAMES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "cifar100": "CIFAR-100"}
 
 # Table 4. MNIST's dictionary is 98 wide there, shorter than the 1024 / 8 features that it is pooled to; ours is 128.
-_FC: dict[str, Net] = {
+_FC: dict[str, NetConfig] = {
     "mnist": MlpSettings(width=1024, depth=2, groups=8, norm="after"),
     "cifar10": MlpSettings(width=3072, depth=2, groups=24, norm="after"),
     "cifar100": MlpSettings(width=3072, depth=2, groups=12, norm="after", dropout=0.3),
 }
-_CONV256: dict[str, Net] = dict.fromkeys(DATA, ConvSettings(channels=(64, 256)))
-_CONV512: dict[str, Net] = dict.fromkeys(DATA, ConvSettings(channels=(64, 256, 512)))
+_CONV256: dict[str, NetConfig] = dict.fromkeys(DATA, ConvSettings(channels=(64, 256)))
+_CONV512: dict[str, NetConfig] = dict.fromkeys(DATA, ConvSettings(channels=(64, 256, 512)))
 
 
 def schedule(epochs: int, lr: float, *milestones: int) -> TrainSettings:
@@ -76,7 +76,7 @@ The same net by backprop and feedback alignment: --baseline bp, fa, dfa."""
 
 def _preset(
     name: str,
-    nets: dict[str, Net],
+    nets: dict[str, NetConfig],
     train: dict[str, TrainSettings],
     *,
     loss: CflSettings,

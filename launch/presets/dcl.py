@@ -15,7 +15,7 @@ from launch.presets.papers import DCL
 from pipeline.config.settings import AugmentSettings, HeadSettings, Settings, TrainSettings
 from pipeline.methods import DclSettings
 from pipeline.methods.embeddings import EmbeddingSettings
-from pipeline.nets import ConvSettings, MixerSettings, MlpSettings, Net, ResnetSettings, VggSettings, VitSettings
+from pipeline.nets import ConvSettings, MixerSettings, MlpSettings, NetConfig, ResnetSettings, VggSettings, VitSettings
 
 _METHOD = DclSettings()
 
@@ -44,13 +44,15 @@ def _preset(
     )
 
 
-def _runs(nets: dict[str, Net], train: dict[str, TrainSettings], head: HeadSettings = WITH_FL) -> dict[str, Settings]:
+def _runs(
+    nets: dict[str, NetConfig], train: dict[str, TrainSettings], head: HeadSettings = WITH_FL
+) -> dict[str, Settings]:
     return {data: on(data, net=nets[data], train=train[data], method=_METHOD, head=head) for data in nets}
 
 
 # As in the authors' program, every linear map but the first has a LayerNorm in front, the final one's too.
 _FC_HEAD = replace(WITH_FL, head_norm=True)
-_FC: dict[str, Net] = {
+_FC: dict[str, NetConfig] = {
     "cifar10": MlpSettings(width=3072, depth=2, groups=48, norm="before"),
     "mnist": MlpSettings(width=1024, depth=2, groups=8, norm="before"),
     "cifar100": MlpSettings(width=3072, depth=2, groups=12, norm="before", dropout=0.3),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.export import Network
 from pipeline.layers.fisher import FeatureMoments
-from pipeline.methods import Context, Rule, Streams
+from pipeline.methods import Activations, Rule, StepContext
 from pipeline.nets import Layer
 
 
@@ -29,7 +29,7 @@ class View:
     index: int
     layer: Layer
     rule: Rule
-    outputs: Streams
+    outputs: Activations
     features: Tensor
     readout: Tensor | None
     direct: Tensor | None
@@ -52,7 +52,7 @@ def views(network: Network, images: Tensor) -> Iterator[View]:
         yield _view(network, index, layer, rule, outputs, context)
 
 
-def _view(network: Network, index: int, layer: Layer, rule: Rule, outputs: Streams, context: Context) -> View:
+def _view(network: Network, index: int, layer: Layer, rule: Rule, outputs: Activations, context: StepContext) -> View:
     targets = rule.targets(layer, context)
     return View(
         index=index,

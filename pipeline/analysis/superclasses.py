@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.analysis.layers import View, views
 from pipeline.errors import UserError
 from pipeline.export import Network
-from pipeline.methods import Method
+from pipeline.methods import MethodConfig
 
 _NAMED = 5  # at most so many names in a sentence
 
@@ -91,7 +91,7 @@ def partition(groups: Mapping[str, Sequence[str]], classes: Sequence[str], *, so
     return SuperClasses(tuple(groups), tuple(tuple(label[name] for name in names) for names in groups.values()))
 
 
-def require_embeddings(method: Method) -> None:
+def require_embeddings(method: MethodConfig) -> None:
     """Raises UserError where a method has no label embeddings to predict super-classes from."""
     if method.dictionary() is None:
         raise UserError(

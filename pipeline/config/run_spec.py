@@ -13,8 +13,8 @@ import torch
 from pipeline.config.compiler import ENOUGH_STEPS
 from pipeline.config.settings import Settings
 from pipeline.data.augment import AugmentConfig
-from pipeline.methods import Outline, Place
-from pipeline.nets import Net, Shape
+from pipeline.methods import BatchPosition, ModelInfo
+from pipeline.nets import NetConfig, Shape
 from pipeline.transport.message import Kind
 
 
@@ -48,7 +48,7 @@ class RunSpec:
     device: str
 
     @property
-    def net(self) -> Net:
+    def net(self) -> NetConfig:
         """The net whose layers learn."""
         return self.settings.method.adapt(self.settings.net)
 
@@ -57,11 +57,11 @@ class RunSpec:
         return self.net.num_layers
 
     @property
-    def outline(self) -> Outline:
+    def model_info(self) -> ModelInfo:
         """What rules may know of the run."""
-        return Outline(num_layers=self.num_layers, num_classes=len(self.classes))
+        return ModelInfo(num_layers=self.num_layers, num_classes=len(self.classes))
 
-    def place(self, kind: Kind, epoch: int, step: int = 0, position: int = 0) -> Place:
+    def batch_position(self, kind: Kind, epoch: int, step: int = 0, position: int = 0) -> BatchPosition:
         """Where a batch is in the run: ``step`` counts from the beginning of its pass."""
         match kind:
             case Kind.TRAIN:
@@ -70,7 +70,7 @@ class RunSpec:
                 before = (epoch + 1) * self.steps_per_epoch
             case _:
                 before = self.settings.train.epochs * self.steps_per_epoch
-        return Place(epoch=epoch, step=before, position=position, training=kind is Kind.TRAIN)
+        return BatchPosition(epoch=epoch, step=before, position=position, training=kind is Kind.TRAIN)
 
     def evaluation_views(self, kind: Kind, num_views: int) -> int:
         """Random views that an evaluation sees of an image, of a method that trains on so many; 0: the plain image."""

@@ -22,7 +22,7 @@ from pipeline.nets import NETS, NetField, VitSettings
 from pipeline.registry import problems, unknown_keys
 from pipeline.transport import Transport
 
-Wire = Literal["fp32", "bf16"]
+TransferDtype = Literal["fp32", "bf16"]
 Compile = Literal["off", "on", "graphs", "auto"]
 
 
@@ -146,7 +146,7 @@ class PipelineSettings:
     transport: Transport = "auto"
     """How activations travel between stages. auto: NCCL between GPUs, shared memory between CPU stages of one machine,
     gloo otherwise."""
-    wire: Wire = "fp32"
+    transfer_dtype: TransferDtype = "fp32"
     """Precision in which a layer's activations are passed on, also within a stage. bf16: half the bytes.
     Changes bits."""
     threads: int = 1

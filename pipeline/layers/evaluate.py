@@ -11,7 +11,7 @@ from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch
 from pipeline.layers.layer import LocalLayer
 from pipeline.layers.tallies import EvaluationTally
-from pipeline.methods import Context
+from pipeline.methods import StepContext
 from pipeline.telemetry.reports import PassReport
 from pipeline.transport.message import Kind
 
@@ -24,13 +24,13 @@ def evaluate(
     tallies = [EvaluationTally.of(spec, layer.index, layer.net.features, device) for layer in layers]
     ids, true = [], []
     for batch in batches:
-        place, labels = spec.place(kind, epoch, batch.step, batch.position), batch.labels.to(device)
+        where, labels = spec.batch_position(kind, epoch, batch.step, batch.position), batch.labels.to(device)
         images = augment.evaluation(
             batch.images, epoch=epoch, position=batch.position, num_views=spec.evaluation_views(kind, rule.num_views)
         )
-        streams = rule.enter(images, Context(labels=labels, place=place))
+        activations = rule.make_inputs(images, StepContext(labels=labels, where=where))
         for layer, tally in zip(layers, tallies, strict=True):
-            streams = layer.evaluate(streams, labels, place, tally)
+            activations = layer.evaluate(activations, labels, where, tally)
         ids.append(batch.ids)
         true.append(batch.labels)
     test = kind is Kind.TEST

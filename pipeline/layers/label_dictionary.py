@@ -17,7 +17,7 @@ from pipeline.versions import Update
 
 if TYPE_CHECKING:
     from pipeline.config.run_spec import RunSpec
-    from pipeline.methods import Place
+    from pipeline.methods import BatchPosition
 
 VALUES = "embeddings.values"
 """Name of the dictionary (Z, C_D) among a run's weights."""
@@ -26,7 +26,7 @@ VALUES = "embeddings.values"
 class EmbeddingSource(Protocol):
     """Where a layer gets the dictionary from, and sends its gradients to."""
 
-    def read(self, layer: int, place: Place) -> Tensor:
+    def read(self, layer: int, where: BatchPosition) -> Tensor:
         """The dictionary (Z, C_D) that the layer reads at this place, on the CPU and not to be changed."""
         ...
 
@@ -39,7 +39,7 @@ class EmbeddingSource(Protocol):
         ...
 
 
-class LabelDictionary:
+class LabelEmbeddings:
     """The dictionary, its optimizer and its versions, on the CPU whatever the layers are on.
 
     Version k+1 is version k after the updates that ``Versions.updates`` names: one optimizer's step on their combined
@@ -58,7 +58,7 @@ class LabelDictionary:
         assert settings.embedding_width != "auto", "resolve() settles the width"
         self._settings, self._train = settings, train
         self._schedule = settings.versions(spec.num_layers, spec.steps_per_epoch)
-        self._patience = spec.settings.pipeline.stall_timeout
+        self._timeout = spec.settings.pipeline.stall_timeout
         generator = torch.Generator().manual_seed(rng.torch_seed(train.seed, "init-embeddings"))
         shape = (len(spec.classes), settings.embedding_width)
         self._values = torch.nn.Parameter(torch.randn(shape, generator=generator))
@@ -148,10 +148,10 @@ class LabelDictionary:
         layers = ", ".join(str(layer + 1) for layer, of in missing if of == step)
         return f"step {step + 1} lacks the gradient of layer {layers}"
 
-    def read(self, layer: int, place: Place) -> Tensor:
-        if self._frozen is not None and not place.training:
+    def read(self, layer: int, where: BatchPosition) -> Tensor:
+        if self._frozen is not None and not where.training:
             return self._frozen
-        return self.wait_for(self._schedule.read(layer, place.step, training=place.training))
+        return self.wait_for(self._schedule.read(layer, where.step, training=where.training))
 
     def wait_for(self, version: int) -> Tensor:
         """A version of the dictionary, when it is there.
@@ -171,13 +171,13 @@ class LabelDictionary:
             return {number: values for number, values in self._versions.items() if number >= version}
 
     def _await(self, version: int) -> None:
-        self._changed.wait_for(lambda: self._broken or self._version >= version, self._patience)
+        self._changed.wait_for(lambda: self._broken or self._version >= version, self._timeout)
         if self._version >= version:
             return
         if self._broken:
             raise PeerLostError("label embeddings: the run has ended")
         raise EmbeddingError(
-            f"label embeddings: version {version} did not come within {self._patience:g} s; {self._lacking()}"
+            f"label embeddings: version {version} did not come within {self._timeout:g} s; {self._lacking()}"
         )
 
     def candidate(self, epoch: int) -> Tensor:
@@ -242,7 +242,7 @@ class FixedEmbeddings:
             )
         self._values = values
 
-    def read(self, layer: int, place: Place) -> Tensor:
+    def read(self, layer: int, where: BatchPosition) -> Tensor:
         return self._values
 
     def push(self, layer: int, step: int, gradient: Tensor) -> None:

@@ -16,19 +16,19 @@ from pipeline.errors import NonFiniteLossError
 from pipeline.layers.compile import compiled
 from pipeline.layers.label_dictionary import EmbeddingSource
 from pipeline.layers.tallies import EvaluationTally
-from pipeline.layers.transfer_dtype import narrow, widen
-from pipeline.methods import Context, Place, Streams
+from pipeline.layers.transfer_dtype import cast_received, cast_to_send
+from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.nets import Dropout, Layer
 
 State = dict[str, Tensor]
 """Flat names → tensors, such as ``layers.2.net.qkv.weight`` or ``layers.2.optimizer.qkv.weight.exp_avg``."""
 
 
-Run = Callable[[Layer, Streams, Context], Streams]
-"""``Rule.run``, compiled or not."""
+Run = Callable[[Layer, Activations, StepContext], Activations]
+"""``Rule.forward``, compiled or not."""
 
 
-def nowhere(streams: Streams) -> None:
+def nowhere(activations: Activations) -> None:
     """Sends nothing: the next layer is in the same stage, or there is none."""
 
 
@@ -61,7 +61,7 @@ class LocalLayer:
         self.device = device
         self._train, self._head = settings.train, settings.head
         self._precision = torch.bfloat16 if settings.pipeline.precision == "bf16" else None
-        self._wire = settings.pipeline.wire
+        self._transfer_dtype = settings.pipeline.transfer_dtype
         # Of the threads' caches, by the run's settings and not by the machine's: the bits depend on it.
         self._cache_room = settings.pipeline.threads * (2 if self._precision is not None else 1)
         # Initial weights are drawn on the CPU, so that a GPU starts from the same ones.
@@ -69,14 +69,14 @@ class LocalLayer:
             torch.manual_seed(rng.torch_seed(settings.train.seed, "init", index))
             self.net = spec.net.build(index, spec.shape)
             torch.manual_seed(rng.torch_seed(settings.train.seed, "init-rule", index))
-            self.rule = settings.method.build(index, self.net, spec.outline)
+            self.rule = settings.method.build(index, self.net, spec.model_info)
             torch.manual_seed(rng.torch_seed(settings.train.seed, "init-readout", index))
             self.readout = Readout(self.net.readout_width, len(spec.classes), norm=settings.head.head_norm)
         for part in (self.net, self.rule, self.readout):
             part.to(device)
         # Only the training pass is compiled: evaluation has other shapes, and takes a small part of the time.
         self._graphs = spec.compiles == "graphs"
-        self._run_training = self.rule.run if spec.compiles is None else compiled(self.rule.run, spec.compiles)
+        self._run_training = self.rule.forward if spec.compiles is None else compiled(self.rule.forward, spec.compiles)
         self.optimizer = torch.optim.AdamW(
             [*self.net.parameters(), *self.rule.parameters()],
             lr=settings.train.lr,
@@ -107,8 +107,13 @@ class LocalLayer:
         self._updating = threading.Lock()
 
     def train(
-        self, streams: Streams, labels: Tensor, place: Place, *, send: Callable[[Streams], None] = nowhere
-    ) -> tuple[Streams, Tensor]:
+        self,
+        activations: Activations,
+        labels: Tensor,
+        where: BatchPosition,
+        *,
+        send: Callable[[Activations], None] = nowhere,
+    ) -> tuple[Activations, Tensor]:
         """One local update. Returns what is passed on and the loss ().
 
         ``send`` gets what is passed on before the backward pass begins, so that the next stage need not wait for it.
@@ -118,12 +123,12 @@ class LocalLayer:
                 update is made from the bad one on.
             EmbeddingError, PeerLostError: the label embeddings that the layer needs do not come.
         """
-        self._generator.manual_seed(rng.torch_seed(self._train.seed, "layer", self.index, place.step))
-        context = Context(labels=labels, place=place, generator=self._generator)
+        self._generator.manual_seed(rng.torch_seed(self._train.seed, "layer", self.index, where.step))
+        context = StepContext(labels=labels, where=where, generator=self._generator)
         self._set_mode(training=True)
         with self._updating:  # batch norm's running statistics change here
-            outputs = self._run(self._run_training, streams, context)
-        passed = self._pass_on(outputs, context)
+            outputs = self._run(self._run_training, activations, context)
+        passed = self._outputs_to_send(outputs, context)
         send(passed)
         context = self._with_embeddings(context)
         loss = self.rule.loss(self.net, outputs, context)
@@ -133,7 +138,7 @@ class LocalLayer:
         else:
             self._not_finite = torch.maximum(self._not_finite, (~torch.isfinite(loss.detach())).float())
             self.optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]  # what GradScaler tells it, too
-        _set_rate(self.optimizer, self._train.lr * self._train.lr_factor(place.epoch))
+        _set_rate(self.optimizer, self._train.lr * self._train.lr_factor(where.epoch))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         with self._updating:
@@ -143,24 +148,29 @@ class LocalLayer:
             gradient = context.embeddings.grad
             # None: the loss's terms that compare with embeddings are switched off.
             gradient = torch.zeros_like(context.embeddings) if gradient is None else gradient
-            self._embeddings.push(self.index, place.step, gradient)
+            self._embeddings.push(self.index, where.step, gradient)
         if self.has_readout and self._head.mode == "online":
-            _set_rate(self.readout_optimizer, self._head_lr * self._train.lr_factor(place.epoch))
+            _set_rate(self.readout_optimizer, self._head_lr * self._train.lr_factor(where.epoch))
             self._update_readout(outputs, labels)
         return passed, loss.detach()
 
     def train_readout(
-        self, streams: Streams, labels: Tensor, place: Place, *, send: Callable[[Streams], None] = nowhere
-    ) -> tuple[Streams, Tensor | None]:
+        self,
+        activations: Activations,
+        labels: Tensor,
+        where: BatchPosition,
+        *,
+        send: Callable[[Activations], None] = nowhere,
+    ) -> tuple[Activations, Tensor | None]:
         """One update of the readout on the frozen layer. Returns what is passed on and the cross-entropy ().
 
         A layer without a readout passes on what it computes; its cross-entropy is None.
         """
-        context = Context(labels=labels, place=place)
-        outputs, passed = self._pass_through(streams, context, send)
+        context = StepContext(labels=labels, where=where)
+        outputs, passed = self._pass_through(activations, context, send)
         return passed, self._update_readout(outputs, labels) if self.has_readout else None
 
-    def _update_readout(self, outputs: Streams, labels: Tensor) -> Tensor:
+    def _update_readout(self, outputs: Activations, labels: Tensor) -> Tensor:
         seen = self.rule.readout_input(self.net, outputs).detach().float()  # (V·N, C)
         loss = F.cross_entropy(self.readout(seen), labels.repeat(len(seen) // len(labels)))
         if self.device.type == "cpu" and not torch.isfinite(loss):
@@ -187,16 +197,16 @@ class LocalLayer:
     @torch.no_grad()
     def evaluate(
         self,
-        streams: Streams,
+        activations: Activations,
         labels: Tensor,
-        place: Place,
+        where: BatchPosition,
         tally: EvaluationTally,
         *,
-        send: Callable[[Streams], None] = nowhere,
-    ) -> Streams:
+        send: Callable[[Activations], None] = nowhere,
+    ) -> Activations:
         """Adds the batch to the tally; returns what is passed on. Changes nothing."""
-        context = Context(labels=labels, place=place)
-        outputs, passed = self._pass_through(streams, context, send)
+        context = StepContext(labels=labels, where=where)
+        outputs, passed = self._pass_through(activations, context, send)
         context = self._with_embeddings(context)
         features = self.rule.features(self.net, outputs).float()
         tally.add(
@@ -208,55 +218,57 @@ class LocalLayer:
         )
         return passed
 
-    def version_skew(self, place: Place) -> int | None:
+    def version_skew(self, where: BatchPosition) -> int | None:
         """By how many updates the label embeddings that the layer reads there lag behind; None where it shares none."""
-        return self._versions.behind(self.index, place.step) if self._versions is not None else None
+        return self._versions.behind(self.index, where.step) if self._versions is not None else None
 
     @torch.no_grad()
     def _pass_through(
-        self, streams: Streams, context: Context, send: Callable[[Streams], None]
-    ) -> tuple[Streams, Streams]:
+        self, activations: Activations, context: StepContext, send: Callable[[Activations], None]
+    ) -> tuple[Activations, Activations]:
         """Outputs of the layer as it is, and what is passed on of them, which is sent."""
         self._set_mode(training=False)
-        outputs = self._run(self.rule.run, streams, context)
-        passed = self._pass_on(outputs, context)
+        outputs = self._run(self.rule.forward, activations, context)
+        passed = self._outputs_to_send(outputs, context)
         send(passed)
         return outputs, passed
 
-    def _run(self, run: Run, streams: Streams, context: Context) -> Streams:
+    def _run(self, run: Run, activations: Activations, context: StepContext) -> Activations:
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(self.device.type, dtype=self._precision, enabled=self._precision is not None):
-            parts = [run(self.net, widen(part, self._wire), context) for part in self._parts(streams)]
+            parts = [
+                run(self.net, cast_received(part, self._transfer_dtype), context) for part in self._parts(activations)
+            ]
         outputs = (
             parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         )
         # A graph's outputs lie where its next replay writes, and that may be the next layer's.
         return {name: tensor.clone() for name, tensor in outputs.items()} if self._graphs else outputs
 
-    def _parts(self, streams: Streams) -> list[Streams]:
+    def _parts(self, activations: Activations) -> list[Activations]:
         """The batch in as many parts as go through a CPU's caches well. How many follows from the layer alone."""
         at_a_time = self.net.at_a_time
         if at_a_time is None or not self.rule.per_sample or self.device.type != "cpu":
-            return [streams]
-        count = -(-max(len(tensor) for tensor in streams.values()) // (at_a_time * self._cache_room))
-        split = {name: tensor.tensor_split(count) for name, tensor in streams.items()}
+            return [activations]
+        count = -(-max(len(tensor) for tensor in activations.values()) // (at_a_time * self._cache_room))
+        split = {name: tensor.tensor_split(count) for name, tensor in activations.items()}
         return [{name: parts[number] for name, parts in split.items()} for number in range(count)]
 
-    def _pass_on(self, outputs: Streams, context: Context) -> Streams:
-        return narrow(self.rule.pass_on(self.net, outputs, context), self._wire)
+    def _outputs_to_send(self, outputs: Activations, context: StepContext) -> Activations:
+        return cast_to_send(self.rule.outputs_to_send(self.net, outputs, context), self._transfer_dtype)
 
     def _set_mode(self, *, training: bool) -> None:
         if self.net.training != training:
             self.net.train(training)
             self.rule.train(training)
 
-    def _with_embeddings(self, context: Context) -> Context:
+    def _with_embeddings(self, context: StepContext) -> StepContext:
         """The context with the label embeddings of its place. Waits for them."""
         if self._embeddings is None:
             return context
-        values = self._embeddings.read(self.index, context.place).to(self.device, non_blocking=True).detach()
-        return replace(context, embeddings=values.requires_grad_(self._contributes and context.place.training))
+        values = self._embeddings.read(self.index, context.where).to(self.device, non_blocking=True).detach()
+        return replace(context, embeddings=values.requires_grad_(self._contributes and context.where.training))
 
     def weights(self) -> State:
         """Copies of the layer's and, once trained, its (best) readout's parameters. Safe from any thread."""

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from pipeline.methods.base import METHODS, Context, Method, MethodField, Outline, Place, PooledRule, Rule, Streams
+from pipeline.methods.base import (
+    METHODS,
+    Activations,
+    BatchPosition,
+    MethodConfig,
+    MethodField,
+    ModelInfo,
+    PooledRule,
+    Rule,
+    StepContext,
+)
 from pipeline.methods.baseline import BaselineSettings
 from pipeline.methods.cff import CffSettings
 from pipeline.methods.cfl import CflSettings
@@ -10,16 +20,16 @@ from pipeline.methods.dcl import DclSettings
 
 __all__ = [
     "METHODS",
+    "Activations",
     "BaselineSettings",
+    "BatchPosition",
     "CffSettings",
     "CflSettings",
-    "Context",
     "DclSettings",
-    "Method",
+    "MethodConfig",
     "MethodField",
-    "Outline",
-    "Place",
+    "ModelInfo",
     "PooledRule",
     "Rule",
-    "Streams",
+    "StepContext",
 ]

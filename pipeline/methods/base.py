@@ -17,14 +17,14 @@ from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor, nn
 
 from pipeline.methods.embeddings import EmbeddingSettings
-from pipeline.nets.base import Layer, Net
-from pipeline.registry import Family, Named
+from pipeline.nets.base import Layer, NetConfig
+from pipeline.registry import Registered, Registry
 
-Streams = dict[str, Tensor]
+Activations = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class BatchPosition:
     """Where in a run a batch is: what random numbers, schedules and versions may depend on.
 
     Attributes:
@@ -41,7 +41,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class StepContext:
     """What a rule knows of a batch beside its activations.
 
     Attributes:
@@ -52,7 +52,7 @@ class Context:
     """
 
     labels: Tensor
-    place: Place
+    where: BatchPosition
     embeddings: Tensor | None = None
     generator: torch.Generator | None = None
 
@@ -70,36 +70,36 @@ class Rule(nn.Module, ABC):
     margin: float | None = None
     per_sample: bool = False
 
-    def enter(self, images: Tensor, context: Context) -> Streams:
+    def make_inputs(self, images: Tensor, context: StepContext) -> Activations:
         """Streams for the first layer from network input (V·N, channels, H, W), view-major."""
         return {"x": images}
 
-    def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
+    def forward(self, layer: Layer, activations: Activations, context: StepContext) -> Activations:
         """The layer's outputs, attached to its own parameters only."""
-        return {name: layer(tensor) for name, tensor in streams.items()}
+        return {name: layer(tensor) for name, tensor in activations.items()}
 
     @abstractmethod
-    def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
+    def loss(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
         """Scalar local loss of the outputs."""
 
-    def pass_on(self, layer: Layer, outputs: Streams, context: Context) -> Streams:
+    def outputs_to_send(self, layer: Layer, outputs: Activations, context: StepContext) -> Activations:
         """What the next layer receives: detached, computed before this layer's own update."""
         # Contiguous, as it would come off a wire: another layout may mean other rounding in the next layer.
         return {name: tensor.detach().contiguous() for name, tensor in outputs.items()}
 
-    def features(self, layer: Layer, outputs: Streams) -> Tensor:
+    def features(self, layer: Layer, outputs: Activations) -> Tensor:
         """Pooled features (V·N, C) that analyses see."""
         return layer.pool(outputs["x"])
 
-    def readout_input(self, layer: Layer, outputs: Streams) -> Tensor:
+    def readout_input(self, layer: Layer, outputs: Activations) -> Tensor:
         """What a linear readout of the layer sees (V·N, layer.readout_width)."""
         return layer.readout_input(outputs["x"])
 
-    def scores(self, layer: Layer, outputs: Streams, context: Context) -> Tensor | None:
+    def scores(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor | None:
         """Scores (N, Z) by which the layer predicts on its own, without a readout; None where the method cannot."""
         return None
 
-    def targets(self, layer: Layer, context: Context) -> Tensor | None:
+    def targets(self, layer: Layer, context: StepContext) -> Tensor | None:
         """Every class's label embedding as this layer sees it (Z, C); None for methods without any."""
         return None
 
@@ -117,19 +117,19 @@ class PooledRule(Rule):
 
     per_sample = True
 
-    def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
-        activations, pooled = layer.learn(streams["x"])
-        return {"x": activations, "pooled": pooled}
+    def forward(self, layer: Layer, activations: Activations, context: StepContext) -> Activations:
+        x, pooled = layer.forward_pooled(activations["x"])
+        return {"x": x, "pooled": pooled}
 
-    def pass_on(self, layer: Layer, outputs: Streams, context: Context) -> Streams:
+    def outputs_to_send(self, layer: Layer, outputs: Activations, context: StepContext) -> Activations:
         return {"x": outputs["x"].contiguous()}
 
-    def features(self, layer: Layer, outputs: Streams) -> Tensor:
+    def features(self, layer: Layer, outputs: Activations) -> Tensor:
         return outputs["pooled"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outline:
+class ModelInfo:
     """What a rule may build itself from beside its layer."""
 
     num_layers: int
@@ -137,7 +137,7 @@ class Outline:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC, Named):
+class MethodConfig(ABC, Registered):
     """A method's settings: enough to make the rule of any one layer."""
 
     def check(self) -> None:
@@ -147,7 +147,7 @@ class Method(ABC, Named):
         """These settings with every "auto" replaced, for layers with features so long. Raises UserError."""
         return self
 
-    def adapt(self, net: Net) -> Net:
+    def adapt(self, net: NetConfig) -> NetConfig:
         """The net whose layers learn by this method: the one that was asked for, or one made of it."""
         return net
 
@@ -160,12 +160,12 @@ class Method(ABC, Named):
         return False
 
     @abstractmethod
-    def build(self, index: int, layer: Layer, outline: Outline) -> Rule:
+    def build(self, index: int, layer: Layer, model_info: ModelInfo) -> Rule:
         """The rule of layer ``index`` (0-based); the caller seeds its initial parameters."""
 
 
-METHODS: Family[Method] = Family("method")
+METHODS: Registry[MethodConfig] = Registry("method")
 """Every method by its kind."""
 
-MethodField = Annotated[Method, PlainValidator(METHODS.load), PlainSerializer(METHODS.dump)]
+MethodField = Annotated[MethodConfig, PlainValidator(METHODS.load), PlainSerializer(METHODS.dump)]
 """A field that holds any method and is saved with its kind."""

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.methods.base import METHODS, Context, Method, Outline, Rule, Streams
-from pipeline.nets.base import Layer, Net
+from pipeline.methods.base import METHODS, Activations, MethodConfig, ModelInfo, Rule, StepContext
+from pipeline.nets.base import Layer, NetConfig
 from pipeline.nets.feedback import FeedbackLinear
 from pipeline.nets.whole import WholeLayer, WholeNet
 
@@ -33,7 +33,7 @@ Feedback = Literal["bp", "fa", "dfa", "drtp"]
 
 @METHODS.register
 @dataclass(frozen=True, kw_only=True)
-class BaselineSettings(Method):
+class BaselineSettings(MethodConfig):
     """Cross-entropy on a linear classifier behind the whole net."""
 
     kind: ClassVar[str] = "baseline"
@@ -41,17 +41,17 @@ class BaselineSettings(Method):
     """How the error reaches the layers. bp: backpropagation. fa: feedback alignment. dfa: direct feedback alignment.
     drtp: direct random target projection."""
 
-    def adapt(self, net: Net) -> WholeNet:
+    def adapt(self, net: NetConfig) -> WholeNet:
         return WholeNet(net=net, label=self.feedback.upper(), feedback=self.feedback == "fa")
 
     def predicts(self) -> bool:
         return True
 
-    def build(self, index: int, layer: Layer, outline: Outline) -> Rule:
+    def build(self, index: int, layer: Layer, model_info: ModelInfo) -> Rule:
         assert isinstance(layer, WholeLayer), "adapt() makes the net one layer"
         if self.feedback in ("dfa", "drtp"):
-            return DirectRule(layer, outline, of_targets=self.feedback == "drtp")
-        return EndToEndRule(layer, outline, feedback=self.feedback == "fa")
+            return DirectRule(layer, model_info, of_targets=self.feedback == "drtp")
+        return EndToEndRule(layer, model_info, feedback=self.feedback == "fa")
 
 
 class EndToEndRule(Rule):
@@ -61,18 +61,18 @@ class EndToEndRule(Rule):
         feedback: fixed random weights take the error from the classifier back to the last layer.
     """
 
-    def __init__(self, layer: WholeLayer, outline: Outline, *, feedback: bool = False) -> None:
+    def __init__(self, layer: WholeLayer, model_info: ModelInfo, *, feedback: bool = False) -> None:
         super().__init__()
-        linear = nn.Linear(layer.readout_width, outline.num_classes)
+        linear = nn.Linear(layer.readout_width, model_info.num_classes)
         self.classifier: nn.Module = linear
         if feedback:
-            again = nn.Linear(layer.readout_width, outline.num_classes)
+            again = nn.Linear(layer.readout_width, model_info.num_classes)
             self.classifier = FeedbackLinear(linear, again.weight.detach())
 
-    def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
+    def loss(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
         return F.cross_entropy(self.classify(layer, outputs["x"]), context.labels)
 
-    def scores(self, layer: Layer, outputs: Streams, context: Context) -> Tensor | None:
+    def scores(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor | None:
         return self.classify(layer, outputs["x"])
 
     def classify(self, layer: Layer, activations: Tensor) -> Tensor:
@@ -93,28 +93,28 @@ class DirectRule(EndToEndRule):
         of_targets: the one-hot targets are projected (DRTP) and not the error at the scores (DFA).
     """
 
-    def __init__(self, layer: WholeLayer, outline: Outline, *, of_targets: bool) -> None:
-        super().__init__(layer, outline)
+    def __init__(self, layer: WholeLayer, model_info: ModelInfo, *, of_targets: bool) -> None:
+        super().__init__(layer, model_info)
         self.of_targets = of_targets
         for index, shape in enumerate(layer.output_shapes):
             bound = 1 / math.sqrt(shape.numel())
-            drawn = torch.empty(outline.num_classes, shape.numel()).uniform_(-bound, bound)
+            drawn = torch.empty(model_info.num_classes, shape.numel()).uniform_(-bound, bound)
             self.register_buffer(f"feedback_{index}", drawn)
 
-    def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
+    def forward(self, layer: Layer, activations: Activations, context: StepContext) -> Activations:
         """The output of every inner layer, attached to that layer alone; the last one's is ``x``."""
         assert isinstance(layer, WholeLayer)
-        x, outputs = streams["x"], {}
+        x, outputs = activations["x"], {}
         for index, inner in enumerate(layer.inner):
             x = outputs[f"h{index}"] = inner(x.detach())
         return {**outputs, "x": x}
 
-    def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
+    def loss(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
         """The classifier's cross-entropy (). Its gradient is not its own: at h_l it is δ_l, in the batch's mean."""
         assert isinstance(layer, WholeLayer)
         scores, labels = self.classify(layer, outputs["x"].detach()), context.labels
         cross_entropy = F.cross_entropy(scores, labels)
-        if not context.place.training:
+        if not context.where.training:
             return cross_entropy
         targets = F.one_hot(labels, scores.shape[1]).to(scores.dtype)  # (N, Z)
         projected = targets if self.of_targets else scores.detach().softmax(dim=1) - targets

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.methods.base import METHODS, Context, Method, Outline, PooledRule, Streams
+from pipeline.methods.base import METHODS, Activations, MethodConfig, ModelInfo, PooledRule, StepContext
 from pipeline.methods.contrastive import marginal_contrastive_loss
 from pipeline.nets.base import Layer
 
@@ -22,7 +22,7 @@ Schedule = Literal["linear", "parabolic", "cosine", "exponential"]
 
 @METHODS.register
 @dataclass(frozen=True, kw_only=True)
-class CffSettings(Method):
+class CffSettings(MethodConfig):
     """Contrastive Forward-Forward. Both margins 0 give plain CFF."""
 
     kind: ClassVar[str] = "cff"
@@ -55,8 +55,8 @@ class CffSettings(Method):
         if not self.margin_exponent > 0:
             raise UserError(f"--margin-exponent {self.margin_exponent}: must be above 0.")
 
-    def build(self, index: int, layer: Layer, outline: Outline) -> CffRule:
-        return CffRule(self, margin(self, index, outline.num_layers))
+    def build(self, index: int, layer: Layer, model_info: ModelInfo) -> CffRule:
+        return CffRule(self, margin(self, index, model_info.num_layers))
 
 
 def margin(settings: CffSettings, index: int, num_layers: int) -> float:
@@ -85,7 +85,7 @@ class CffRule(PooledRule):
         self.temperature = settings.temperature
         self.margin = margin
 
-    def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
+    def loss(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
         # The loss is computed in float32 whatever the layer's precision: exp(s/τ) spans e^±6.7.
         z = F.normalize(self.features(layer, outputs).float(), dim=1)
         labels = context.labels.repeat(len(z) // len(context.labels))

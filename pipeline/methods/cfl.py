@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.methods.base import METHODS, Context, Method, Outline, PooledRule, Streams
+from pipeline.methods.base import METHODS, Activations, MethodConfig, ModelInfo, PooledRule, StepContext
 from pipeline.methods.contrastive import marginal_contrastive_loss, supervised_contrast
 from pipeline.methods.embeddings import EmbeddingSettings, pool_embeddings
 from pipeline.nets.base import Layer
@@ -25,7 +25,7 @@ Contrast = Literal["program", "printed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelEmbeddingMethod(Method):
+class LabelEmbeddingMethod(MethodConfig):
     """What the methods have in common that compare features with a dictionary of label embeddings."""
 
     similarity: Similarity = "dot"
@@ -82,38 +82,38 @@ class CflSettings(LabelEmbeddingMethod):
         if not self.batch_weight + self.dictionary_weight + self.feature_weight:
             raise UserError("--batch-weight, --dictionary-weight and --feature-weight are all 0. Give one above it.")
 
-    def build(self, index: int, layer: Layer, outline: Outline) -> CflRule:
-        return CflRule(self, layer, outline)
+    def build(self, index: int, layer: Layer, model_info: ModelInfo) -> CflRule:
+        return CflRule(self, layer, model_info)
 
 
 class LabelEmbeddingRule(PooledRule):
     """Features of one layer beside the dictionary, pooled to their length: the shared one, or the layer's own."""
 
-    def __init__(self, settings: LabelEmbeddingMethod, layer: Layer, outline: Outline) -> None:
+    def __init__(self, settings: LabelEmbeddingMethod, layer: Layer, model_info: ModelInfo) -> None:
         super().__init__()
         self.similarity, self.temperature = settings.similarity, settings.temperature
         own = settings.embedding.embedding_mode == "per-layer"
-        self.embeddings = nn.Parameter(torch.randn(outline.num_classes, layer.features)) if own else None
+        self.embeddings = nn.Parameter(torch.randn(model_info.num_classes, layer.features)) if own else None
         # By dot product pooled features do: the mean of the products is the product of the mean.
         self.sees_activations = self.similarity == "cosine"
 
-    def run(self, layer: Layer, streams: Streams, context: Context) -> Streams:
+    def forward(self, layer: Layer, activations: Activations, context: StepContext) -> Activations:
         if not self.sees_activations:
-            return super().run(layer, streams, context)
-        return self.outputs(layer, layer(streams["x"]))
+            return super().forward(layer, activations, context)
+        return self.outputs(layer, layer(activations["x"]))
 
-    def outputs(self, layer: Layer, activations: Tensor) -> Streams:
+    def outputs(self, layer: Layer, activations: Tensor) -> Activations:
         """What ``run`` gives for a layer whose activations are these: to pass on, and what the loss sees."""
         outputs = {"x": activations.detach(), "pooled": layer.pool(activations)}
         if self.similarity == "cosine":
             outputs["compared"] = self.compared(layer.tokens(activations).float()).mean(dim=1)
         return outputs
 
-    def features(self, layer: Layer, outputs: Streams) -> Tensor:
+    def features(self, layer: Layer, outputs: Activations) -> Tensor:
         """The mean of a sample's feature vectors as they are compared (N, C)."""
         return outputs["compared" if self.similarity == "cosine" else "pooled"]
 
-    def targets(self, layer: Layer, context: Context) -> Tensor:
+    def targets(self, layer: Layer, context: StepContext) -> Tensor:
         """Every class's embedding as this layer sees it (Z, C)."""
         embeddings = self.embeddings if self.embeddings is not None else context.embeddings
         assert embeddings is not None, "the method names a dictionary, so whoever trains the layer reads it"
@@ -127,7 +127,7 @@ class LabelEmbeddingRule(PooledRule):
         similarities = features @ targets.T
         return similarities / self.temperature if self.similarity == "cosine" else similarities
 
-    def scores(self, layer: Layer, outputs: Streams, context: Context) -> Tensor | None:
+    def scores(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor | None:
         """Similarity with every class's embedding, without noise (eq. 1)."""
         return self.compare(self.features(layer, outputs).float(), self.targets(layer, context))
 
@@ -135,8 +135,8 @@ class LabelEmbeddingRule(PooledRule):
 class CflRule(LabelEmbeddingRule):
     """One layer's loss. Source: eqs. 4, 6, 9 and 10, and the authors' program for what is contrasted with what."""
 
-    def __init__(self, settings: CflSettings, layer: Layer, outline: Outline) -> None:
-        super().__init__(settings, layer, outline)
+    def __init__(self, settings: CflSettings, layer: Layer, model_info: ModelInfo) -> None:
+        super().__init__(settings, layer, model_info)
         self.weights = (settings.batch_weight, settings.dictionary_weight, settings.feature_weight)
         self.noise = settings.embedding_noise
         self.contrast = settings.contrast
@@ -146,13 +146,13 @@ class CflRule(LabelEmbeddingRule):
         )
         self.sees_activations = self.sees_activations or self.sees_units
 
-    def outputs(self, layer: Layer, activations: Tensor) -> Streams:
+    def outputs(self, layer: Layer, activations: Tensor) -> Activations:
         outputs = super().outputs(layer, activations)
         if self.sees_units:
             outputs["units"] = layer.readout_input(activations)
         return outputs
 
-    def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
+    def loss(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
         h = self.features(layer, outputs).float()  # (N, C); float32 whatever the layer's precision: exp() follows
         targets, labels = self.targets(layer, context), context.labels
         of_batch, of_dictionary, of_features = self.weights
@@ -174,7 +174,7 @@ class CflRule(LabelEmbeddingRule):
             total = total + of_features * contrasted
         return total
 
-    def _noisy(self, targets: Tensor, context: Context) -> Tensor:
+    def _noisy(self, targets: Tensor, context: StepContext) -> Tensor:
         """Embeddings with ε ~ N(0, 1/C²) on each element, drawn anew in every training step (eqs. 2 and 5)."""
         if not self.noise or context.generator is None:
             return targets

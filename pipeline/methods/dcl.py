@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.methods.base import METHODS, Context, Outline, Streams
+from pipeline.methods.base import METHODS, Activations, ModelInfo, StepContext
 from pipeline.methods.cfl import LabelEmbeddingMethod, LabelEmbeddingRule
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets.base import Layer
@@ -22,13 +22,13 @@ class DclSettings(LabelEmbeddingMethod):
     kind: ClassVar[str] = "dcl"
     embedding: EmbeddingSettings = field(default_factory=lambda: EmbeddingSettings(embedding_mode="in-turn"))
 
-    def build(self, index: int, layer: Layer, outline: Outline) -> DclRule:
-        return DclRule(self, layer, outline)
+    def build(self, index: int, layer: Layer, model_info: ModelInfo) -> DclRule:
+        return DclRule(self, layer, model_info)
 
 
 class DclRule(LabelEmbeddingRule):
     """One layer's loss: cross-entropy over the classes of the similarities, without noise (Choi et al. 2024, eq. 2)."""
 
-    def loss(self, layer: Layer, outputs: Streams, context: Context) -> Tensor:
+    def loss(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
         similarities = self.compare(self.features(layer, outputs).float(), self.targets(layer, context))
         return F.cross_entropy(similarities, context.labels)

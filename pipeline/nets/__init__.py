@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.nets.base import NETS, Dropout, Layer, Net, NetField, Shape
+from pipeline.nets.base import NETS, Dropout, Layer, NetConfig, NetField, Shape
 from pipeline.nets.conv import ConvSettings
 from pipeline.nets.mixer import MixerSettings
 from pipeline.nets.mlp import MlpSettings
@@ -17,7 +17,7 @@ __all__ = [
     "Layer",
     "MixerSettings",
     "MlpSettings",
-    "Net",
+    "NetConfig",
     "NetField",
     "ResnetSettings",
     "Shape",

@@ -10,7 +10,7 @@ import torch
 from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor, nn
 
-from pipeline.registry import Family, Named
+from pipeline.registry import Registered, Registry
 
 Shape = tuple[int, int, int]
 """Image shape (channels, height, width)."""
@@ -42,7 +42,7 @@ class Layer(nn.Module):
         """Pooled feature h̄ (N, C): the mean over the feature vectors."""
         return self.tokens(activations).mean(dim=1)
 
-    def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Activations without a gradient, and pooled features (N, C) with one: all that most local losses need.
 
         A net whose last operation is linear can override it: the mean over feature vectors commutes with a linear map,
@@ -88,7 +88,7 @@ def samples_at_a_time(num_tokens: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Net(ABC, Named):
+class NetConfig(ABC, Registered):
     """A net's settings: enough to build any one layer without the others."""
 
     @property
@@ -108,8 +108,8 @@ class Net(ABC, Named):
         """The notation of Aghagolzadeh & Ezoji 2025, such as ViT[128 4 5]."""
 
 
-NETS: Family[Net] = Family("net")
+NETS: Registry[NetConfig] = Registry("net")
 """Every net by its kind."""
 
-NetField = Annotated[Net, PlainValidator(NETS.load), PlainSerializer(NETS.dump)]
+NetField = Annotated[NetConfig, PlainValidator(NETS.load), PlainSerializer(NETS.dump)]
 """A field that holds any net and is saved with its kind."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 from pipeline.errors import UserError
-from pipeline.nets.base import NETS, Layer, Net, Shape
+from pipeline.nets.base import NETS, Layer, NetConfig, Shape
 from pipeline.nets.featuremaps import ConvLayer, Grid, convolved
 
 _NAMED = ((64, 256), (64, 256, 512))
@@ -14,7 +14,7 @@ _NAMED = ((64, 256), (64, 256, 512))
 
 @NETS.register
 @dataclass(frozen=True, kw_only=True)
-class ConvSettings(Net):
+class ConvSettings(NetConfig):
     """3×3 convolutions with batch norm and ReLU, one a layer; all but the first halve the image."""
 
     kind: ClassVar[str] = "conv"

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.nets.base import NETS, Layer, Net, Shape, samples_at_a_time
+from pipeline.nets.base import NETS, Layer, NetConfig, Shape, samples_at_a_time
 from pipeline.nets.patches import Patch, cut, patch_grid, resolve_patch
 
 
 @NETS.register
 @dataclass(frozen=True, kw_only=True)
-class MixerSettings(Net):
+class MixerSettings(NetConfig):
     """An MLP-Mixer: perceptrons that mix tokens and channels in turn."""
 
     kind: ClassVar[str] = "mixer"
@@ -105,7 +105,7 @@ class MixerLayer(Layer):
         mixed: Tensor = x + self.contract_channels(self._hidden(x))
         return mixed
 
-    def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """With a gradient W₄ comes behind the pooling, without one before it."""
         x = self._mix_tokens(x)
         hidden = self._hidden(x)

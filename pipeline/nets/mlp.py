@@ -14,7 +14,7 @@ from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.nets.base import NETS, Dropout, Layer, Net, Shape
+from pipeline.nets.base import NETS, Dropout, Layer, NetConfig, Shape
 
 
 def _as_named_now(norm: Any) -> Any:
@@ -26,7 +26,7 @@ Norm = Annotated[Literal["none", "after", "before", "before-all"], BeforeValidat
 
 @NETS.register
 @dataclass(frozen=True, kw_only=True)
-class MlpSettings(Net):
+class MlpSettings(NetConfig):
     """A fully connected net on flattened images."""
 
     kind: ClassVar[str] = "mlp"

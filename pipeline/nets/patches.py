@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.nets.base import Net, Shape
+from pipeline.nets.base import NetConfig, Shape
 
 Patch = int | Literal["auto"]
 
@@ -43,7 +43,7 @@ def patch_grid(patch: int, shape: Shape) -> tuple[int, int]:
     return shape[1] // patch, shape[2] // patch
 
 
-def patch_of(net: Net) -> Patch | None:
+def patch_of(net: NetConfig) -> Patch | None:
     """A net's patch side; None where it does not cut images into patches."""
     patch: Patch | None = getattr(net, "patch", None)
     return patch
@@ -55,7 +55,7 @@ def describe_patches(patch: int, shape: Shape) -> str:
     return f"patch {patch}, {tokens:,} token{'s' if tokens > 1 else ''}"
 
 
-def patch_warning(asked: Patch, net: Net, shape: Shape) -> str | None:
+def patch_warning(asked: Patch, net: NetConfig, shape: Shape) -> str | None:
     """What is wrong with the number of tokens, in a sentence. ``asked`` is the patch before ``net`` was resolved."""
     patch = patch_of(net)
     assert isinstance(patch, int), "resolve() settles the patch size"

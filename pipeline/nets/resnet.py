@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.nets.base import NETS, Layer, Net, Shape
+from pipeline.nets.base import NETS, Layer, NetConfig, Shape
 from pipeline.nets.featuremaps import ConvLayer, FeatureMapLayer, Grid, convolved
 
 _GROUPS = 3  # of basic blocks, each with twice the channels and half the image side of the one before
@@ -17,7 +17,7 @@ _GROUPS = 3  # of basic blocks, each with twice the channels and half the image 
 
 @NETS.register
 @dataclass(frozen=True, kw_only=True)
-class ResnetSettings(Net):
+class ResnetSettings(NetConfig):
     """A residual network for small images; shortcuts have no parameters (He et al. 2016, option A)."""
 
     kind: ClassVar[str] = "resnet"

@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pipeline.nets import Net, Shape
+from pipeline.nets import NetConfig, Shape
 from pipeline.nets.base import Layer
 
 _META = torch.device("meta")
 
 
-def layer_features(net: Net, shape: Shape) -> list[int]:
+def layer_features(net: NetConfig, shape: Shape) -> list[int]:
     """Length C of each layer's feature vectors."""
     return [layer.features for layer in without_values(net, shape)]
 
 
-def num_parameters(net: Net, shape: Shape) -> int:
+def num_parameters(net: NetConfig, shape: Shape) -> int:
     """Parameters of all layers, without readouts."""
     return sum(p.numel() for layer in without_values(net, shape) for p in layer.parameters())
 
 
-def without_values(net: Net, shape: Shape) -> list[Layer]:
+def without_values(net: NetConfig, shape: Shape) -> list[Layer]:
     """The net's layers on the meta device: shapes without values, in milliseconds."""
     with torch.device(_META), _Undrawn():
         return [net.build(index, shape) for index in range(net.num_layers)]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.nets.base import NETS, Dropout, Layer, Net, Shape
+from pipeline.nets.base import NETS, Dropout, Layer, NetConfig, Shape
 from pipeline.nets.featuremaps import ConvLayer, Grid, convolved
 from pipeline.nets.mlp import LinearLayer, MlpSettings
 
@@ -23,7 +23,7 @@ _LARGE = 64  # pixels a side above which the first convolution halves the image
 
 @NETS.register
 @dataclass(frozen=True, kw_only=True)
-class VggSettings(Net):
+class VggSettings(NetConfig):
     """VGG8b: six convolutions, four of them max-pooled, then 1024 fully connected units; batch norm in each layer.
 
     The first convolution is 7×7 with stride 2 for images of more than 64 pixels a side, as in the programs of both.

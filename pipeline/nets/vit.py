@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.nets.attention import attention
-from pipeline.nets.base import NETS, Layer, Net, Shape, samples_at_a_time
+from pipeline.nets.base import NETS, Layer, NetConfig, Shape, samples_at_a_time
 from pipeline.nets.patches import Patch, cut, listed, patch_grid, resolve_patch
 
 
 @NETS.register
 @dataclass(frozen=True, kw_only=True)
-class VitSettings(Net):
+class VitSettings(NetConfig):
     """A Vision Transformer, ViT[dim heads depth] in the notation of Aghagolzadeh & Ezoji 2025."""
 
     kind: ClassVar[str] = "vit"
@@ -109,7 +109,7 @@ class EncoderLayer(Layer):
         mixed: Tensor = attended + self.contract(self._hidden(attended))
         return mixed
 
-    def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """With a gradient W₂ comes behind the pooling, without one before it."""
         attended = self._attend(x)
         hidden = self._hidden(attended)

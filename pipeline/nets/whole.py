@@ -9,16 +9,16 @@ from typing import ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.nets.base import Layer, Net, Shape
+from pipeline.nets.base import Layer, NetConfig, Shape
 from pipeline.nets.feedback import give_feedback
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeNet(Net):
+class WholeNet(NetConfig):
     """All layers of another net, one after the other, as the only layer of this one."""
 
     kind: ClassVar[str] = "whole"
-    net: Net
+    net: NetConfig
     label: str
     """What stands before the net's name: BP."""
     feedback: bool = False
@@ -80,7 +80,7 @@ class WholeLayer(Layer):
         return self.inner[-1].readout_input(activations)
 
 
-def output_shapes(net: Net, shape: Shape) -> list[torch.Size]:
+def output_shapes(net: NetConfig, shape: Shape) -> list[torch.Size]:
     """Shape of each layer's activations for one image, without the batch: a dry run on the meta device."""
     shapes = []
     with torch.device("meta"), torch.no_grad():

@@ -187,10 +187,10 @@ class Planner:
         candidates.append((f"--feeders {more_feeders}", self._with(stages, site, feeders=more_feeders)))
         deeper = 2 * pipe.queue_depth
         candidates.append((f"--queue-depth {deeper}", self._with(stages, site, queue_depth=deeper)))
-        if pipe.wire == "fp32" and count > 1:
+        if pipe.transfer_dtype == "fp32" and count > 1:
             thin = [replace(cost, bytes_out=cost.bytes_out // 2) for cost in self._profile.busy]
             thinner = Planner(self._spec, replace(self._profile, busy=tuple(thin)))
-            candidates.append(("--wire bf16", thinner.rate(stages, site)))
+            candidates.append(("--transfer-dtype bf16", thinner.rate(stages, site)))
         pipeline = self.pipeline(stages, site)
         settings = self._spec.settings.method.dictionary()
         if pipeline.dictionary is not None and settings is not None:

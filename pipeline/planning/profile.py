@@ -28,7 +28,7 @@ from pipeline.data.augment import Augment
 from pipeline.errors import RunError, UserError
 from pipeline.layers.label_dictionary import FixedEmbeddings
 from pipeline.layers.layer import LocalLayer
-from pipeline.methods import Context, Place, Streams
+from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.process import settle
 from pipeline.transport.message import IDS, LABELS, Kind, Message, message_bytes
 
@@ -42,7 +42,7 @@ _COPIES = 5
 _LARGEST_JITTER = 0.3
 _OTHERS = 0.06  # cores that Ray's processes and the command take beside CPU stages: 1.0 to 1.3 s in 20 s were seen
 _CROWDED = 0.94  # four stages on two cores gave 623 images/s, and 13 % more were to be expected of their layers' times
-_PATIENCE = 600.0  # seconds until processes that do not answer are given up
+_TIMEOUT = 600.0  # seconds until processes that do not answer are given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,25 +184,25 @@ class _Workbench:
 
     def _round(self, *, weigh: bool = False) -> list[_Phases]:
         """One step of every layer. Each gets what the one before passed on."""
-        place = self._spec.place(Kind.TRAIN, 0, self._step)
+        where = self._spec.batch_position(Kind.TRAIN, 0, self._step)
         begun = self._now()
         rule = self._layers[0].layer.rule
         views = self._augment.views(self._images, epoch=0, position=0, num_views=rule.num_views)
-        streams = rule.enter(views, Context(labels=self._labels, place=place))
+        activations = rule.make_inputs(views, StepContext(labels=self._labels, where=where))
         enter = self._now() - begun
         phases: list[_Phases] = []
         for timed in self._layers:
-            entered = streams
+            entered = activations
             if weigh:
-                streams, kept = timed.weigh(entered, self._labels, place)
-                self._sizes.append(self._sizes_of(timed.layer, streams, kept))
+                activations, kept = timed.weigh(entered, self._labels, where)
+                self._sizes.append(self._sizes_of(timed.layer, activations, kept))
                 continue
-            streams, spent = timed.train(entered, self._labels, place, self._now)
+            activations, spent = timed.train(entered, self._labels, where, self._now)
             phases.append(replace(spent, enter=enter) if not phases else spent)
         self._step += 1
         return phases
 
-    def _sizes_of(self, layer: LocalLayer, passed: Streams, kept: int) -> dict[str, int]:
+    def _sizes_of(self, layer: LocalLayer, passed: Activations, kept: int) -> dict[str, int]:
         beside = dict.fromkeys((LABELS, IDS), self._labels)
         trained = [*layer.net.parameters(), *layer.rule.parameters()]
         states = [layer.optimizer.state]
@@ -270,11 +270,11 @@ class _Timed:
             self._marks[phase] = self._now()
 
     def train(
-        self, streams: Streams, labels: Tensor, place: Place, now: Callable[[], float]
-    ) -> tuple[Streams, _Phases]:
+        self, activations: Activations, labels: Tensor, where: BatchPosition, now: Callable[[], float]
+    ) -> tuple[Activations, _Phases]:
         self._now = now
         begun = now()
-        passed, _ = self.layer.train(streams, labels, place, send=lambda _: self._mark("forward"))
+        passed, _ = self.layer.train(activations, labels, where, send=lambda _: self._mark("forward"))
         ended = now()
         self._now = None
         sent, lossed, learned = (self._marks[phase] for phase in ("forward", "loss", "backward"))
@@ -282,15 +282,15 @@ class _Timed:
             forward=sent - begun, loss=lossed - sent, backward=learned - lossed, update=ended - learned
         )
 
-    def weigh(self, streams: Streams, labels: Tensor, place: Place) -> tuple[Streams, int]:
+    def weigh(self, activations: Activations, labels: Tensor, where: BatchPosition) -> tuple[Activations, int]:
         """A step, and the bytes that it holds beside weights, optimizer and input."""
         device = self.layer.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-            passed, _ = self.layer.train(streams, labels, place)
+            passed, _ = self.layer.train(activations, labels, where)
             return passed, torch.cuda.max_memory_allocated(device) - before
-        known = {t.untyped_storage().data_ptr() for t in (*streams.values(), *self.layer.net.parameters())}
+        known = {t.untyped_storage().data_ptr() for t in (*activations.values(), *self.layer.net.parameters())}
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -300,7 +300,7 @@ class _Timed:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            passed, _ = self.layer.train(streams, labels, place)
+            passed, _ = self.layer.train(activations, labels, where)
         return passed, sum(kept.values())
 
 
@@ -413,13 +413,13 @@ def _work(spec: RunSpec, rank: int, barrier: Barrier, seconds: float, line: Conn
     try:
         bench = _Workbench(spec, spec.stage_device(0))
         bench.warm()
-        barrier.wait(_PATIENCE)
+        barrier.wait(_TIMEOUT)
         beside: dict[str, Any] = {}
         if rank == 0:
             beside = {"feed_seconds": time_feed(spec), "link_bandwidth": link_bandwidth(spec)}
             alone = bench.run(seconds)
             beside["alone"] = alone.costs
-        barrier.wait(_PATIENCE)
+        barrier.wait(_TIMEOUT)
         sample = bench.run(seconds) if barrier.parties > 1 else alone
         line.send(_Answer(sample=sample, beside=beside))
     except (RunError, UserError) as error:
@@ -450,9 +450,9 @@ def _gather(lines: list[Connection], spec: RunSpec) -> list[_Answer]:
     answers: dict[int, _Answer] = {}
     while len(answers) < len(lines):
         waiting = [line for rank, line in enumerate(lines) if rank not in answers]
-        heard = multiprocessing.connection.wait(waiting, _PATIENCE)
+        heard = multiprocessing.connection.wait(waiting, _TIMEOUT)
         if not heard:
-            raise RunError(f"timing the layers took longer than {_PATIENCE:g} s. Give a smaller --batch-size or net.")
+            raise RunError(f"timing the layers took longer than {_TIMEOUT:g} s. Give a smaller --batch-size or net.")
         for line in heard:
             assert isinstance(line, Connection)
             try:

@@ -26,7 +26,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.clock import TimeCategory
 from pipeline.versions import Versions
 
 _GAIN = 0.01  # what must be gained by removing something for it to count as the limit
@@ -154,19 +154,20 @@ class Outcome:
     Attributes:
         steps_per_second: of the last stage.
         fill_seconds: what the first step takes beyond a step of the full pipeline: T steps take that and T of them.
-        shares: for each stage how its time was spent, as ``pipeline.telemetry.clock.Account`` has it; they add up to 1.
+        shares: for each stage how its time was spent, as ``pipeline.telemetry.clock.TimeBreakdown`` has it;
+            they add up to 1.
         ended: for each stage when its steps ended, in seconds from the start.
     """
 
     steps_per_second: float
     fill_seconds: float
-    shares: tuple[dict[Spent, float], ...]
+    shares: tuple[dict[TimeCategory, float], ...]
     ended: tuple[tuple[float, ...], ...]
 
     @property
     def utilisation(self) -> tuple[float, ...]:
         """Share of time in which each stage computes."""
-        return tuple(share[Spent.BUSY] for share in self.shares)
+        return tuple(share[TimeCategory.BUSY] for share in self.shares)
 
     def fill(self, num_steps: int) -> float:
         """Share of the time of so many steps in which the pipeline is full."""
@@ -421,8 +422,8 @@ class _Stage:
         self._machine, self._layers, self._first = machine, layers, first
         self._inboxes, self._outbox, self._sync = inboxes, outbox, sync
         self._jitter, self._reads = jitter, reads
-        self._spent = dict.fromkeys(Spent, 0.0)
-        self._accounts: list[dict[Spent, float]] = []  # at the end of each step
+        self._spent = dict.fromkeys(TimeCategory, 0.0)
+        self._accounts: list[dict[TimeCategory, float]] = []  # at the end of each step
         self.ended: list[float] = []
         machine.start(self._run())
 
@@ -431,12 +432,12 @@ class _Stage:
             yield from self._receive(step)
             factor = next(self._jitter)
             for index, layer in enumerate(self._layers):
-                yield from self._spend(Spent.BUSY, _Work(layer.before * factor))
+                yield from self._spend(TimeCategory.BUSY, _Work(layer.before * factor))
                 if index == len(self._layers) - 1:
                     yield from self._send(step)
                 if self._sync is not None:
-                    yield from self._spend(Spent.SYNC, self._sync.read(self._first + index, step))
-                yield from self._spend(Spent.BUSY, _Work(layer.after * factor))
+                    yield from self._spend(TimeCategory.SYNC, self._sync.read(self._first + index, step))
+                yield from self._spend(TimeCategory.BUSY, _Work(layer.after * factor))
                 if self._sync is not None:
                     self._sync.push(self._first + index, step)
             self.ended.append(self._machine.now)
@@ -444,30 +445,30 @@ class _Stage:
 
     def _receive(self, step: int) -> _Process:
         if not self._inboxes:
-            yield from self._spend(Spent.WAIT_IN, _Work(self._reads))
+            yield from self._spend(TimeCategory.WAIT_IN, _Work(self._reads))
             return
         inbox, number = self._inboxes[step % len(self._inboxes)], step // len(self._inboxes)
         inbox.free(number)
-        yield from self._spend(Spent.WAIT_IN, _Until(inbox.arrived, number + 1))
-        yield from self._spend(Spent.COPY, _Work(inbox.edge.receive))
+        yield from self._spend(TimeCategory.WAIT_IN, _Until(inbox.arrived, number + 1))
+        yield from self._spend(TimeCategory.COPY, _Work(inbox.edge.receive))
 
     def _send(self, step: int) -> _Process:
         if self._outbox is None:
             return
-        yield from self._spend(Spent.WAIT_OUT, _Until(self._outbox.arrived, step))
-        yield from self._spend(Spent.COPY, _Work(self._outbox.edge.send))
+        yield from self._spend(TimeCategory.WAIT_OUT, _Until(self._outbox.arrived, step))
+        yield from self._spend(TimeCategory.COPY, _Work(self._outbox.edge.send))
         self._outbox.hand(step)
 
-    def _spend(self, kind: Spent, request: _Request) -> _Process:
+    def _spend(self, kind: TimeCategory, request: _Request) -> _Process:
         begun = self._machine.now
         yield request
         self._spent[kind] += self._machine.now - begun
 
-    def shares(self) -> dict[Spent, float]:
+    def shares(self) -> dict[TimeCategory, float]:
         """Shares of the time of the later half of the steps: until then faster stages fill the queues."""
         half = len(self.ended) // 2
         wall = self.ended[-1] - self.ended[half]
-        return {kind: (self._accounts[-1][kind] - self._accounts[half][kind]) / wall for kind in Spent}
+        return {kind: (self._accounts[-1][kind] - self._accounts[half][kind]) / wall for kind in TimeCategory}
 
 
 def _build(pipeline: Pipeline, machine: _Machine) -> list[_Stage]:

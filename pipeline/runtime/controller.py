@@ -19,9 +19,9 @@ from pipeline.telemetry.reports import PassReport, Status
 from pipeline.transport.message import Kind
 
 _SHORTEST, _LONGEST = 0.1, 0.5  # seconds between two looks at the workers
-DRAIN = 2.5
+DRAIN_TIMEOUT = 2.5
 """Seconds that an interrupted pipeline may take to finish what is under way, so that all stages end at one batch."""
-LAST_WORDS = 60.0
+FINAL_REPORTS_TIMEOUT = 60.0
 """Seconds within which stages that have ended hand over their last reports."""
 
 
@@ -33,7 +33,7 @@ def until_next_look(elapsed: float) -> float:
     return min(_LONGEST, max(_SHORTEST, elapsed / 40))
 
 
-class Crew(Protocol):
+class WorkerGroup(Protocol):
     """The workers of a run: stages and feeders, as threads or as Ray actors."""
 
     devices: list[str]
@@ -75,9 +75,9 @@ class Crew(Protocol):
         ...
 
 
-def conduct(
+def control(
     spec: RunSpec,
-    crew: Crew,
+    group: WorkerGroup,
     *,
     observe: Callable[[PassReport], None] = lambda report: None,
     follow: Callable[[list[Status]], None] = lambda statuses: None,
@@ -92,13 +92,13 @@ def conduct(
     readout_epochs = settings.head.head_epochs if settings.head.mode == "after" else 0
     history = History.of(spec)
     result = RunResult(
-        status="finished", best_epoch=None, weights={}, last={}, history=history, devices=list(crew.devices)
+        status="finished", best_epoch=None, weights={}, last={}, history=history, devices=list(group.devices)
     )
 
     statuses: dict[int, Status] = {}
 
     def collect() -> None:
-        for status, reports in crew.poll():
+        for status, reports in group.poll():
             statuses[status.stage] = status
             for report in reports:
                 history.add(report)
@@ -112,28 +112,28 @@ def conduct(
         if validated and validated[-1] != settled[-1] and history.best_epoch is not None:
             settled.append(validated[-1])
             result.best_epoch = history.best_epoch
-            crew.keep_only(result.best_epoch, validated[-1])
+            group.keep_only(result.best_epoch, validated[-1])
 
     settled = [-1]
     closing = False
     stop_by: float | None = None
     begun = time.perf_counter()
-    crew.feed(layer_passes(epochs))
+    group.feed(layer_passes(epochs))
     try:
-        while not crew.wait(until_next_look(time.perf_counter() - begun)):
+        while not group.wait(until_next_look(time.perf_counter() - begun)):
             collect()
             settle_best()
             if not closing and history.layers(Kind.VALIDATE, epochs - 1) is not None:
                 result.seconds["layers"] = time.perf_counter() - begun
                 best = history.require_best_epoch()
-                crew.feed(closing_passes(best, epochs, readout_epochs, judged=settings.head.judged))
+                group.feed(closing_passes(best, epochs, readout_epochs, judged=settings.head.judged))
                 closing = True
             if stop_by is None and interrupted():
-                crew.interrupt()
-                stop_by = time.perf_counter() + DRAIN
+                group.interrupt()
+                stop_by = time.perf_counter() + DRAIN_TIMEOUT
             if stop_by is not None and time.perf_counter() > stop_by:
                 break
-        last_words = time.perf_counter() + (LAST_WORDS if stop_by is None else _LONGEST)
+        last_words = time.perf_counter() + (FINAL_REPORTS_TIMEOUT if stop_by is None else _LONGEST)
         collect()
         while history.layers(Kind.TEST, 0) is None and time.perf_counter() < last_words:
             time.sleep(_SHORTEST / 5)
@@ -143,31 +143,31 @@ def conduct(
             raise StageFailedError("the stages ended without reporting on the test images")
     except RunError as error:
         result.status = "failed"
-        error.result = result if _salvage(crew, result, statuses.values()) else None
+        error.result = result if _salvage(group, result, statuses.values()) else None
         raise
     if history.layers(Kind.TEST, 0) is None:
         result.status = "interrupted"
-        if not _salvage(crew, result, statuses.values()):
+        if not _salvage(group, result, statuses.values()):
             raise StageFailedError("a stage died while the run was being stopped: nothing of it could be kept")
         return result
     result.seconds["readouts_and_test"] = time.perf_counter() - begun - result.seconds["layers"]
-    result.last = crew.trained()
-    result.weights = crew.weights()
+    result.last = group.trained()
+    result.weights = group.weights()
     return result
 
 
-def _salvage(crew: Crew, result: RunResult, statuses: Iterable[Status]) -> bool:
+def _salvage(group: WorkerGroup, result: RunResult, statuses: Iterable[Status]) -> bool:
     """Takes what an unfinished run learned: the best validated weights with what readouts they have by now.
 
     Where no epoch was validated, the present weights. Returns whether anything could be had.
     """
     last = len(result.devices) - 1
     try:
-        result.last = crew.trained()
+        result.last = group.trained()
         # Messages reach the last stage last: what it has done, all have done.
         restored = any(status.restored and status.stage == last for status in statuses)
         present = restored or result.best_epoch is None
-        weights = crew.weights() if present else crew.candidate(result.best_epoch or 0)
+        weights = group.weights() if present else group.candidate(result.best_epoch or 0)
     except RunError:  # a stage died and took its layers along; the error that ends the run names it
         return False
     result.weights = weights if is_finite(weights) else {}

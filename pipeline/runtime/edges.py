@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config.run_spec import RunSpec
-from pipeline.layers.transfer_dtype import narrow, widen
-from pipeline.methods import Context, Place, Streams
+from pipeline.layers.transfer_dtype import cast_received, cast_to_send
+from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.feeder import IMAGES
 from pipeline.transport import Transport
 from pipeline.transport.edges import Edge
@@ -28,7 +28,7 @@ def edge_bytes(spec: RunSpec) -> list[int]:
     beside = {name: torch.empty(batch, dtype=torch.int64, device=_META) for name in (LABELS, IDS)}
     images = torch.empty(batch, *spec.shape, dtype=torch.uint8, device=_META)
     sizes = [message_bytes(Message(Kind.TRAIN, tensors={IMAGES: images, **beside}))]
-    trained, evaluated = (_streams(spec, training, beside[LABELS]) for training in (True, False))
+    trained, evaluated = (_activations(spec, training, beside[LABELS]) for training in (True, False))
     return sizes + [
         max(message_bytes(Message(Kind.TRAIN, tensors={**sent, **beside})) for sent in either)
         for either in zip(trained, evaluated, strict=True)
@@ -51,21 +51,23 @@ def edges_of(spec: RunSpec, sizes: Sequence[int]) -> tuple[Edge, ...]:
     return (*feeds, *between)
 
 
-def _streams(spec: RunSpec, training: bool, labels: Tensor) -> list[Streams]:
+def _activations(spec: RunSpec, training: bool, labels: Tensor) -> list[Activations]:
     """What each stage but the last passes on."""
-    context = Context(labels=labels, place=Place(training=training))
+    context = StepContext(labels=labels, where=BatchPosition(training=training))
     ends = {layers[-1] for layers in spec.stages[:-1]}
-    wire = spec.settings.pipeline.wire
+    transfer_dtype = spec.settings.pipeline.transfer_dtype
     sent = []
     with torch.device(_META), torch.no_grad():
         layers = [spec.net.build(index, spec.shape).eval() for index in range(spec.num_layers)]
-        rules = [spec.settings.method.build(i, layer, spec.outline) for i, layer in enumerate(layers)]
+        rules = [spec.settings.method.build(i, layer, spec.model_info) for i, layer in enumerate(layers)]
         num_views = rules[0].num_views
         views = num_views if training else max(1, spec.evaluation_views(Kind.VALIDATE, num_views))
-        streams = rules[0].enter(torch.empty(views * len(labels), *spec.shape), context)
+        activations = rules[0].make_inputs(torch.empty(views * len(labels), *spec.shape), context)
         for index, (layer, rule) in enumerate(zip(layers, rules, strict=True)):
-            passed = narrow(rule.pass_on(layer, rule.run(layer, streams, context), context), wire)
-            streams = widen(passed, wire)
+            passed = cast_to_send(
+                rule.outputs_to_send(layer, rule.forward(layer, activations, context), context), transfer_dtype
+            )
+            activations = cast_received(passed, transfer_dtype)
             if index in ends:
                 sent.append(passed)
     return sent

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pipeline.data.loader import Batch, Split
 from pipeline.runtime.passes import Pass
-from pipeline.telemetry.clock import Clock, Spent
+from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.channel import Receiver
 from pipeline.transport.message import IDS, LABELS, Kind, Message
 
@@ -110,7 +110,7 @@ class SourceReceiver:
         self._passes.close()
 
     def receive(self) -> Message:
-        with self._clock.measure(Spent.WAIT_IN):
+        with self._clock.measure(TimeCategory.WAIT_IN):
             return next(self._messages, Message(Kind.STOP))
 
     @property

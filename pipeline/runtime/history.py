@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import RunError
 from pipeline.layers.layer import State
-from pipeline.telemetry.clock import Account
+from pipeline.telemetry.clock import TimeBreakdown
 from pipeline.telemetry.reports import LayerReport, PassReport
 from pipeline.transport.message import Kind
 
@@ -27,7 +27,7 @@ class History:
     def __init__(self, num_layers: int, keep: Literal["loss", "accuracy", "last"] = "loss") -> None:
         self.num_layers, self._keep = num_layers, keep
         self._layers: dict[tuple[str, int], dict[int, LayerReport]] = {}
-        self._accounts: dict[tuple[str, int], dict[int, Account]] = {}
+        self._accounts: dict[tuple[str, int], dict[int, TimeBreakdown]] = {}
         self.started_at: dict[int, float] = {}
         self.ids: NDArray[np.int64] | None = None
         self.labels: NDArray[np.int64] | None = None
@@ -100,9 +100,9 @@ class History:
             )
         return best
 
-    def accounts(self, *kinds: Kind, epoch: int | None = None) -> dict[int, Account]:
+    def accounts(self, *kinds: Kind, epoch: int | None = None) -> dict[int, TimeBreakdown]:
         """For each stage the sum of its time over all passes of these kinds, or those of one epoch."""
-        total: dict[int, Account] = {}
+        total: dict[int, TimeBreakdown] = {}
         names = {kind.name for kind in kinds}
         for (name, number), found in self._accounts.items():
             wanted = name in names and epoch in (None, number)

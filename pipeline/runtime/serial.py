@@ -18,13 +18,13 @@ from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch, Dataset, Split
 from pipeline.errors import NonFiniteLossError, RunError, StageFailedError
 from pipeline.layers.evaluate import evaluate
-from pipeline.layers.label_dictionary import LabelDictionary
+from pipeline.layers.label_dictionary import LabelEmbeddings
 from pipeline.layers.layer import LocalLayer, State, is_finite
 from pipeline.layers.tallies import TrainTally
-from pipeline.methods import Context, Place, Streams
+from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.history import History, RunResult
 from pipeline.runtime.process import settle
-from pipeline.telemetry.clock import Clock, Spent
+from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.steps import BusyMeter
 from pipeline.transport.message import Kind
@@ -56,7 +56,7 @@ def train_serial(
     device = spec.stage_device(0)
     settle(spec, device)
 
-    embeddings = LabelDictionary(spec) if spec.has_shared_embeddings else None
+    embeddings = LabelEmbeddings(spec) if spec.has_shared_embeddings else None
     layers = [LocalLayer(spec, index, device, embeddings) for index in range(spec.num_layers)]
     rule = layers[0].rule
     augment = Augment(spec.augment, seed=settings.train.seed, device=device)
@@ -73,7 +73,7 @@ def train_serial(
     def batches(split: Split, kind: Kind, epoch: int) -> Iterator[Batch]:
         source = dataset.batches(split, epoch=epoch, batch_size=settings.train.batch_size)
         while True:
-            with clock.measure(Spent.WAIT_IN):
+            with clock.measure(TimeCategory.WAIT_IN):
                 batch = next(source, None)
             if batch is None:
                 return
@@ -96,18 +96,18 @@ def train_serial(
         history.add(said)
         observe(said)
 
-    def training_views(batch: Batch, place: Place, labels: Tensor, num_views: int) -> Streams:
-        views = augment.views(batch.images, epoch=place.epoch, position=batch.position, num_views=num_views)
-        return rule.enter(views, Context(labels=labels, place=place))
+    def training_views(batch: Batch, where: BatchPosition, labels: Tensor, num_views: int) -> Activations:
+        views = augment.views(batch.images, epoch=where.epoch, position=batch.position, num_views=num_views)
+        return rule.make_inputs(views, StepContext(labels=labels, where=where))
 
     def train_layers(epoch: int) -> None:
         tallies = [TrainTally(layer.index) for layer in layers]
         for batch in batches("train", Kind.TRAIN, epoch):
-            place, labels = spec.place(Kind.TRAIN, epoch, batch.step, batch.position), batch.labels.to(device)
-            streams = training_views(batch, place, labels, rule.num_views)
+            where, labels = spec.batch_position(Kind.TRAIN, epoch, batch.step, batch.position), batch.labels.to(device)
+            activations = training_views(batch, where, labels, rule.num_views)
             for layer, tally in zip(in_turn(), tallies, strict=True):
-                streams, loss = layer.train(streams, labels, place)
-                tally.add(loss, layer.version_skew(place))
+                activations, loss = layer.train(activations, labels, where)
+                tally.add(loss, layer.version_skew(where))
             status.images += len(labels)
             if batch.last or device.type == "cpu":  # reading a loss is free on a CPU and waits for a GPU
                 status.losses = [tally.finite_latest() for tally in tallies]
@@ -116,10 +116,13 @@ def train_serial(
     def train_readouts(epoch: int) -> None:
         tallies = [TrainTally(layer.index, readout=True) for layer in layers]
         for batch in batches("train", Kind.READOUT, epoch):
-            place, labels = spec.place(Kind.READOUT, epoch, batch.step, batch.position), batch.labels.to(device)
-            streams = training_views(batch, place, labels, 1)
+            where, labels = (
+                spec.batch_position(Kind.READOUT, epoch, batch.step, batch.position),
+                batch.labels.to(device),
+            )
+            activations = training_views(batch, where, labels, 1)
             for layer, tally in zip(in_turn(), tallies, strict=True):
-                streams, loss = layer.train_readout(streams, labels, place)
+                activations, loss = layer.train_readout(activations, labels, where)
                 tally.add(loss)
         for tally in tallies:
             tally.finite_latest()
@@ -134,7 +137,7 @@ def train_serial(
         for layer, said in zip(layers, evaluate_layers("validate", Kind.JUDGE, epoch).layers, strict=True):
             layer.judge_readout(said.readout_loss)
 
-    owners: list[LocalLayer | LabelDictionary] = [*layers, *([embeddings] if embeddings is not None else [])]
+    owners: list[LocalLayer | LabelEmbeddings] = [*layers, *([embeddings] if embeddings is not None else [])]
 
     def all_weights() -> State:
         return {name: value for owner in owners for name, value in owner.weights().items()}

@@ -19,9 +19,9 @@ from pipeline.errors import ChannelError, NonFiniteLossError
 from pipeline.layers.label_dictionary import EmbeddingSource
 from pipeline.layers.layer import LocalLayer, State, nowhere
 from pipeline.layers.tallies import EvaluationTally, TrainTally
-from pipeline.methods import Context, Place, Streams
+from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.feeder import IMAGES
-from pipeline.telemetry.clock import Clock, Spent
+from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.telemetry.reports import PassReport, Status, StepTimes
 from pipeline.telemetry.steps import BusyMeter, StepLog
 from pipeline.transport.channel import Receiver, Sender
@@ -110,15 +110,15 @@ class Stage:
 
     def _train(self, message: Message, send: Send) -> None:
         self._training = self._training or [TrainTally(layer.index) for layer in self.layers]
-        place = self._place(message)
-        streams, labels = self._enter(message, place, self._rule.num_views)
+        where = self._position_of(message)
+        activations, labels = self._enter(message, where, self._rule.num_views)
         for layer, tally in zip(self.layers, self._training, strict=True):
             onward = self._onward(message, layer, send)
             try:
-                streams, loss = layer.train(streams, labels, place, send=onward)
+                activations, loss = layer.train(activations, labels, where, send=onward)
             except NonFiniteLossError as error:
                 raise self._located(error) from None
-            tally.add(loss, layer.version_skew(place))
+            tally.add(loss, layer.version_skew(where))
         self._images += len(labels)
         if message.last or (message.step % _LOOK_EVERY == 0 and self.device.type != "cpu"):
             self.look()
@@ -128,12 +128,12 @@ class Stage:
 
     def _train_readouts(self, message: Message, send: Send) -> None:
         self._training = self._training or [TrainTally(layer.index, readout=True) for layer in self.layers]
-        place = self._place(message)
-        streams, labels = self._enter(message, place, 1)
+        where = self._position_of(message)
+        activations, labels = self._enter(message, where, 1)
         for layer, tally in zip(self.layers, self._training, strict=True):
             onward = self._onward(message, layer, send)
             try:
-                streams, loss = layer.train_readout(streams, labels, place, send=onward)
+                activations, loss = layer.train_readout(activations, labels, where, send=onward)
             except NonFiniteLossError as error:
                 raise self._located(error) from None
             tally.add(loss)
@@ -157,10 +157,12 @@ class Stage:
             if message.kind is Kind.TEST:
                 for layer in self.layers:
                     layer.take_best_readout()
-        place = self._place(message)
-        streams, labels = self._enter(message, place, self.spec.evaluation_views(message.kind, self._rule.num_views))
+        where = self._position_of(message)
+        activations, labels = self._enter(
+            message, where, self.spec.evaluation_views(message.kind, self._rule.num_views)
+        )
         for layer, tally in zip(self.layers, self._evaluation, strict=True):
-            streams = layer.evaluate(streams, labels, place, tally, send=self._onward(message, layer, send))
+            activations = layer.evaluate(activations, labels, where, tally, send=self._onward(message, layer, send))
         test = message.kind is Kind.TEST
         if test:
             self._ids.append(message.tensors[IDS].cpu().clone())
@@ -179,30 +181,30 @@ class Stage:
                     layer.judge_readout(of_layer.readout_loss)
             self._say(report)
 
-    def _place(self, message: Message) -> Place:
-        return self.spec.place(message.kind, message.epoch, message.step, message.position)
+    def _position_of(self, message: Message) -> BatchPosition:
+        return self.spec.batch_position(message.kind, message.epoch, message.step, message.position)
 
-    def _enter(self, message: Message, place: Place, num_views: int) -> tuple[Streams, Tensor]:
+    def _enter(self, message: Message, where: BatchPosition, num_views: int) -> tuple[Activations, Tensor]:
         """The batch's streams and labels; the first stage makes ``num_views`` views, with 0 it takes plain images."""
         labels = message.tensors[LABELS].to(self.device, non_blocking=True)
         if self._augment is None:
-            streams = {name: tensor for name, tensor in message.tensors.items() if name not in (LABELS, IDS)}
-            return {name: tensor.to(self.device, non_blocking=True) for name, tensor in streams.items()}, labels
+            activations = {name: tensor for name, tensor in message.tensors.items() if name not in (LABELS, IDS)}
+            return {name: tensor.to(self.device, non_blocking=True) for name, tensor in activations.items()}, labels
         if IMAGES not in message.tensors:
             raise ChannelError(f"stage 1 got {sorted(message.tensors)} where it needs {IMAGES!r}")
-        images, context = message.tensors[IMAGES], Context(labels=labels, place=place)
+        images, context = message.tensors[IMAGES], StepContext(labels=labels, where=where)
         evaluated = message.kind in (Kind.VALIDATE, Kind.TEST, Kind.JUDGE)
         make = self._augment.evaluation if evaluated else self._augment.views
         views = make(images, epoch=message.epoch, position=message.position, num_views=num_views)
-        return self._rule.enter(views, context), labels
+        return self._rule.make_inputs(views, context), labels
 
-    def _onward(self, message: Message, layer: LocalLayer, send: Send) -> Callable[[Streams], None]:
+    def _onward(self, message: Message, layer: LocalLayer, send: Send) -> Callable[[Activations], None]:
         """What a layer does with its activations: the stage's last layer sends them on, with labels and ids."""
         if layer is not self.layers[-1]:
             return nowhere
 
-        def send_on(streams: Streams) -> None:
-            tensors = {**streams, LABELS: message.tensors[LABELS], IDS: message.tensors[IDS]}
+        def send_on(activations: Activations) -> None:
+            tensors = {**activations, LABELS: message.tensors[LABELS], IDS: message.tensors[IDS]}
             send(Message(message.kind, message.epoch, message.step, message.position, message.last, tensors))
 
         return send_on
@@ -275,16 +277,16 @@ class AwaitedEmbeddings:
     def __init__(self, source: EmbeddingSource, clock: Clock) -> None:
         self._source, self._clock = source, clock
 
-    def read(self, layer: int, place: Place) -> Tensor:
-        with self._clock.measure(Spent.SYNC):
-            return self._source.read(layer, place)
+    def read(self, layer: int, where: BatchPosition) -> Tensor:
+        with self._clock.measure(TimeCategory.SYNC):
+            return self._source.read(layer, where)
 
     def push(self, layer: int, step: int, gradient: Tensor) -> None:
-        with self._clock.measure(Spent.SYNC):
+        with self._clock.measure(TimeCategory.SYNC):
             self._source.push(layer, step, gradient)
 
     def freeze(self, epoch: int) -> None:
-        with self._clock.measure(Spent.SYNC):
+        with self._clock.measure(TimeCategory.SYNC):
             self._source.freeze(epoch)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import PeerLostError, RunError, StageFailedError
-from pipeline.layers.label_dictionary import LabelDictionary
+from pipeline.layers.label_dictionary import LabelEmbeddings
 from pipeline.layers.layer import State
 from pipeline.runtime import stage as stages
-from pipeline.runtime.controller import conduct
+from pipeline.runtime.controller import control
 from pipeline.runtime.feeder import MergedReceiver, Passes, Source, SourceReceiver, messages
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.passes import Pass
@@ -33,15 +33,15 @@ def train_threads(
     interrupted: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """As ``pipeline.runtime.serial.train_serial``, stage by stage in threads."""
-    crew = ThreadCrew(spec, source)
+    group = ThreadWorkers(spec, source)
     try:
-        return conduct(spec, crew, observe=observe, follow=follow, interrupted=interrupted)
+        return control(spec, group, observe=observe, follow=follow, interrupted=interrupted)
     finally:
-        crew.close()
+        group.close()
 
 
-class ThreadCrew:
-    """The workers of a run as threads. Implements ``pipeline.runtime.controller.Crew``."""
+class ThreadWorkers:
+    """The workers of a run as threads. Implements ``pipeline.runtime.controller.WorkerGroup``."""
 
     def __init__(self, spec: RunSpec, source: Source) -> None:
         settings = spec.settings.pipeline
@@ -50,7 +50,7 @@ class ThreadCrew:
         self.devices = [str(device) for device in devices]
         self._clocks = [Clock() for _ in devices]
         self._reports: list[list[PassReport]] = [[] for _ in devices]
-        self._embeddings = LabelDictionary(spec) if spec.has_shared_embeddings else None
+        self._embeddings = LabelEmbeddings(spec) if spec.has_shared_embeddings else None
         self._stages = [
             Stage(
                 spec,

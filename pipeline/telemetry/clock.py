@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Spent(StrEnum):
+class TimeCategory(StrEnum):
     """Where a stage's wall time goes: wall = busy + wait-in + wait-out + copy + sync + other."""
 
     BUSY = "busy"
@@ -28,7 +28,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kind: Spent | None = None
+        self._kind: TimeCategory | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -36,11 +36,11 @@ class Clock:
         with self._lock:
             self._started = self._since = time.perf_counter()
             self.started_at = time.time()
-            self._seconds = dict.fromkeys(Spent, 0.0)
-            self._last_lap = Account(wall=0.0, seconds=dict.fromkeys(Spent, 0.0))
+            self._seconds = dict.fromkeys(TimeCategory, 0.0)
+            self._last_lap = TimeBreakdown(wall=0.0, seconds=dict.fromkeys(TimeCategory, 0.0))
 
     @contextmanager
-    def measure(self, kind: Spent) -> Iterator[None]:
+    def measure(self, kind: TimeCategory) -> Iterator[None]:
         """Accounts for the block's time as ``kind``, but for what is measured inside it."""
         outer = self._switch(kind)
         try:
@@ -48,23 +48,23 @@ class Clock:
         finally:
             self._switch(outer)
 
-    def read(self) -> Account:
+    def read(self) -> TimeBreakdown:
         """The account since the clock was started."""
         with self._lock:
             now = self._settle()
-            return Account(wall=now - self._started, seconds=dict(self._seconds))
+            return TimeBreakdown(wall=now - self._started, seconds=dict(self._seconds))
 
-    def credit(self, kind: Spent, seconds: float) -> None:
+    def credit(self, kind: TimeCategory, seconds: float) -> None:
         """Adds time that a GPU spent while its host waited for the next message: it counts as busy alone."""
         with self._lock:
             self._seconds[kind] += seconds
             excess = sum(self._seconds.values()) - (self._settle() - self._started)
-            for waiting in (Spent.WAIT_IN, Spent.WAIT_OUT, Spent.COPY, Spent.SYNC):
+            for waiting in (TimeCategory.WAIT_IN, TimeCategory.WAIT_OUT, TimeCategory.COPY, TimeCategory.SYNC):
                 taken = min(max(excess, 0.0), self._seconds[waiting])
                 self._seconds[waiting] -= taken
                 excess -= taken
 
-    def _switch(self, kind: Spent | None) -> Spent | None:
+    def _switch(self, kind: TimeCategory | None) -> TimeCategory | None:
         """From now on time is spent on ``kind``. Returns on what it was spent before."""
         with self._lock:
             self._settle()
@@ -79,7 +79,7 @@ class Clock:
         self._since = now
         return now
 
-    def lap(self) -> Account:
+    def lap(self) -> TimeBreakdown:
         """The account since the last lap."""
         now = self.read()
         since, self._last_lap = now - self._last_lap, now
@@ -87,17 +87,21 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Account:
+class TimeBreakdown:
     """A reading of a clock, or the difference of two."""
 
     wall: float
-    seconds: dict[Spent, float]
+    seconds: dict[TimeCategory, float]
 
-    def __add__(self, other: Account) -> Account:
-        return Account(self.wall + other.wall, {kind: s + other.seconds[kind] for kind, s in self.seconds.items()})
+    def __add__(self, other: TimeBreakdown) -> TimeBreakdown:
+        return TimeBreakdown(
+            self.wall + other.wall, {kind: s + other.seconds[kind] for kind, s in self.seconds.items()}
+        )
 
-    def __sub__(self, earlier: Account) -> Account:
-        return Account(self.wall - earlier.wall, {kind: s - earlier.seconds[kind] for kind, s in self.seconds.items()})
+    def __sub__(self, earlier: TimeBreakdown) -> TimeBreakdown:
+        return TimeBreakdown(
+            self.wall - earlier.wall, {kind: s - earlier.seconds[kind] for kind, s in self.seconds.items()}
+        )
 
     @property
     def other(self) -> float:
@@ -107,4 +111,4 @@ class Account:
     @property
     def utilisation(self) -> float:
         """Share of wall time in which the stage computed: busy / wall."""
-        return self.seconds[Spent.BUSY] / self.wall if self.wall > 0 else 0.0
+        return self.seconds[TimeCategory.BUSY] / self.wall if self.wall > 0 else 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.telemetry.clock import Account
+from pipeline.telemetry.clock import TimeBreakdown
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,7 @@ class Status:
     """
 
     stage: int
-    account: Account
+    account: TimeBreakdown
     kind: str = ""
     epoch: int = 0
     step: int = 0
@@ -83,7 +83,7 @@ class PassReport:
     layers: list[LayerReport]
     ids: NDArray[np.int64] | None = None
     labels: NDArray[np.int64] | None = None
-    account: Account | None = None
+    account: TimeBreakdown | None = None
     """The stage's time since its report before."""
     started_at: float = 0.0
     """When the stage began, in seconds since 1970."""
@@ -97,7 +97,7 @@ class StepTimes:
 
     Attributes:
         ended: when each ended, in seconds since 1970 (steps,) float64.
-        spent: what the clock had spent by then (steps, kinds) float64, kinds in the order of ``Spent``.
+        spent: what the clock had spent by then (steps, kinds) float64, kinds in the order of ``TimeCategory``.
     """
 
     ended: NDArray[np.float64]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from pipeline.telemetry.clock import Account, Clock, Spent
+from pipeline.telemetry.clock import Clock, TimeBreakdown, TimeCategory
 from pipeline.telemetry.reports import StepTimes
 
 
@@ -25,7 +25,7 @@ class BusyMeter:
     def step(self) -> Iterator[None]:
         """Around one step's work."""
         if self._device.type != "cuda":
-            with self._clock.measure(Spent.BUSY):
+            with self._clock.measure(TimeCategory.BUSY):
                 yield
             return
         self._begin = self._event()
@@ -62,7 +62,7 @@ class BusyMeter:
 
     def _credit(self) -> None:
         begin, end = self._pending.popleft()
-        self._clock.credit(Spent.BUSY, begin.elapsed_time(end) / 1000)
+        self._clock.credit(TimeCategory.BUSY, begin.elapsed_time(end) / 1000)
 
 
 class StepLog:
@@ -70,7 +70,7 @@ class StepLog:
 
     def __init__(self, clock: Clock, device: torch.device) -> None:
         self._clock, self._device = clock, device
-        self._readings: list[Account] = []
+        self._readings: list[TimeBreakdown] = []
         self._events: list[torch.cuda.Event] = []
 
     def mark(self) -> None:
@@ -89,6 +89,6 @@ class StepLog:
             last.synchronize()
             before = [event.elapsed_time(last) / 1000 for event in self._events]
             ended = self._clock.started_at + self._clock.read().wall - np.array(before)
-        spent = np.array([[reading.seconds[kind] for kind in Spent] for reading in self._readings])
+        spent = np.array([[reading.seconds[kind] for kind in TimeCategory] for reading in self._readings])
         self._readings, self._events = [], []
         return StepTimes(ended, spent)

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from pipeline.errors import PeerLostError
-from pipeline.telemetry.clock import Clock, Spent
+from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.message import Message
 
 _T = TypeVar("_T")
@@ -72,16 +72,16 @@ class LocalChannel:
         self._broken = threading.Event()
 
     def send(self, message: Message) -> None:
-        with self._sender_clock.measure(Spent.COPY):
+        with self._sender_clock.measure(TimeCategory.COPY):
             # Contiguous, as they come off a wire: another layout may mean other rounding.
             contiguous = torch.contiguous_format
             tensors = {name: t.clone(memory_format=contiguous) for name, t in message.tensors.items()}
         copy = Message(message.kind, message.epoch, message.step, message.position, message.last, tensors)
-        with self._sender_clock.measure(Spent.WAIT_OUT):
+        with self._sender_clock.measure(TimeCategory.WAIT_OUT):
             self._repeat(lambda: self._queue.put(copy, timeout=self._POLL), queue.Full, "took no message")
 
     def receive(self) -> Message:
-        with self._receiver_clock.measure(Spent.WAIT_IN):
+        with self._receiver_clock.measure(TimeCategory.WAIT_IN):
             return self._repeat(lambda: self._queue.get(timeout=self._POLL), queue.Empty, "sent nothing")
 
     @property

@@ -19,7 +19,7 @@ from pipeline.transport import Transport
 from pipeline.transport.buffers import Buffer, HostBuffer, NcclBuffer
 from pipeline.transport.channel import Receiver, Sender
 from pipeline.transport.process_group import DistReceiver, DistSender
-from pipeline.transport.shared_memory import NOWHERE, Address, Offer, SharedReceiver, SharedSender, found, offered
+from pipeline.transport.shared_memory import NOWHERE, Address, Offer, SharedReceiver, SharedSender, attach, create_offer
 
 _SIOCGIFADDR = 0x8915  # Linux: address of a network interface
 
@@ -100,13 +100,13 @@ class EdgeGroups:
         offers: dict[Edge, Offer | None] = {}
         for edge in edges:
             if rank == edge.sender:
-                offer = offers[edge] = offered(edge.payload, self.queue_depth)
+                offer = offers[edge] = create_offer(edge.payload, self.queue_depth)
                 store.set(f"{edge.name}: offer", (offer.address if offer is not None else NOWHERE).pack())
         receivers: dict[Edge, SharedReceiver | None] = {}
         for edge in edges:
             if rank == edge.receiver:
                 address = Address.unpack(store.get(f"{edge.name}: offer").decode())
-                receiver = receivers[edge] = found(
+                receiver = receivers[edge] = attach(
                     address, edge.name, edge.payload, self.queue_depth, stall_timeout=self.timeout, clock=clock
                 )
                 store.set(f"{edge.name}: answer", "no" if receiver is None else "taken")
@@ -114,7 +114,7 @@ class EdgeGroups:
         for edge in edges:
             taken, mine = store.get(f"{edge.name}: answer") == b"taken", offers.get(edge)
             if taken and mine is not None:
-                shared[edge] = mine.taken(edge.name, stall_timeout=self.timeout, clock=clock)
+                shared[edge] = mine.accept(edge.name, stall_timeout=self.timeout, clock=clock)
             elif taken:
                 shared[edge] = receivers.get(edge)
             elif edge.transport == "shm":
@@ -149,9 +149,9 @@ class EdgeGroups:
 
     def _group(self, ends: list[int], backend: str, name: str) -> dist.ProcessGroup:
         # NCCL counts from the posting of a receive, and as many are posted as messages may be under way.
-        patience = self.timeout * (self.queue_depth + 2 if backend == "nccl" else 1)
+        timeout = self.timeout * (self.queue_depth + 2 if backend == "nccl" else 1)
         group: dist.ProcessGroup = dist.new_group(
-            ends, timeout=timedelta(seconds=patience), backend=backend, group_desc=name
+            ends, timeout=timedelta(seconds=timeout), backend=backend, group_desc=name
         )
         return group
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import PeerLostError
-from pipeline.telemetry.clock import Clock, Spent
+from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.buffers import Buffer
 from pipeline.transport.message import Message, pack, sequence_of, unpack
 
@@ -26,18 +26,18 @@ class DistSender:
 
     def send(self, message: Message) -> None:
         self.close()
-        with self._clock.measure(Spent.COPY):
+        with self._clock.measure(TimeCategory.COPY):
             size = pack(message, self._buffer.header, self._buffer.payload, self._sequence)
             for device in {
                 t.device for t in message.tensors.values() if t.is_cuda and not self._buffer.payload.is_cuda
             }:
                 torch.cuda.current_stream(device).synchronize()  # the bytes have arrived in host memory
         self._sequence += 1
-        with self._clock.measure(Spent.WAIT_OUT), _peer(self.name, "took no message", self._timeout):
+        with self._clock.measure(TimeCategory.WAIT_OUT), _peer(self.name, "took no message", self._timeout):
             self._works = self._buffer.post_send(size)
 
     def close(self) -> None:
-        with self._clock.measure(Spent.WAIT_OUT), _peer(self.name, "took no message", self._timeout):
+        with self._clock.measure(TimeCategory.WAIT_OUT), _peer(self.name, "took no message", self._timeout):
             if self._works:
                 self._buffer.wait(self._works, self._timeout)
         self._works = []
@@ -64,7 +64,7 @@ class DistReceiver:
 
     def receive(self) -> Message:
         slot = self._sequence % len(self._buffers)
-        with self._clock.measure(Spent.WAIT_IN):
+        with self._clock.measure(TimeCategory.WAIT_IN):
             if self._copied is not None:
                 self._copied.synchronize()
             if self._sequence > 0:
@@ -73,7 +73,7 @@ class DistReceiver:
                 self._buffers[slot].wait(self._works[slot], self._timeout)
             self._works[slot] = []
         buffer = self._buffers[slot]
-        with self._clock.measure(Spent.COPY):
+        with self._clock.measure(TimeCategory.COPY):
             message = unpack(buffer.header, buffer.payload, self._sequence)
             message.tensors = {name: t.to(self._device, non_blocking=True) for name, t in message.tensors.items()}
             if self._device.type == "cuda" and not buffer.payload.is_cuda:

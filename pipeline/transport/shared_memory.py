@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PeerLostError
-from pipeline.telemetry.clock import Clock, Spent
+from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.message import HEADER_BYTES, Message, pack, unpack
 
 PROCESSES = Path("/proc")
@@ -113,7 +113,7 @@ class Offer:
             os.getpid(), self._memory.fileno(), self._theirs_headers.fileno(), self._theirs_credits.fileno(), token
         )
 
-    def taken(self, name: str, *, stall_timeout: float, clock: Clock) -> SharedSender:
+    def accept(self, name: str, *, stall_timeout: float, clock: Clock) -> SharedSender:
         """The upstream end, once the receiver has opened its own."""
         self.close()
         return SharedSender(name, self._slots, self._headers, self._credits, stall_timeout=stall_timeout, clock=clock)
@@ -124,12 +124,12 @@ class Offer:
             file.close()
 
 
-def offered(payload: int, depth: int) -> Offer | None:
+def create_offer(payload: int, depth: int) -> Offer | None:
     """A new channel for a receiver on this machine; None on a system without memfd."""
     return Offer(payload, depth) if sys.platform == "linux" else None
 
 
-def found(
+def attach(
     address: Address, name: str, payload: int, depth: int, *, stall_timeout: float, clock: Clock
 ) -> SharedReceiver | None:
     """The downstream end of what is offered there. None where this process cannot reach it, as on another machine."""
@@ -174,11 +174,11 @@ class SharedSender(_SharedEnd):
 
     def send(self, message: Message) -> None:
         self.close()
-        with self._clock.measure(Spent.COPY):
+        with self._clock.measure(TimeCategory.COPY):
             pack(message, self._header, self._slots[self._sequence], self._sequence)
         self._sequence += 1
         self._free -= 1
-        with self._clock.measure(Spent.WAIT_OUT):
+        with self._clock.measure(TimeCategory.WAIT_OUT):
             # There is room for as many headers as there are slots, unless the system keeps the user's pipes small.
             _wait(self._headers, select.POLLOUT, self._timeout, f"{self.name}: the neighbour took no message")
             try:
@@ -188,7 +188,7 @@ class SharedSender(_SharedEnd):
 
     def close(self) -> None:
         """Waits until a slot is free: then all but the messages that may wait have been taken."""
-        with self._clock.measure(Spent.WAIT_OUT):
+        with self._clock.measure(TimeCategory.WAIT_OUT):
             while not self._free:
                 _wait(self._credits, select.POLLIN, self._timeout, f"{self.name}: the neighbour took no message")
                 given = self._credits.read(len(self._slots))
@@ -201,13 +201,13 @@ class SharedReceiver(_SharedEnd):
     """Downstream end. Implements ``pipeline.transport.channel.Receiver``."""
 
     def receive(self) -> Message:
-        with self._clock.measure(Spent.WAIT_IN):
+        with self._clock.measure(TimeCategory.WAIT_IN):
             if self._sequence > 0:
                 self._give_back()
             _wait(self._headers, select.POLLIN, self._timeout, f"{self.name}: the neighbour sent nothing")
             if self._headers.readinto(self._header.numpy().data) != HEADER_BYTES:
                 raise PeerLostError(f"{self.name}: the neighbour is gone")
-        with self._clock.measure(Spent.COPY):
+        with self._clock.measure(TimeCategory.COPY):
             message = unpack(self._header, self._slots[self._sequence], self._sequence)
         self._sequence += 1
         return message

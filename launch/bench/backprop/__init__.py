@@ -3,5 +3,5 @@
 Every rival trains from the initial weights that ``--baseline bp`` starts from, with the same batches, augmentation,
 precision, threads per device, fused AdamW and allocator settings as the run that it is compared with. On GPUs rivals
 may use kernels that are not deterministic, which the run's own layers may not. ``--compile on`` compiles each layer;
-``--wire bf16`` halves what crosses a pipeline's cuts. ``contestant.rivals`` makes the rows.
+``--transfer-dtype bf16`` halves what crosses a pipeline's cuts. ``runner.backprop_runners`` makes the rows.
 """

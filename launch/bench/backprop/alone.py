@@ -12,7 +12,7 @@ from launch.bench.backprop.job import Job
 from launch.bench.backprop.trainer import Trainer
 from pipeline.errors import NonFiniteLossError
 from pipeline.layers.layer import LocalLayer, State
-from pipeline.methods import Context
+from pipeline.methods import StepContext
 
 
 class Alone(Trainer):
@@ -25,9 +25,11 @@ class Alone(Trainer):
     def step(self, portion: Portion) -> Tensor:
         with self.busy.step():
             labels = self._labels(portion)
-            streams = self._layer.rule.enter(self._view(portion), Context(labels=labels, place=portion.place))
+            activations = self._layer.rule.make_inputs(
+                self._view(portion), StepContext(labels=labels, where=portion.where)
+            )
             try:
-                _, loss = self._layer.train(streams, labels, portion.place)
+                _, loss = self._layer.train(activations, labels, portion.where)
             except NonFiniteLossError:  # the report says what a loss that is no number means
                 return torch.tensor(math.nan)
         return loss

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from launch.bench.backprop.job import Job
 from pipeline.data.loader import Batch, Dataset
-from pipeline.methods import Place
+from pipeline.methods import BatchPosition
 from pipeline.transport.message import Kind
 
 _IN_MEMORY = 4  # batches kept, at most
@@ -26,7 +26,7 @@ class Portion:
 
     images: Tensor | None
     labels: Tensor | None
-    place: Place
+    where: BatchPosition
 
 
 class Source(Protocol):
@@ -51,7 +51,7 @@ class MemorySource:
         epoch, step = divmod(self._taken, self._job.spec.steps_per_epoch)
         self._taken += 1
         position = step * self._job.batch_size + self._first_row
-        return replace(kept, place=self._job.spec.place(Kind.TRAIN, epoch, step, position))
+        return replace(kept, where=self._job.spec.batch_position(Kind.TRAIN, epoch, step, position))
 
 
 class FedSource:
@@ -80,5 +80,5 @@ def portion_of(job: Job, rank: int, batch: Batch, epoch: int) -> Portion:
     return Portion(
         images=batch.images[rows] if job.sees_images(rank) else None,
         labels=batch.labels[rows] if job.sees_labels(rank) else None,
-        place=job.spec.place(Kind.TRAIN, epoch, batch.step, batch.position + rows.start),
+        where=job.spec.batch_position(Kind.TRAIN, epoch, batch.step, batch.position + rows.start),
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from launch.bench.backprop.group import Crew
+from launch.bench.backprop.group import WorkerGroup
 from launch.bench.backprop.job import PIPELINES, Job, Way, count_of
 from launch.bench.backprop.planning import plan
-from launch.bench.protocol import Contestant, Round
+from launch.bench.protocol import Round, Runner
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.loader import Dataset
 from pipeline.layers.layer import State
@@ -34,7 +34,7 @@ _ROWS: tuple[tuple[Way, int], ...] = (
 )
 
 
-class Rival(Contestant):
+class BackpropRunner(Runner):
     """One way of backpropagation, on processes that live from ``start`` to ``close`` and sleep between rounds.
 
     Args:
@@ -63,12 +63,12 @@ class Rival(Contestant):
         self.title = f"{_TITLES[way]}{cut}, {devices}{_lacks(way, spec.compiles)}"
         self._spec, self._way, self._num_devices, self._microbatches = spec, way, num_devices, microbatches
         self._dataset, self._warm = dataset, warm
-        self._crew: Crew | None = None
+        self._crew: WorkerGroup | None = None
         self._job: Job | None = None
 
     def start(self) -> None:
         self._job = plan(self._spec, self._way, self._num_devices, self._microbatches)
-        self._crew = Crew(self.title, self.name, self._job, self._dataset)
+        self._crew = WorkerGroup(self.title, self.name, self._job, self._dataset)
         self._crew.ask("round", 0, _FIRST_STEPS)
 
     def round(self, steps: int) -> Round:
@@ -107,9 +107,11 @@ def _lacks(way: Way, how: Literal["on", "graphs"] | None) -> str:
     return ", compiled without CUDA graphs" if way in PIPELINES and how == "graphs" else ""
 
 
-def rivals(spec: RunSpec, num_devices: int, *, dataset: Dataset | None, warm: int = 2) -> list[Rival]:
-    """Every row of backpropagation, none of them started: see ``Rival``."""
+def backprop_runners(
+    spec: RunSpec, num_devices: int, *, dataset: Dataset | None, warm: int = 2
+) -> list[BackpropRunner]:
+    """Every row of backpropagation, none of them started: see ``BackpropRunner``."""
     return [
-        Rival(spec, way, num_devices, microbatches=microbatches, dataset=dataset, warm=warm)
+        BackpropRunner(spec, way, num_devices, microbatches=microbatches, dataset=dataset, warm=warm)
         for way, microbatches in _ROWS
     ]

@@ -53,7 +53,7 @@ class _Failure:
 _CAUSES = ("killed", "memory", "cannot", "died", "failed")
 
 
-class Crew:
+class WorkerGroup:
     """The processes of one rival: a rank each, and a loader where batches are read in the background.
 
     Args:
@@ -79,8 +79,8 @@ class Crew:
     def _start(self, name: str, dataset: Dataset | None) -> None:
         job, port = self._job, 0
         if job.num_ranks > 1:
-            patience = timedelta(seconds=job.spec.settings.pipeline.stall_timeout)
-            self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=patience)
+            timeout = timedelta(seconds=job.spec.settings.pipeline.stall_timeout)
+            self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timeout)
             port = self._store.port
         if dataset is not None:
             sources = in_memory(job, dataset)

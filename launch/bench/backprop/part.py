@@ -14,7 +14,7 @@ from pipeline import rng
 from pipeline.config.run_spec import RunSpec
 from pipeline.layers.compile import compiled
 from pipeline.layers.layer import LocalLayer, State
-from pipeline.methods import Place
+from pipeline.methods import BatchPosition
 from pipeline.methods.baseline import EndToEndRule
 from pipeline.nets import Dropout
 from pipeline.nets.base import Layer
@@ -39,7 +39,7 @@ class Part(nn.Module):
         settings, device = job.spec.settings, job.device(rank)
         self._seed, self._rank, self._device_type = settings.train.seed, rank, device.type
         self._precision = torch.bfloat16 if settings.pipeline.precision == "bf16" else None
-        self._wire = torch.bfloat16 if settings.pipeline.wire == "bf16" else None
+        self._transfer_dtype = torch.bfloat16 if settings.pipeline.transfer_dtype == "bf16" else None
         self._held = job.stages[rank if len(job.stages) > 1 else 0]
 
         net, rule = _whole(job.spec, device)
@@ -59,7 +59,7 @@ class Part(nn.Module):
                 layer.forward = compiled(layer.forward, "on")
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._held[0] and self._wire is not None:
+        if self._held[0] and self._transfer_dtype is not None:
             x = x.float()
         with self._autocast():
             x = self._through(x) if self._graph is None else self._graph(x)
@@ -72,9 +72,9 @@ class Part(nn.Module):
             x = layer(x)
         return x
 
-    def draw_anew(self, place: Place) -> None:
+    def draw_anew(self, where: BatchPosition) -> None:
         """Settles what dropout draws in a step."""
-        self._generator.manual_seed(rng.torch_seed(self._seed, "layer", self._rank, place.step))
+        self._generator.manual_seed(rng.torch_seed(self._seed, "layer", self._rank, where.step))
 
     def state(self) -> State:
         """The weights, on the CPU, named as ``LocalLayer.weights`` names them."""
@@ -100,7 +100,7 @@ class Part(nn.Module):
 
     def _packed(self, x: Tensor) -> Tensor:
         """Activations as they go over a cut."""
-        return (x if self._wire is None else x.to(self._wire)).contiguous()
+        return (x if self._transfer_dtype is None else x.to(self._transfer_dtype)).contiguous()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device_type, dtype=self._precision, enabled=self._precision is not None)

@@ -15,7 +15,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from launch.bench.backprop.batches import Portion
 from launch.bench.backprop.job import Job
 from launch.bench.backprop.trainer import PartTrainer, num_bytes
-from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.steps import BusyMeter
 
 
@@ -46,7 +46,7 @@ class Pipelined(PartTrainer):
         losses: list[Tensor] = []
         with self.busy.step():
             images = [self._view(portion)] if self._first else []
-        with self.clock.measure(Spent.SYNC):  # all but the stage's own passes, which count as busy
+        with self.clock.measure(TimeCategory.SYNC):  # all but the stage's own passes, which count as busy
             if self._last:
                 self._schedule.step(*images, target=self._labels(portion), losses=losses)
             else:

@@ -20,7 +20,7 @@ from launch.bench.backprop.job import Job
 from launch.bench.backprop.trainer import Trainer
 from launch.bench.protocol import DeviceUse
 from pipeline.runtime.allocator import keep_freed_memory
-from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
 
 
@@ -125,7 +125,7 @@ def _steps(here: Trainer, source: Source, count: int) -> torch.Tensor | None:
     """So many steps to their very end; the last one's loss."""
     loss: torch.Tensor | None = torch.tensor(math.nan)
     for _ in range(count):
-        with here.clock.measure(Spent.WAIT_IN):
+        with here.clock.measure(TimeCategory.WAIT_IN):
             portion = source.take()
         loss = here.step(portion)
     here.busy.finish()
@@ -145,9 +145,9 @@ def _spent(here: Trainer, wall: float) -> dict[str, float]:
     if here.job.way == "dataparallel":
         return {"other": wall}  # copies and kernels of all devices run under one call
     account = here.clock.read()
-    spent = {"busy": account.seconds[Spent.BUSY], "wait_in": account.seconds[Spent.WAIT_IN]}
+    spent = {"busy": account.seconds[TimeCategory.BUSY], "wait_in": account.seconds[TimeCategory.WAIT_IN]}
     if here.device.type == "cpu":  # a GPU's host only queues communication: its time is among the rest
-        spent["communication"] = account.seconds[Spent.SYNC]
+        spent["communication"] = account.seconds[TimeCategory.SYNC]
     return {**spent, "other": max(0.0, wall - sum(spent.values()))}
 
 

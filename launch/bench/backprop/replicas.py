@@ -15,7 +15,7 @@ from launch.bench.backprop.trainer import PartTrainer, num_bytes
 from launch.bench.protocol import CannotRunError
 from pipeline.layers.layer import State
 from pipeline.nets import Dropout
-from pipeline.telemetry.clock import Spent
+from pipeline.telemetry.clock import TimeCategory
 
 
 class Replicated(PartTrainer):
@@ -84,7 +84,7 @@ class Distributed(PartTrainer):
         self._num_due -= 1
         if self._num_due == 0:
             self._reducing.enter_context(self.busy.pause())
-            self._reducing.enter_context(self.clock.measure(Spent.SYNC))
+            self._reducing.enter_context(self.clock.measure(TimeCategory.SYNC))
 
     def weights(self) -> State:
         return super().weights() if self.rank == 0 else {}  # all ranks have the same

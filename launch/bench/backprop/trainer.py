@@ -1,7 +1,7 @@
 """What a rank does in a step, whichever way its net is trained.
 
 All augment in the rank's own process, compute in the run's precision and update with fused AdamW. Time is accounted for
-as the run's own stages do; what a rank spends on other ranks, waiting for them included, is ``Spent.SYNC``.
+as the run's own stages do; what a rank spends on other ranks, waiting for them included, is ``TimeCategory.SYNC``.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Trainer(ABC):
     def _view(self, portion: Portion) -> Tensor:
         """Augmented images (n, C, H, W) float32 on the device."""
         assert portion.images is not None, "this rank sees images"
-        place, images = portion.place, self._sent(portion.images)
-        return self._augment.views(images, epoch=place.epoch, position=place.position, num_views=1)
+        where, images = portion.where, self._sent(portion.images)
+        return self._augment.views(images, epoch=where.epoch, position=where.position, num_views=1)
 
     def _labels(self, portion: Portion) -> Tensor:
         assert portion.labels is not None, "this rank sees labels"
@@ -80,9 +80,9 @@ class PartTrainer(Trainer):
         return self.part.state()
 
     def _prepare(self, portion: Portion) -> None:
-        self.part.draw_anew(portion.place)
+        self.part.draw_anew(portion.where)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._train.lr * self._train.lr_factor(portion.place.epoch)
+            group["lr"] = self._train.lr * self._train.lr_factor(portion.where.epoch)
 
     def _update(self) -> None:
         self.optimizer.step()
