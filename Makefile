@@ -23,17 +23,17 @@ INSTALLED := $(VENV)/installed
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format pytest constraints clean
+.PHONY: help install demo test test-fast test-all lint format pytest constraints clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## Make .venv with everything in it
 
 demo: $(INSTALLED) ## launch cff-vit: train a small Vision Transformer, a stage per GPU or core; ARGS='--epochs 5' to change it
 	$(BIN)/$(DEMO) $(ARGS)
 
-test: lint pytest ## Linters, types and the whole test suite
+test: lint pytest ## Linters, types and tests, as CI runs them
 
 lint: $(INSTALLED) ## Linters, which room may import which, and types
 	$(BIN)/ruff check
@@ -41,7 +41,13 @@ lint: $(INSTALLED) ## Linters, which room may import which, and types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-pytest: $(INSTALLED) ## The test suite alone; TESTS='tests/test_cff.py -k margin' for a part of it
+pytest: $(INSTALLED) ## The tests that CI runs; TESTS='tests/test_cff.py -k margin' for a part of them
+	$(BIN)/python -m pytest -n 2 -m "not exhaustive" $(TESTS)
+
+test-fast: lint ## Linters, types, and the tests that start no process
+	$(BIN)/python -m pytest -n 2 -m "not exhaustive and not slow" $(TESTS)
+
+test-all: lint ## Linters, types and every test: also over Ray what threads have shown already
 	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 format: $(INSTALLED) ## Put the sources into shape

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from launch.output.console import say
 from pipeline.config import build, checks
+from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
@@ -57,7 +58,7 @@ def take_profile(settings: Settings, dataset: Dataset, devices: Devices) -> tupl
         RunError: the layers could not be timed.
     """
     whole = replace(settings.pipeline, stages=1, partition="even")
-    spec = build.place(replace(settings, pipeline=whole), dataset, devices)
+    spec = build_run(replace(settings, pipeline=whole), devices, dataset=dataset)
     if settings.pipeline.executor == "ray" and joins_cluster(settings):
         return spec, profile_cluster(spec, devices)
     # GPUs do not slow each other down; stages beyond the layers there are would have nothing to do.

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import TransferDtype
+from pipeline.config.settings import TransferDtype, renamed
 from pipeline.errors import UserError
 from pipeline.layers.label_dictionary import VALUES
 from pipeline.layers.layer import Readout, State
@@ -44,7 +44,7 @@ class Card:
         data: name of the data set it learned from.
         method: the learning method's settings.
         head_norm: whether readouts have a LayerNorm.
-        wire: precision in which layers pass activations on.
+        transfer_dtype: precision in which layers pass activations on.
     """
 
     net: NetField
@@ -198,6 +198,7 @@ def _read_card(text: str, file: Path) -> Card:
         raise UserError(f"{file}: its card is a table, not {values!r}. {other}")
     if values.get("format", _FORMAT) != _FORMAT:
         raise UserError(f"{file}: format {values['format']}, this version reads {_FORMAT}. {other}")
+    values = renamed(values)
     unknown = unknown_keys(values, _template(values))
     if unknown:
         raise UserError(f"{file}: its card has fields that this version does not know: {', '.join(unknown)}. {other}")
@@ -210,10 +211,10 @@ def _read_card(text: str, file: Path) -> Card:
 def _template(values: dict[str, Any]) -> dict[str, Any]:
     """Every field that a card may have, given the net and the method that it names."""
     template: dict[str, Any] = {field.name: None for field in fields(Card)}
-    for name, family in (("net", NETS), ("method", METHODS)):
+    for name, registry in (("net", NETS), ("method", METHODS)):
         chosen = values.get(name)
-        if isinstance(chosen, dict) and chosen.get("kind") in family:
-            template[name] = family.template(chosen["kind"])
+        if isinstance(chosen, dict) and chosen.get("kind") in registry:
+            template[name] = registry.template(chosen["kind"])
     return template
 
 

@@ -1,4 +1,4 @@
-"""Families of settings that a run chooses one member of, each member under a name: nets, learning methods.
+"""Settings that a run chooses one kind of, each kind under a name: nets, learning methods.
 
 A member is a class; registering it is all that the command line and saved settings need to know it by.
 """
@@ -18,7 +18,7 @@ M = TypeVar("M", bound="Registered")
 
 
 class Registered:
-    """What a member of a family has."""
+    """What a registered class has."""
 
     kind: ClassVar[str]
     """The name it is saved under."""
@@ -32,7 +32,7 @@ class MisfitError(ValueError):
 
 
 class Registry(Generic[T]):
-    """The members of a family by their ``kind``.
+    """The members of a registry by their ``kind``.
 
     Args:
         what: what a member is, for error messages: "net".

@@ -15,7 +15,8 @@ import pytest
 import torch
 from xdist.scheduler import LoadFileScheduling
 
-from pipeline.config import build, checks
+from pipeline.config import build
+from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
@@ -62,6 +63,13 @@ class _OneCluster(LoadFileScheduling):  # type: ignore[misc]  # it has no types
 @cache
 def _asks_for_cluster(file: Path) -> bool:
     return "cluster: None" in file.read_text()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes part in a Ray cluster is slow: every actor imports torch."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -141,6 +149,5 @@ def make_run(settings: Settings, *, stages: int | None = None) -> tuple[RunSpec,
     """A run's spec and data, on CPU devices."""
     if stages is not None:
         settings = replace(settings, pipeline=replace(settings.pipeline, stages=stages))
-    checks.check(settings)
     dataset = build.open_data(settings)
-    return build.place(build.resolve(settings, dataset), dataset, Devices("cpu", 2)), dataset
+    return build_run(settings, Devices("cpu", 2), dataset=dataset), dataset

@@ -46,7 +46,7 @@ QUIET = Console(file=StringIO())
 
 
 class Told(Runner):
-    """A contestant whose rounds are given: images/s of each, or what it raises."""
+    """A runner whose rounds are given: images/s of each, or what it raises."""
 
     def __init__(
         self,
@@ -421,14 +421,14 @@ def test_ctrl_c_reports_what_was_measured_and_leaves_no_process(tmp_path: Path) 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The ladder and memory
+# The ablation and memory
 
 
 @pytest.mark.parametrize(
-    "rung", [step for step in ablation_steps.STEPS if step.plain is not None], ids=lambda step: step.name
+    "step", [step for step in ablation_steps.STEPS if step.plain is not None], ids=lambda step: step.name
 )
 def test_the_plain_loop_and_the_products_layers_learn_the_same(step: ablation_steps.AblationStep) -> None:
-    """Otherwise the ladder would compare different mathematics."""
+    """Otherwise the ablation would compare different mathematics."""
     assert step.plain is not None
     spec = spec_of(ROWS["cff-1"], tiny_settings(depth=2), Devices("cpu", 1), QUIET)
     spec = replace(spec, stages=partition(2, 1))
@@ -458,13 +458,13 @@ def test_a_rung_takes_turns_in_a_process_of_its_own() -> None:
 
 def test_the_ladder_climbs_from_rung_to_rung() -> None:
     speeds = (100, 150, 300)
-    climbed = [measured(step.name, [speed]) for step, speed in zip(ablation_steps.STEPS, speeds, strict=False)]
-    for entry in climbed:
+    measured_steps = [measured(step.name, [speed]) for step, speed in zip(ablation_steps.STEPS, speeds, strict=False)]
+    for entry in measured_steps:
         spec = spec_of(ROWS["cff-serial-1"], tiny_settings(depth=2), Devices("cpu", 1), QUIET)
         step = next(step for step in ablation_steps.STEPS if step.name == entry.name)
         entry.runner = ablation.AblationRunner(spec, step, warm=1)
         entry.runner.first_step = 7.0
-    rows = ablation.ablation_rows(climbed, BATCH)
+    rows = ablation.ablation_rows(measured_steps, BATCH)
     assert [row.to_first for row in rows] == pytest.approx([1.0, 1.5, 3.0])
     assert [row.to_tuned for row in rows] == pytest.approx([2 / 3, 1.0, 2.0])
     assert [row.to_before for row in rows] == pytest.approx([1.0, 1.5, 2.0])

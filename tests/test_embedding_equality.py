@@ -73,12 +73,19 @@ def test_threads_give_the_serial_bits(name: str, stages: int) -> None:
     assert_same(through_threads(case(name), stages), serial(case(name)))
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", ["last, lag 1", "in-turn, lag 1"])
+@pytest.mark.parametrize(("name", "stages"), [("last, lag 1", 3), ("in-turn, lag 1", 4), ("shared-sum, exact", 2)])
 def test_ray_gives_the_serial_bits(name: str, stages: int, cluster: None) -> None:
     assert_same(through_ray(case(name), stages), serial(case(name)))
 
 
+@pytest.mark.exhaustive  # threads have shown the versions above; what Ray adds, the three cases show
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["last, lag 1", "in-turn, lag 1"])
+def test_ray_gives_the_serial_bits_in_any_number_of_stages(name: str, stages: int, cluster: None) -> None:
+    assert_same(through_ray(case(name), stages), serial(case(name)))
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("last, lag 1", "in-turn, lag 1")])
 def test_ray_gives_the_serial_bits_in_every_mode(name: str, cluster: None) -> None:
     assert_same(through_ray(case(name), 4), serial(case(name)))
@@ -105,6 +112,7 @@ def test_every_setting_gives_the_serial_bits(variant: str) -> None:
     assert_same(through_threads(VARIANTS[variant], 3), serial(VARIANTS[variant]))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("variant", ["batch norm", "an early epoch kept"])
 def test_ray_gives_the_serial_bits_with(variant: str, cluster: None) -> None:
     assert_same(through_ray(VARIANTS[variant], 2), serial(VARIANTS[variant]))

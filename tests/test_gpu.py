@@ -9,7 +9,8 @@ from typing import Literal
 import pytest
 import torch
 
-from pipeline.config import build, checks
+from pipeline.config import build
+from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
@@ -37,9 +38,8 @@ def on_gpus(
 ) -> RunResult:
     pipe = replace(settings.pipeline, executor=executor, device="cuda", transport=transport, stages=stages)
     settings = replace(settings, pipeline=pipe)
-    checks.check(settings)
     dataset = build.open_data(settings)
-    spec: RunSpec = build.place(build.resolve(settings, dataset), dataset, Devices("cuda", torch.cuda.device_count()))
+    spec: RunSpec = build_run(settings, Devices("cuda", torch.cuda.device_count()), dataset=dataset)
     if executor == "serial":
         return train_serial(spec, dataset)
     if executor == "threads":

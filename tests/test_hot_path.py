@@ -186,7 +186,7 @@ def test_nets_whose_samples_depend_on_one_another_are_not_divided() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The wire
+# Transfer dtype
 
 
 def test_wire_halves_what_every_layer_passes_on_and_the_next_one_works_in_float32() -> None:
@@ -201,13 +201,13 @@ def test_wire_halves_what_every_layer_passes_on_and_the_next_one_works_in_float3
         rounded, same_loss = LocalLayer(narrow, index, CPU).train(activations, labels, where)
         assert torch.equal(rounded["x"], passed["x"].bfloat16())
         assert loss == same_loss
-        from_wire, _ = LocalLayer(narrow, index, CPU).train(
+        received, _ = LocalLayer(narrow, index, CPU).train(
             {name: t.bfloat16() if index else t for name, t in activations.items()}, labels, where
         )
         widened, _ = LocalLayer(wide, index, CPU).train(
             {name: t.bfloat16().float() if index else t for name, t in activations.items()}, labels, where
         )
-        assert torch.equal(from_wire["x"], widened["x"].bfloat16())
+        assert torch.equal(received["x"], widened["x"].bfloat16())
         activations = passed
 
 
@@ -221,9 +221,9 @@ class Watching(EvaluationTally):
         super().add(**figures)
 
 
-@pytest.mark.parametrize("wire", ["fp32", "bf16"])
+@pytest.mark.parametrize("transfer_dtype", ["fp32", "bf16"])
 def test_an_exported_network_passes_on_what_its_run_passed_on(transfer_dtype: str, tmp_path: Path) -> None:
-    """Symptom: with bf16 on the wire the features of a loaded network were off by 1e-3."""
+    """Symptom: with bf16 transfers the features of a loaded network were off by 1e-3."""
     spec = changed(tiny_spec(stages=3), "pipeline", transfer_dtype=transfer_dtype)
     layers = [LocalLayer(spec, index, CPU) for index in range(3)]
     save(tmp_path / "net.safetensors", {k: v for layer in layers for k, v in layer.weights().items()}, card_of(spec))

@@ -1,4 +1,4 @@
-"""Families of settings: each member under a name of its own, saved and loaded without loss, mistakes named."""
+"""Registries of settings: each member under a name of its own, saved and loaded without loss, mistakes named."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.nets import NETS, ConvSettings, MlpSettings, NetConfig, VitSetting
 from pipeline.registry import Registered, Registry
 
 # ---------------------------------------------------------------------------------------------------------------------
-# A family
+# A registry
 
 
 class Shape(Registered):
@@ -42,10 +42,10 @@ class Polygon(Shape):
 
 @pytest.fixture
 def shapes() -> Registry[Shape]:
-    family: Registry[Shape] = Registry("shape")
-    family.register(Polygon)
-    family.register(Circle)
-    return family
+    registry: Registry[Shape] = Registry("shape")
+    registry.register(Polygon)
+    registry.register(Circle)
+    return registry
 
 
 def test_registering_a_class_gives_it_back(shapes: Registry[Shape]) -> None:
@@ -155,20 +155,20 @@ def changed_everywhere(member: Any) -> Any:
     return replace(member, **changes)
 
 
-MEMBERS: list[tuple[Registry[Any], Any]] = [(family, member) for family in (NETS, METHODS) for member in family]
+MEMBERS: list[tuple[Registry[Any], Any]] = [(registry, member) for registry in (NETS, METHODS) for member in registry]
 
 
-@pytest.mark.parametrize(("family", "member"), MEMBERS, ids=[member.kind for _, member in MEMBERS])
+@pytest.mark.parametrize(("registry", "member"), MEMBERS, ids=[member.kind for _, member in MEMBERS])
 def test_every_net_and_method_survives_saving_with_each_setting_changed(
-    family: Registry[Any], member: type[Any]
+    registry: Registry[Any], member: type[Any]
 ) -> None:
     chosen = changed_everywhere(member())
-    saved = json.loads(json.dumps(family.dump(chosen)))
-    again = family.load(saved)
+    saved = json.loads(json.dumps(registry.dump(chosen)))
+    again = registry.load(saved)
     assert type(again) is member
     assert again == chosen
     assert hash(again) == hash(chosen), "tuples come back as tuples"
-    assert all(saved[name] != value for name, value in family.template(member.kind).items() if name != "kind")
+    assert all(saved[name] != value for name, value in registry.template(member.kind).items() if name != "kind")
 
 
 def test_nets_and_methods_of_the_papers_are_there() -> None:

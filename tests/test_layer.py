@@ -240,7 +240,7 @@ def test_messages_between_stages_are_as_large_as_foreseen(net: NetConfig, num_vi
 
 @pytest.mark.parametrize("net", [VIT, MLP])
 def test_activations_are_contiguous(net: NetConfig) -> None:
-    """As they come off a wire: another layout may mean other rounding in the next stage."""
+    """As they are received: another layout may mean other rounding in the next stage."""
     activations: Activations = {"x": views()}
     for index in range(3):
         activations, _ = layer_of(index, net=net).train(activations, LABELS_OF_BATCH, LEARNING)

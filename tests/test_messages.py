@@ -1,4 +1,4 @@
-"""Messages on the wire: every tensor comes back bit by bit and aligned, and bytes that are no message are refused."""
+"""Messages as bytes: every tensor comes back bit by bit and aligned, and bytes that are no message are refused."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from pipeline.config import build
+from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
@@ -40,8 +40,7 @@ def test_stages_on_cpus_take_their_threads_and_never_share_them() -> None:
 def placed(settings: Settings, transport: Transport, devices: Devices, stages: int = 2) -> RunSpec:
     pipe = replace(settings.pipeline, executor="ray", device="auto", transport=transport, stages=stages)
     settings = replace(settings, pipeline=pipe)
-    dataset = build.open_data(settings)
-    return build.place(build.resolve(settings, dataset), dataset, devices)
+    return build_run(settings, devices)
 
 
 @pytest.mark.parametrize(

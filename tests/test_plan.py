@@ -17,6 +17,7 @@ from launch.cli import main
 from launch.plan import measure
 from launch.plan.report import verdict
 from pipeline.config import build
+from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.partition import partition, sized
 from pipeline.config.settings import Settings
@@ -224,7 +225,7 @@ def test_a_balanced_run_has_its_sizes_in_its_settings_and_the_serial_bits(small_
     assert isinstance(sizes, tuple)
     assert (sum(sizes), len(sizes), settings.pipeline.stages) == (4, 2, 2)
     assert f"--partition {sizes[0]} {sizes[1]}" in console.export_text()
-    spec = build.place(settings, dataset, Devices("cpu", 2))
+    spec = build_run(settings, Devices("cpu", 2), dataset=dataset)
     assert spec.settings.pipeline.partition == sizes
     assert_same(train_threads(spec, dataset), serial(small_settings))
 

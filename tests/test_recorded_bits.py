@@ -1,4 +1,4 @@
-"""A run's numbers stay what they were: one short serial run of every family of presets against its recorded digest.
+"""A run's numbers stay what they were: one short serial run of every group of presets against its recorded digest.
 
 `test_every_preset.py` holds every preset's first step over Ray to the same record.
 """

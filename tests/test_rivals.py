@@ -127,7 +127,7 @@ def test_several_devices_learn_what_one_learns(
         assert len(before) == (2 if source == "memory" else 3)
         time.sleep(0.3)
         spent = {name: ticks(pid) - before[name] for name, pid in processes(runner).items()}
-        assert sum(spent.values()) <= 1, f"between rounds a rival is to use no CPU: {spent}"
+        assert sum(spent.values()) <= 1, f"between rounds such a run is to use no CPU: {spent}"
 
     expected, loss = learned
     assert weights.keys() == expected.keys()

@@ -20,8 +20,8 @@ from launch.output import console as console_module
 from launch.output.run_folder import command_line
 from launch.output.summary import machine
 from launch.output.tables import print_table
-from pipeline.config import build, checks
 from pipeline.config import settings as settings_module
+from pipeline.config.build import build_run
 from pipeline.config.devices import local_devices, num_cores
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
@@ -31,7 +31,7 @@ from pipeline.runtime.allocator import ENVIRONMENT
 
 
 class AblationRunner(Runner):
-    """A rung as a row: it takes turns with the others.
+    """A step of the ablation as a row: it takes turns with the others.
 
     Attributes:
         first_step: seconds of the very first step; what it takes more than the others is compilation, for the most.
@@ -65,7 +65,7 @@ class AblationRunner(Runner):
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRow:
-    """A rung of the report: times the first rung, times the one before, and seconds spent compiling."""
+    """A step in the report: times the first one, times the one before, and seconds spent compiling."""
 
     name: str
     images_per_second: float
@@ -79,7 +79,7 @@ class AblationRow:
 
 
 def ablation_rows(entries: Sequence[Entry], batch_size: int) -> list[AblationRow]:
-    """The rungs that ran. A rung that did not is left out, and the next one is compared with the one before it."""
+    """The steps that ran. One that did not is left out, and the next one is compared with the one before it."""
     ran = [(entry, row) for entry, row in zip(entries, figures_of(entries, batch_size), strict=True) if entry.rounds]
     tuned = next((entry for entry, _ in ran if entry.name == STEPS[TUNED].name), ran[0][0]) if ran else None
     rows = []
@@ -102,11 +102,11 @@ def ablation_rows(entries: Sequence[Entry], batch_size: int) -> list[AblationRow
 
 
 def ablate(asked: BenchArguments, console: Console, *, threads_given: bool) -> None:
-    """Climbs the ladder and reports. Raises UserError for methods that it does not have a plain loop of."""
+    """Measures the ablation and reports. Raises UserError for methods that it does not have a plain loop of."""
     check(asked)
     settings, method = asked.settings, asked.settings.method
     if not isinstance(method, CffSettings):
-        raise UserError(f"--ablate with {method.kind}: the ladder is of Contrastive Forward-Forward alone.")
+        raise UserError(f"--ablate with {method.kind}: the ablation is of Contrastive Forward-Forward alone.")
     threads = settings.pipeline.threads if threads_given else num_cores()
     settings = _single(settings, threads)
     folder = output_folder(asked.out, "bench-ablation", run_dir=asked.settings.run_dir)
@@ -137,7 +137,7 @@ def ablate(asked: BenchArguments, console: Console, *, threads_given: bool) -> N
         "machine": machine(),
         "allocator_variables": {name: value for name, value in _allocator_variables().items() if value is not None},
         "stopped": stopped,
-        "rungs": [asdict(row) for row in rows],
+        "steps": [asdict(row) for row in rows],
         "trouble": {entry.name: entry.trouble for entry in entries if entry.trouble is not None},
         "rounds": {
             entry.name: {number + 1: taken.images / taken.seconds for number, taken in entry.rounds.items()}
@@ -157,10 +157,7 @@ def _single(settings: Settings, threads: int) -> Settings:
 
 
 def _spec(settings: Settings) -> RunSpec:
-    checks.check(settings)
-    dataset = build.open_data(settings)
-    devices = local_devices(settings.pipeline.device, settings.pipeline.threads)
-    return build.place(build.resolve(settings, dataset), dataset, devices)
+    return build_run(settings, local_devices(settings.pipeline.device, settings.pipeline.threads))
 
 
 def _times(entry: Entry, other: Entry) -> float:
@@ -174,7 +171,7 @@ def _compiling(entry: Entry, row: Figures) -> float:
 
 
 def _allocator_variables() -> dict[str, str | None]:
-    """Where these are set, they decide for every rung."""
+    """Where these are set, they decide for every step."""
     return {name: os.environ.get(name) for name in ENVIRONMENT}
 
 

@@ -1,7 +1,7 @@
-"""The rungs of the ablation's ladder: what is turned on at each, and the loop that trains there.
+"""The steps of the ablation: what is turned on at each, and the loop that trains there.
 
 All train the same net by the same mathematics on one process, from memory. The first is what a researcher would write:
-eager, float32, ``torch.optim.AdamW``, layers and loss as in Aghagolzadeh & Ezoji 2025. Each further rung keeps what
+eager, float32, ``torch.optim.AdamW``, layers and loss as in Aghagolzadeh & Ezoji 2025. Each further step keeps what
 those before it turned on.
 """
 
@@ -35,14 +35,14 @@ _KEPT = 4  # batches in memory
 
 @dataclass(frozen=True, kw_only=True)
 class AblationStep:
-    """One step of the ladder: all that is turned on there.
+    """One step: all that is turned on there.
 
     Attributes:
         name: what is new.
         allocator: freed memory is kept (``pipeline.runtime.allocator``).
-        plain: the plain loop with these tricks; None for the product's own layer (``pipeline.layers.layer``), which has
-            them all, and moves the last linear map behind the pooling.
-        compile, precision, wire: the run's flags; they need the product's layer.
+        plain: the plain loop with these optimizations; None for the product's own layer (``pipeline.layers.layer``),
+            which has them all, and moves the last linear map behind the pooling.
+        compile, precision, transfer_dtype: the run's flags; they need the product's layer.
     """
 
     name: str
@@ -53,7 +53,7 @@ class AblationStep:
     transfer_dtype: Literal["fp32", "bf16"] = "fp32"
 
     def settings(self, pipe: PipelineSettings) -> PipelineSettings:
-        """The run's settings at this rung."""
+        """The run's settings at this step."""
         return replace(pipe, compile=self.compile, precision=self.precision, transfer_dtype=self.transfer_dtype)
 
 
@@ -76,7 +76,7 @@ STEPS = (
 )
 """From the bottom; each has what those before it have."""
 TUNED = 1
-"""The rung that is the plain loop with the allocator tuned: the fairer one to be held against."""
+"""The step that is the plain loop with the allocator tuned: the fairer one to be held against."""
 
 
 class ProductLoop:

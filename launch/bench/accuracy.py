@@ -18,6 +18,7 @@ from launch.bench.figures import Figures
 from launch.bench.ours import ROWS, spec_of
 from launch.output.console import say
 from pipeline.config import build
+from pipeline.config.build import build_run
 from pipeline.config.devices import Devices, num_cores
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
@@ -159,4 +160,4 @@ def _backprop(settings: Settings, devices: Devices) -> tuple[RunSpec, Dataset]:
     pipe = replace(settings.pipeline, stages="auto", partition="even", executor="serial", threads=threads)
     settings = build.settle_baseline(replace(settings, baseline="bp", pipeline=pipe))
     dataset = build.open_data(settings)
-    return build.place(build.resolve(settings, dataset), dataset, devices), dataset
+    return build_run(settings, devices, dataset=dataset), dataset

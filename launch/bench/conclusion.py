@@ -87,10 +87,10 @@ def _winner(rows: Sequence[Figures]) -> list[str]:
         return ["Nothing was measured."]
     ranked = sorted(rows, key=lambda row: row.images_per_second or 0.0, reverse=True)
     best = ranked[0]
-    backprop_runners = [row for row in ranked if row.family != best.family]
-    if not backprop_runners:
+    others = [row for row in ranked if row.family != best.family]
+    if not others:
         return [f"{best.title} is fastest of what ran: {_speed(best)}."]
-    second = backprop_runners[0]
+    second = others[0]
     whose = "backprop row" if second.family == "backprop" else "row of local learning"
     factor = (best.images_per_second or 0.0) / (second.images_per_second or 1.0)
     if (best.low or 0.0) <= (second.high or 0.0):

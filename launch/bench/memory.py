@@ -26,8 +26,8 @@ from launch.output.console import say
 from launch.output.run_folder import command_line
 from launch.output.summary import machine
 from launch.output.tables import print_table
-from pipeline.config import build, checks
 from pipeline.config import settings as settings_module
+from pipeline.config.build import build_run
 from pipeline.config.devices import Devices, local_devices
 from pipeline.config.partition import partition
 from pipeline.config.run_spec import RunSpec
@@ -195,10 +195,8 @@ def _spec(settings: Settings, depth: int) -> RunSpec:
     net: Any = settings.net
     pipe = replace(settings.pipeline, executor="ray", stages=depth, partition="even", transport="auto")
     settings = replace(settings, net=replace(net, depth=depth), pipeline=pipe)
-    checks.check(settings)
-    dataset = build.open_data(settings)
     kind = local_devices(settings.pipeline.device, settings.pipeline.threads).kind
-    return build.place(build.resolve(settings, dataset), dataset, Devices(kind, depth))
+    return build_run(settings, Devices(kind, depth))
 
 
 def _work(argument: tuple[RunSpec, int, Shapes]) -> Answer:

@@ -16,6 +16,7 @@ from launch.balance import settle_partition
 from launch.bench.protocol import DeviceUse, Round, Runner
 from launch.presets import PRESETS
 from pipeline.config import build, checks
+from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
@@ -101,7 +102,7 @@ def spec_of(row: Row, settings: Settings, devices: Devices, console: Console) ->
     checks.check(settings)
     dataset = build.open_data(settings)
     settings = settle_partition(build.resolve(settings, dataset), dataset, devices, console)
-    return build.place(settings, dataset, devices)
+    return build_run(settings, devices, dataset=dataset)
 
 
 def turns_of(spec: RunSpec, source: Source, *, warm: int, steps: int) -> RunSpec:
@@ -193,7 +194,7 @@ class PipelineRunner(Runner):
         return self._crew.__enter__()
 
     def _park(self) -> None:
-        """Between turns: gives memory back, and a GPU, which Ray gives to one crew at a time."""
+        """Between turns: gives memory back, and a GPU, which Ray gives to one group of workers at a time."""
         if self.spec.device == "cuda":
             self.close()
         elif self._crew is not None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 
 class CannotRunError(Exception):
-    """A contestant cannot run on this hardware; the message says why."""
+    """A row cannot run on this hardware; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class DeviceUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What a contestant did in one turn, its warm-up steps apart.
+    """What a runner did in one turn, its warm-up steps apart.
 
     Attributes:
         images: of the measured steps; an image counts once, whatever its views.
@@ -70,7 +70,7 @@ class Runner(ABC):
 
     @abstractmethod
     def round(self, steps: int) -> Round:
-        """Trains on for so many measured steps. Called many times; other contestants run in between."""
+        """Trains on for so many measured steps. Called many times; other runners run in between."""
 
     @abstractmethod
     def close(self) -> None:

@@ -19,6 +19,7 @@ from launch.output.run_folder import RunFolder, command_line, new_path
 from launch.output.summary import summarise
 from launch.signals import INTERRUPTED, heard_by
 from pipeline.config import build, checks
+from pipeline.config.build import build_run
 from pipeline.config.devices import local_devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
@@ -64,7 +65,7 @@ def train(arguments: RunArguments, console: Console, *, began: float) -> int:
             from launch.balance import settle_partition  # noqa: PLC0415 (the planner, which few runs need)
 
             settings = settle_partition(settings, dataset, devices, aside)
-        spec = build.place(settings, dataset, devices)
+        spec = build_run(settings, devices, dataset=dataset)
         if settings.pipeline.executor == "threads" and devices.kind == "cpu" and spec.num_stages > devices.count:
             warn(f"{spec.num_stages} stages share {counted(devices.count, 'device')}: they will take turns.")
         folder = RunFolder(spec, path, warn=warn)

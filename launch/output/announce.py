@@ -10,7 +10,7 @@ from rich.console import Console
 from launch.output.console import counted, say
 from launch.output.data_lines import image_line
 from launch.output.run_folder import check_room
-from pipeline.config import build
+from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
@@ -56,9 +56,8 @@ def dry_run(settings: Settings, dataset: Dataset, devices: Devices, path: Path, 
         UserError, ResourcesError: as the run would.
     """
     pipe, balanced = settings.pipeline, settings.pipeline.partition == "balanced"
-    spec = build.place(
-        replace(settings, pipeline=replace(pipe, partition="even")) if balanced else settings, dataset, devices
-    )
+    even = replace(settings, pipeline=replace(pipe, partition="even"))
+    spec = build_run(even if balanced else settings, devices, dataset=dataset)
     check_room(spec, path)
     announce(console, spec, dataset)
     if balanced:

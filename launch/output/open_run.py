@@ -12,6 +12,7 @@ from launch.output.console import warn
 from launch.output.run_folder import load_config
 from pipeline.config import build
 from pipeline.config import settings as settings_module
+from pipeline.config.build import build_run
 from pipeline.config.devices import local_devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
@@ -65,7 +66,7 @@ def open_run(run: Path) -> OpenRun:
         )
     if dataset.index.content_hash != values["data"]["content_hash"]:
         warn(f"{settings.data.data} is no longer what the run learned from; the figures will differ.")
-    spec = build.place(build.resolve(settings, dataset), dataset, local_devices("auto", 1))
+    spec = build_run(settings, local_devices("auto", 1), dataset=dataset)
     for name, configured, trained in (
         ("net", spec.settings.net, card.net),
         ("method", spec.settings.method, card.method),

@@ -12,7 +12,7 @@ from rich.console import Console
 from launch.bench.ours import PipelineRunner, drain, turns_of
 from launch.bench.protocol import Round
 from launch.output.console import say
-from pipeline.config import build
+from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
@@ -76,7 +76,7 @@ def measure(
             say(console, f"running {shown(prediction.stages)} …")
             sizes = tuple(len(layers) for layers in prediction.stages)
             divided = replace(settings, pipeline=replace(pipe, stages=len(sizes), partition=sizes))
-            spec = build.place(divided, dataset, devices)
+            spec = build_run(divided, devices, dataset=dataset)
             predicted_steps = _ROUND * prediction.images_per_second / settings.train.batch_size
             steps = min(_MOST, max(_FEWEST, round(predicted_steps)), max_steps or _MOST)
             # Stages that share a core are at their pace once the queues between them are full.

@@ -82,7 +82,7 @@ def verdict(launched: Prediction, changes: Sequence[Change]) -> str:
         f"{shown(launched.stages)}, {launched.images_per_second:,.0f} images/s, limited by {launched.limit}; "
     )
     if not changes:
-        return said + "no other partition, feeder, queue depth or wire precision would give 1 % more."
+        return said + "no other partition, feeder, queue depth or transfer dtype would give 1 % more."
     best, *others = changes
     also = f" (next: {others[0].what}, +{others[0].gain:.0%})" if others else ""
     return f"{said}{best.what} would give +{best.gain:.0%}{also}."

@@ -1,4 +1,4 @@
-"""What can be launched: a file per family of methods."""
+"""What can be launched: a file per group of methods."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.checks import _data_dir, _listed, check_data, num_layers
+from pipeline.config import checks
+from pipeline.config.checks import check_data, data_dir, listed, num_layers
 from pipeline.config.compiler import check_compiler
 from pipeline.config.devices import Devices
 from pipeline.config.partition import partition, sized
@@ -36,7 +37,7 @@ def open_data(settings: Settings, *, progress: Progress | None = None) -> Datase
     check_data(settings)
     folder = prepare.resolve(
         data.data,
-        data_dir=_data_dir(settings),
+        data_dir=data_dir(settings),
         image_size=data.image_size,
         strict=data.strict_data,
         progress=progress,
@@ -85,7 +86,7 @@ def settle_baseline(settings: Settings) -> Settings:
         )
     if isinstance(pipe.partition, tuple) and len(pipe.partition) > 1:
         raise UserError(
-            f"--partition {_listed(pipe.partition)} with {name}: the net is one piece to it. Leave --partition out."
+            f"--partition {listed(pipe.partition)} with {name}: the net is one piece to it. Leave --partition out."
         )
     if pipe.executor == "threads":
         raise UserError(
@@ -151,11 +152,20 @@ def num_stages(settings: Settings, num_devices: int) -> int:
     return max(1, min(num_layers(settings), num_devices)) if pipe.stages == "auto" else pipe.stages
 
 
-def place(settings: Settings, dataset: Dataset, devices: Devices) -> RunSpec:
-    """The run on these devices. Raises UserError or ResourcesError.
+def build_run(settings: Settings, devices: Devices, *, dataset: Dataset | None = None) -> RunSpec:
+    """The run that settings ask for, on these devices: checked, every "auto" replaced, every stage given its layers.
 
-    ``settings`` come from ``resolve``; a balanced partition has been settled to sizes, for which layers are timed.
+    Args:
+        settings: as asked for, or as ``resolve`` gives them. A balanced partition has been replaced by sizes, for which
+            layers are timed.
+        dataset: what ``open_data`` gives for these settings, where the caller needs it as well.
+
+    Raises:
+        UserError, ResourcesError: something asked for cannot be; what is allowed is in the message.
     """
+    checks.check(settings)
+    dataset = dataset if dataset is not None else open_data(settings)
+    settings = resolve(settings, dataset)
     index = dataset.index
     facts = DATASETS.get(settings.data.data)
     stages = num_stages(settings, devices.count)

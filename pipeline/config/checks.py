@@ -21,10 +21,10 @@ def check_data(settings: Settings) -> None:
             f"--validation {data.validation}: must lie between 0 and 1, both excluded, or be test. "
             "The weights of the best validation loss are the ones kept."
         )
-    prepare.check(data.data, data_dir=_data_dir(settings), image_size=data.image_size)
+    prepare.check(data.data, data_dir=data_dir(settings), image_size=data.image_size)
 
 
-def _data_dir(settings: Settings) -> Path | None:
+def data_dir(settings: Settings) -> Path | None:
     return Path(settings.data.data_dir) if settings.data.data_dir else None
 
 
@@ -80,7 +80,7 @@ def check(settings: Settings) -> None:
 
 def _check_sizes(sizes: tuple[int, ...], num_layers: int, pipe: PipelineSettings) -> None:
     """Refuses sizes of stages that do not fit the net, or what else is asked of its stages."""
-    given = f"--partition {_listed(sizes)}"
+    given = f"--partition {listed(sizes)}"
     if sum(sizes) != num_layers or min(sizes, default=0) < 1:
         raise UserError(
             f"{given}: these are {sum(sizes)} layers, this net has {num_layers}. "
@@ -100,7 +100,7 @@ def num_layers(settings: Settings) -> int:
     return settings.method.adapt(settings.net).num_layers
 
 
-def _listed(sizes: tuple[int, ...]) -> str:
+def listed(sizes: tuple[int, ...]) -> str:
     return " ".join(str(size) for size in sizes)
 
 

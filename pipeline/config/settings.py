@@ -127,7 +127,7 @@ class HeadSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineSettings:
-    """Where and how the work is done. What changes bits says so: `threads`, `precision`, `compile` and `wire`."""
+    """Where and how the work is done. `threads`, `precision`, `compile` and `transfer_dtype` change bits and say so."""
 
     executor: Literal["ray", "threads", "serial"] = "ray"
     """ray: an actor per stage. threads: a thread per stage, in this process. serial: one plain loop, the reference."""
@@ -201,6 +201,7 @@ def from_dict(values: Any, *, source: str) -> Settings:
     """Settings from JSON values. Raises UserError naming ``source`` and each value that does not fit."""
     if not isinstance(values, dict):
         raise UserError(f"{source}: settings are a table, not {values!r}. Give the config.json of a run folder.")
+    values = {name: renamed(group) if name == "pipeline" else group for name, group in values.items()}
     unknown = unknown_keys(values, _template(values))
     if unknown:
         raise UserError(
@@ -211,6 +212,13 @@ def from_dict(values: Any, *, source: str) -> Settings:
     except ValidationError as error:
         said = "; ".join(problems(error))
         raise UserError(f"{source}: {said}. Correct it, or use the version that wrote it.") from error
+
+
+def renamed(values: Any) -> Any:
+    """Saved values with settings under the names that they have now."""
+    if not isinstance(values, dict):
+        return values
+    return {"transfer_dtype" if name == "wire" else name: value for name, value in values.items()}
 
 
 def load(path: Path) -> Settings:
@@ -229,9 +237,11 @@ def load(path: Path) -> Settings:
 def _template(values: dict[str, Any]) -> dict[str, Any]:
     """Every key that a settings file may have, given the net and the method that it names."""
     template = to_dict(Settings())
-    for name, family in (("net", NETS), ("method", METHODS)):
+    for name, registry in (("net", NETS), ("method", METHODS)):
         chosen = values.get(name)
         if isinstance(chosen, dict) and "kind" in chosen:
             kind = chosen["kind"]
-            template[name] = family.template(kind) if kind in family else chosen  # loading that says which there are
+            template[name] = (
+                registry.template(kind) if kind in registry else chosen
+            )  # loading that says which there are
     return template

@@ -12,14 +12,14 @@ from pipeline.methods import Activations
 
 
 def cast_to_send(activations: Activations, transfer_dtype: TransferDtype) -> Activations:
-    """Streams as they travel: floating-point tensors in the wire's precision, all others as they are."""
+    """Activations as they are sent: floating-point tensors in the transfer dtype, all others as they are."""
     if transfer_dtype == "fp32":
         return activations
     return {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in activations.items()}
 
 
 def cast_received(activations: Activations, transfer_dtype: TransferDtype) -> Activations:
-    """Streams as a layer takes them: what the wire made narrow in float32 again."""
+    """Activations as a layer takes them: what was cast to be sent in float32 again."""
     if transfer_dtype == "fp32":
         return activations
     return {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in activations.items()}

@@ -1,4 +1,4 @@
-"""How a layer learns: a file per method family, registered in ``METHODS``. docs/extending.md says how to write one."""
+"""How a layer learns: a file per group of methods, registered in ``METHODS``. How to write one: docs/extending.md."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What every method answers for one layer: what goes in, its loss, what it passes on, how it predicts.
 
-A layer works on *streams*: named tensors that travel together. Contrastive Forward-Forward has one stream, the
-activations of all views. A method with more (a right-label and a wrong-label copy, two twin networks) names more.
+A layer works on *activations*: named tensors that travel together. Contrastive Forward-Forward has one, that of all
+views. A method with more (a right-label and a wrong-label copy, two twin networks) names more.
 How to write a method: docs/extending.md.
 """
 
@@ -46,7 +46,7 @@ class StepContext:
 
     Attributes:
         labels: (N,) int64, shared by all views.
-        place: where in the run.
+        where: its position in the run.
         embeddings: the label dictionary (Z, C_D) that this layer reads now; None for methods without one.
         generator: random numbers of this layer and step, on the layer's device; None outside training.
     """
@@ -71,7 +71,7 @@ class Rule(nn.Module, ABC):
     per_sample: bool = False
 
     def make_inputs(self, images: Tensor, context: StepContext) -> Activations:
-        """Streams for the first layer from network input (V·N, channels, H, W), view-major."""
+        """Activations for the first layer from network input (V·N, channels, H, W), view-major."""
         return {"x": images}
 
     def forward(self, layer: Layer, activations: Activations, context: StepContext) -> Activations:
@@ -84,7 +84,7 @@ class Rule(nn.Module, ABC):
 
     def outputs_to_send(self, layer: Layer, outputs: Activations, context: StepContext) -> Activations:
         """What the next layer receives: detached, computed before this layer's own update."""
-        # Contiguous, as it would come off a wire: another layout may mean other rounding in the next layer.
+        # Contiguous, as it would be received: another layout may mean other rounding in the next layer.
         return {name: tensor.detach().contiguous() for name, tensor in outputs.items()}
 
     def features(self, layer: Layer, outputs: Activations) -> Tensor:

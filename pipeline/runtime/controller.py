@@ -1,4 +1,4 @@
-"""Conducts a pipelined run from its first batch to its result, whoever the workers are.
+"""Controls a pipelined run from its first batch to its result, whatever its workers are.
 
 The numbers are made by the stages. What is decided here is what no stage can know alone: which epoch was best, that the
 readouts may begin, that it is time to stop.
@@ -83,7 +83,7 @@ def control(
     follow: Callable[[list[Status]], None] = lambda statuses: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> RunResult:
-    """Runs the passes of ``spec`` through the crew's pipeline.
+    """Runs the passes of ``spec`` through the workers' pipeline.
 
     Arguments and errors as ``pipeline.runtime.serial.train_serial``.
     """

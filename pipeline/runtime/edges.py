@@ -21,8 +21,8 @@ _META = torch.device("meta")
 def edge_bytes(spec: RunSpec) -> list[int]:
     """Largest payload on each edge in bytes: from the feeders to stage 0, from stage 0 to stage 1, and so on.
 
-    A training batch has every view, an evaluation batch those that validation sees; a method may send other streams in
-    one than in the other.
+    A training batch has every view, an evaluation batch those that validation sees; a method may send other tensors
+    in one than in the other.
     """
     batch = spec.settings.train.batch_size
     beside = {name: torch.empty(batch, dtype=torch.int64, device=_META) for name in (LABELS, IDS)}

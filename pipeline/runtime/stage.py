@@ -185,7 +185,7 @@ class Stage:
         return self.spec.batch_position(message.kind, message.epoch, message.step, message.position)
 
     def _enter(self, message: Message, where: BatchPosition, num_views: int) -> tuple[Activations, Tensor]:
-        """The batch's streams and labels; the first stage makes ``num_views`` views, with 0 it takes plain images."""
+        """The batch's inputs and labels; the first stage makes ``num_views`` views, with 0 it takes plain images."""
         labels = message.tensors[LABELS].to(self.device, non_blocking=True)
         if self._augment is None:
             activations = {name: tensor for name, tensor in message.tensors.items() if name not in (LABELS, IDS)}

@@ -73,7 +73,7 @@ class LocalChannel:
 
     def send(self, message: Message) -> None:
         with self._sender_clock.measure(TimeCategory.COPY):
-            # Contiguous, as they come off a wire: another layout may mean other rounding.
+            # Contiguous, as they are received between processes: another layout may mean other rounding.
             contiguous = torch.contiguous_format
             tensors = {name: t.clone(memory_format=contiguous) for name, t in message.tensors.items()}
         copy = Message(message.kind, message.epoch, message.step, message.position, message.last, tensors)

@@ -38,7 +38,7 @@ class BackpropRunner(Runner):
     """One way of backpropagation, on processes that live from ``start`` to ``close`` and sleep between rounds.
 
     Args:
-        spec: a run of local learning. The rival trains its net, from its seed, on its data, with its settings.
+        spec: a run of local learning. It trains its net, from its seed, on its data, with its settings.
         num_devices: devices to use.
         dataset: the opened data, whose first batches are kept in memory and used again and again; None: every batch is
             read, shuffled and put together in the background, by one process.

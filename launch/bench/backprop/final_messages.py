@@ -1,4 +1,4 @@
-"""What a process of a rival leaves behind when it fails."""
+"""What a process of such a run leaves behind when it fails."""
 
 from __future__ import annotations
 

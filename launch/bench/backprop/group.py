@@ -1,4 +1,4 @@
-"""A rival's processes from outside: started, asked, watched, ended."""
+"""The processes of a run by backprop from outside: started, asked, watched, ended."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LAST_WORDS = 400  # characters of what a process printed last
 
 @dataclass
 class _Member:
-    """A process of the crew."""
+    """A process of the group."""
 
     name: str
     process: Any
@@ -54,10 +54,10 @@ _CAUSES = ("killed", "memory", "cannot", "died", "failed")
 
 
 class WorkerGroup:
-    """The processes of one rival: a rank each, and a loader where batches are read in the background.
+    """The processes of one run: a rank each, and a loader where batches are read in the background.
 
     Args:
-        title: the rival's, for messages.
+        title: the run's, for messages.
         dataset: where the batches in memory come from; None: the loader reads them from the job's data folder.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a rival is to do: the net as backprop sees it, and which of its processes does what."""
+"""What such a run is to do: the net as backprop sees it, and which of its processes does what."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PIPELINES: tuple[Way, ...] = ("gpipe", "1f1b")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A rival's work, divided over its processes.
+    """A run's work, divided over its processes.
 
     Attributes:
         spec: the run by backpropagation: the whole net is its only layer.

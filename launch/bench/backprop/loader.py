@@ -1,4 +1,4 @@
-"""The process that reads, shuffles and batches a rival's images in the background."""
+"""The process that reads, shuffles and batches a run's images in the background."""
 
 from __future__ import annotations
 
