@@ -1,0 +1,19 @@
+"""What a person touches: the command line `launch`, and ``train`` for Python and notebooks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launch.api import Run, train
+
+__all__ = ["Run", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """They bring torch along, which takes seconds: they come when they are asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from launch import api  # noqa: PLC0415
+
+    return getattr(api, name)

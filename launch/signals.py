@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +23,12 @@ Hear = Callable[[int, FrameType | None], None]
 def heard_by(hear: Hear) -> Iterator[None]:
     """Within it the signals that ask a program to stop call ``hear``, in the main thread.
 
-    One that whoever started the program has it ignore, as nohup does with SIGHUP, stays ignored.
+    One that whoever started the program has it ignore, as nohup does with SIGHUP, stays ignored. In another thread
+    than the main one, which alone can set handlers, nothing is heard.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, hear) for number in heard}
     try:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from pipeline.config.settings import Settings
     from pipeline.export import Network, load
+    from pipeline.runtime.here import train
 
-__all__ = ["Network", "RunError", "UserError", "load"]
+__all__ = ["Network", "RunError", "Settings", "UserError", "load", "train"]
+
+_WHERE = {
+    "Network": "pipeline.export",
+    "Settings": "pipeline.config.settings",
+    "load": "pipeline.export",
+    "train": "pipeline.runtime.here",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """``load`` and ``Network`` bring torch along, which takes seconds: they come when they are asked for."""
-    if name not in ("Network", "load"):
+    """These bring torch along, which takes seconds: they come when they are asked for."""
+    if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pipeline import export  # noqa: PLC0415
-
-    return getattr(export, name)
+    return getattr(import_module(_WHERE[name]), name)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -31,6 +34,21 @@ from pipeline.telemetry.reports import PassReport, Status
 from workers.cluster import StartingCluster, joins_cluster
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A run that has ended, and what it left.
+
+    Attributes:
+        folder: where it lies.
+        summary: every figure that is printed (docs/summary.md).
+    """
+
+    spec: RunSpec
+    result: RunResult
+    folder: Path
+    summary: dict[str, Any]
+
+
 def train(arguments: RunArguments, console: Console, *, began: float) -> int:
     """Runs what was asked for; prints progress and result. Returns the exit status.
 
@@ -41,13 +59,25 @@ def train(arguments: RunArguments, console: Console, *, began: float) -> int:
         UserError: before anything has started.
         RunError: the run failed; what was learned is in its folder.
     """
+    finished = run(arguments, console, began=began, interrupts=Interrupts())
+    return INTERRUPTED if finished is not None and finished.result.status == "interrupted" else 0
+
+
+def run(
+    arguments: RunArguments, console: Console, *, began: float, interrupts: Interrupts, command: str | None = None
+) -> Finished | None:
+    """As ``train``. Returns what the run left; None for a dry run.
+
+    Args:
+        interrupts: by which it is stopped.
+        command: what was typed, for the summary. Default: the process's command line.
+    """
     settings = build.settle_baseline(arguments.run)
     checks.check(settings)
     checks.check_data(settings)
     path = new_path(settings.run_dir, settings.preset)
     aside = make_console(quiet=arguments.quiet)  # what is no result
     with ExitStack() as stack:
-        interrupts = Interrupts()
         stack.enter_context(heard_by(interrupts.hear))
         on_ray = settings.pipeline.executor == "ray"
         needs_ray = on_ray and (not arguments.dry_run or joins_cluster(settings))
@@ -60,7 +90,7 @@ def train(arguments: RunArguments, console: Console, *, began: float) -> int:
             devices = local_devices(settings.pipeline.device, settings.pipeline.threads)
         if arguments.dry_run:
             dry_run(settings, dataset, devices, path, console)
-            return 0
+            return None
         if settings.pipeline.partition == "balanced":
             from launch.balance import settle_partition  # noqa: PLC0415 (the planner, which few runs need)
 
@@ -91,14 +121,14 @@ def train(arguments: RunArguments, console: Console, *, began: float) -> int:
             if not display.has_reports:
                 folder.discard()
             raise
-        summary = summarise(spec, dataset, result, command=command_line(), began=began)
+        summary = summarise(spec, dataset, result, command=command or command_line(), began=began)
         place = folder.finish(result, summary)
     print_summary(console, summary, str(place))
     with heard_by(interrupts.hear):  # last: pictures take seconds, for which nobody should wait for the result
         folder.draw(place)
     if failure is not None:
         raise failure
-    return INTERRUPTED if result.status == "interrupted" else 0
+    return Finished(spec=spec, result=result, folder=place, summary=summary)
 
 
 def _open(settings: Settings, console: Console) -> tuple[Settings, Dataset]:
@@ -129,37 +159,31 @@ def _run(
             display.follow(statuses)
             folder.follow(statuses, display.utilisation)
 
-    match spec.settings.pipeline.executor:
-        case "serial":
-            from pipeline.runtime.serial import train_serial  # noqa: PLC0415
+    if spec.settings.pipeline.executor != "ray":
+        from pipeline.runtime.here import train_here  # noqa: PLC0415
 
-            return train_serial(spec, dataset, observe=observe, follow=follow, interrupted=interrupted.is_set)
-        case "threads":
-            from pipeline.runtime.threads import train_threads  # noqa: PLC0415
+        return train_here(spec, dataset, observe=observe, follow=follow, interrupted=interrupted.is_set)
+    from workers.group import train_ray  # noqa: PLC0415 (it imports Ray, which is being started meanwhile)
 
-            return train_threads(spec, dataset, observe=observe, follow=follow, interrupted=interrupted.is_set)
-        case "ray":
-            from workers.group import train_ray  # noqa: PLC0415 (it imports Ray, which is being started meanwhile)
-
-            return train_ray(
-                spec,
-                observe=observe,
-                follow=follow,
-                interrupted=interrupted.is_set,
-                notify=display.say,
-                waiting=display.wait_for,
-            )
+    return train_ray(
+        spec,
+        observe=observe,
+        follow=follow,
+        interrupted=interrupted.is_set,
+        notify=display.say,
+        waiting=display.wait_for,
+    )
 
 
 class Interrupts:
-    """What Ctrl-C, SIGTERM and SIGHUP do to a run.
+    """What Ctrl-C, SIGTERM and SIGHUP do to a run, or whoever sets ``asked``.
 
     Before it has begun there is nothing to keep: it stops at once. After that the first one asks the run to stop and
     keep what it learned, the second one stops at once.
     """
 
-    def __init__(self) -> None:
-        self.asked = threading.Event()
+    def __init__(self, asked: threading.Event | None = None) -> None:
+        self.asked = asked if asked is not None else threading.Event()
         self.begun = False
 
     def hear(self, number: int, frame: FrameType | None) -> None:

@@ -59,7 +59,11 @@ class Display:
         )
         self._layers_task = self._progress.add_task("layers  ", total=settings.train.epochs)
         self._readouts_task = self._progress.add_task("readouts", total=readouts, visible=bool(readouts), start=False)
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._live = (
+            Live(console=console, refresh_per_second=4, transient=True)
+            if console.is_terminal or console.is_jupyter
+            else None
+        )
 
     def __enter__(self) -> Self:
         if self._live is not None:

@@ -95,9 +95,9 @@ class NetConfig(ABC, Registered):
     @abstractmethod
     def num_layers(self) -> int: ...
 
-    @abstractmethod
     def resolve(self, shape: Shape) -> Self:
         """These settings with every "auto" replaced. Raises UserError where net and image shape do not fit."""
+        return self
 
     @abstractmethod
     def build(self, index: int, shape: Shape) -> Layer:

@@ -1,0 +1,117 @@
+"""Runs from Python and notebooks: what `launch PRESET` does, without a command line."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from launch.command_line.parse import RunArguments, shortened, unknown
+from launch.commands.train import Finished, Interrupts, run
+from launch.output.console import make_console
+from launch.presets import PRESETS
+from pipeline.config import settings as settings_module
+from pipeline.config.settings import Settings
+from pipeline.errors import UserError
+from pipeline.export import Network, card_of, network_of
+from pipeline.runtime.history import History
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended.
+
+    Attributes:
+        folder: what it left, as `launch` does.
+        summary: every figure that was printed, under the names of ``summary.json`` (docs/summary.md).
+        history: every layer's losses and accuracies, epoch by epoch.
+        status: "finished", or "interrupted": then what was learned until then is kept.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    history: History
+    status: str
+    _finished: Finished
+
+    @cached_property
+    def network(self) -> Network:
+        """The trained network, a plain ``nn.Module`` in evaluation mode, as ``pipeline.load`` gives it."""
+        return network_of(self._finished.result.weights, card_of(self._finished.spec))
+
+    def __repr__(self) -> str:
+        accuracy = self.summary.get("test_accuracy")
+        said = f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
+        return f"Run({str(self.folder)!r}, {self.status}{said})"
+
+
+def train(
+    preset: str = "cff-vit",
+    *,
+    quiet: bool = False,
+    stop: threading.Event | None = None,
+    **settings: Any,
+) -> Run:
+    """Trains by a preset; shows progress and result as `launch PRESET` does.
+
+    >>> run = train("cff-vit", data="digits", stages=2)      # doctest: +SKIP
+    >>> run.network(images).argmax(dim=1)                    # doctest: +SKIP
+
+    It may be called from any thread. In the main thread Ctrl-C stops it and keeps what was learned.
+
+    Args:
+        preset: as `launch list` shows them.
+        quiet: print the result and warnings alone.
+        stop: set from another thread, it stops the run, which keeps what it learned.
+        settings: the flags that `launch PRESET --help-all` lists, with underscores: ``batch_size=64``.
+
+    Raises:
+        UserError: a preset, setting or value that does not exist; nothing was started.
+        RunError: the run failed; what was learned is in its folder.
+    """
+    if preset not in PRESETS:
+        raise UserError(unknown(preset, PRESETS, "preset"))
+    data = settings.get("data")
+    asked = with_settings(PRESETS[preset].settings_for(data), settings)
+    finished = run(
+        RunArguments(run=shortened(asked), quiet=quiet),
+        make_console(),
+        began=time.time(),
+        interrupts=Interrupts(stop),
+        command=f"train({', '.join([repr(preset), *(f'{name}={value!r}' for name, value in settings.items())])})",
+    )
+    assert finished is not None, "no dry run"
+    return Run(finished.folder, finished.summary, finished.result.history, finished.result.status, finished)
+
+
+def with_settings(settings: Settings, values: dict[str, Any]) -> Settings:
+    """Settings with some of them changed, each by the name of its flag, with underscores in place of dashes.
+
+    Raises:
+        UserError: a name that is no setting of this net and method, or a value that does not fit it.
+    """
+    saved, places = settings_module.to_dict(settings), _places(settings)
+    for name, value in values.items():
+        if name not in places:
+            raise UserError(unknown(name, places, f"setting of {settings.preset}"))
+        *groups, field = places[name]
+        group = saved
+        for one in groups:
+            group = group[one]
+        group[field] = str(value) if isinstance(value, Path) else value
+    return settings_module.from_dict(saved, source=f"train({settings.preset!r})")
+
+
+def _places(group: Any, *above: str) -> dict[str, tuple[str, ...]]:
+    """Where each setting stands among the saved ones, by the name of its flag."""
+    places: dict[str, tuple[str, ...]] = {}
+    for field in fields(group):
+        held, name = getattr(group, field.name), field.metadata.get("flag", field.name)
+        if is_dataclass(held):
+            places |= _places(held, *above, field.name)
+        elif name is not None:
+            places[name] = (*above, field.name)
+    return places
