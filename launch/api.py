@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launch.command_line.parse import RunArguments, shortened, unknown
+from launch.command_line.parse import RunArguments, shortened, unknown, with_plugins
 from launch.commands.train import Finished, Interrupts, run
 from launch.output.console import make_console
-from launch.presets import PRESETS
+from launch.presets import PRESETS, load_plugins
 from pipeline.config import settings as settings_module
 from pipeline.config.settings import Settings
 from pipeline.errors import UserError
@@ -53,6 +54,7 @@ def train(
     *,
     quiet: bool = False,
     stop: threading.Event | None = None,
+    plugins: Sequence[str] = (),
     **settings: Any,
 ) -> Run:
     """Trains by a preset; shows progress and result as `launch PRESET` does.
@@ -66,18 +68,20 @@ def train(
         preset: as `launch list` shows them.
         quiet: print the result and warnings alone.
         stop: set from another thread, it stops the run, which keeps what it learned.
+        plugins: Python files, or modules, that register methods, nets and presets (docs/extending.md).
         settings: the flags that `launch PRESET --help-all` lists, with underscores: ``batch_size=64``.
 
     Raises:
         UserError: a preset, setting or value that does not exist; nothing was started.
         RunError: the run failed; what was learned is in its folder.
     """
+    load_plugins(plugins)
     if preset not in PRESETS:
         raise UserError(unknown(preset, PRESETS, "preset"))
     data = settings.get("data")
     asked = with_settings(PRESETS[preset].settings_for(data), settings)
     finished = run(
-        RunArguments(run=shortened(asked), quiet=quiet),
+        with_plugins(RunArguments(run=shortened(asked), quiet=quiet), plugins),
         make_console(),
         began=time.time(),
         interrupts=Interrupts(stop),

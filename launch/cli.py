@@ -38,11 +38,12 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns the exit status: 0 done, 1 a run failed, 2 a mistake in what was asked, 130 stopped by hand.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    given = sys.argv[1:] if argv is None else argv
     began = process_began() if argv is None else time.time()
     try:
         with heard_by(interrupt):
-            return _dispatch(arguments, make_console(), began)
+            arguments, plugins = _take_plugins(given)
+            return _dispatch(arguments, plugins, make_console(), began)
     except UserError as error:
         return _refuse(error, 2)
     except RunError as error:
@@ -57,27 +58,46 @@ def _refuse(error: Exception, status: int) -> int:
     return status
 
 
-def _dispatch(arguments: list[str], console: Console, began: float) -> int:
+def _take_plugins(given: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without ``--plugin FILE``, which may stand anywhere, and the files."""
+    arguments, plugins, left = [], [], iter(given)
+    for argument in left:
+        if argument == "--plugin":
+            file = next(left, None)
+            if file is None:
+                raise UserError("--plugin needs a Python file, or the name of a module.")
+            plugins.append(file)
+        elif argument.startswith("--plugin="):
+            plugins.append(argument.removeprefix("--plugin="))
+        else:
+            arguments.append(argument)
+    return arguments, plugins
+
+
+def _dispatch(arguments: list[str], plugins: list[str], console: Console, began: float) -> int:
     name, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
     if name in ("--version", "-V"):
         _print_version(console)
         return 0
+    from launch.presets import load_plugins  # noqa: PLC0415
+
+    load_plugins(plugins)
     if name in HELP or (name == "help" and not rest):
         from launch.commands.overview import print_overview  # noqa: PLC0415
 
         print_overview(console, COMMANDS)
         return 0
     if name == "help":
-        return _dispatch([*rest, HELP[-1]], console, began)
+        return _dispatch([*rest, HELP[-1]], plugins, console, began)
     if name in COMMANDS:
         COMMANDS[name].run(rest, console)
         return 0
-    return _launch(name, rest, console, began)
+    return _launch(name, rest, plugins, console, began)
 
 
-def _launch(name: str, arguments: list[str], console: Console, began: float) -> int:
+def _launch(name: str, arguments: list[str], plugins: list[str], console: Console, began: float) -> int:
     """`launch PRESET …`, or `launch --config FILE …`."""
-    from launch.command_line.parse import parse_run, unknown  # noqa: PLC0415
+    from launch.command_line.parse import parse_run, unknown, with_plugins  # noqa: PLC0415
     from launch.presets import PRESETS  # noqa: PLC0415
 
     config_alone = name == "--config" or name.startswith("--config=")
@@ -86,6 +106,7 @@ def _launch(name: str, arguments: list[str], console: Console, began: float) -> 
             raise UserError(f"{name}: flags come after a preset or a command, as in `launch cff-vit {name}`.")
         raise UserError(unknown(name, [*PRESETS, *COMMANDS], "preset or command"))
     parsed = parse_run(None, [name, *arguments]) if config_alone else parse_run(name, arguments)
+    parsed = with_plugins(parsed, plugins)
     from launch.commands.train import train  # noqa: PLC0415
 
     return train(parsed, console, began=began)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,7 @@ class Reader:
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     home = tmp_path_factory.mktemp("home")
     write_photos(home / "photos")
+    shutil.copy(ROOT / "examples" / "plugin_centres.py", home / "my_method.py")
     for name in ("cifar10", "mnist", "fashion-mnist"):
         prepare_made_up(home / "data", name, num_train=1200, num_test=100)
     return Reader(home)

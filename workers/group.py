@@ -18,6 +18,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from pipeline import plugins
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import ResourcesError, RunError
 from pipeline.layers.layer import State
@@ -77,6 +78,8 @@ class RayWorkers:
         notify: Callable[[str], None] = lambda sentence: None,
         waiting: Callable[[str], None] = lambda what: None,
     ) -> None:
+        for plugin in plugins.loaded().values():
+            ray.cloudpickle.register_pickle_by_value(plugin)  # no worker needs to have the file
         self._spec, self._interrupted, self._notify, self._waiting = spec, interrupted, notify, waiting
         self._group: PlacementGroup | None = None
         self._coordinator: Any = None

@@ -16,10 +16,11 @@ import tyro
 from launch.command_line.flags import Flag, field_texts, flags_of
 from launch.command_line.help import EXIT_STATUSES, HELP, HELP_ALL, Page, print_page
 from launch.output.console import make_console
-from launch.presets import PRESETS, Preset
+from launch.presets import PRESETS, Preset, load_plugins
 from pipeline.config import settings as settings_module
 from pipeline.config.settings import Settings
 from pipeline.errors import UserError
+from pipeline.plugins import plugin_name
 
 T = TypeVar("T")
 
@@ -156,6 +157,7 @@ def preset_and_default(name: str | None, arguments: list[str]) -> tuple[Preset, 
         assert name is not None, "a run has a preset or a configuration"
         return PRESETS[name], PRESETS[name].settings_for(peek(rest, "--data")), rest
     saved = settings_module.load(Path(config))
+    load_plugins()  # the run's are there now: their presets too
     if name is not None and saved.preset != name:
         raise UserError(
             f"--config {config}: is a run of {saved.preset}, not of {name}. Give it to its own preset: "
@@ -164,6 +166,12 @@ def preset_and_default(name: str | None, arguments: list[str]) -> tuple[Preset, 
     if saved.preset not in PRESETS:
         raise UserError(f"--config {config}: {unknown(saved.preset, PRESETS, 'preset')}")
     return PRESETS[saved.preset], replace(saved, run_dir=None), rest
+
+
+def with_plugins(parsed: RunArguments, given: Iterable[str]) -> RunArguments:
+    """The run, saved with the plug-ins that it was given beside those of its preset."""
+    named = [plugin_name(name) for name in given]
+    return replace(parsed, run=replace(parsed.run, plugins=tuple(dict.fromkeys((*parsed.run.plugins, *named)))))
 
 
 def shortened(settings: Settings) -> Settings:

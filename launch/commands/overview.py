@@ -29,6 +29,7 @@ def print_overview(console: Console, commands: Mapping[str, _Described]) -> None
         "usage: launch PRESET [flags]",
         "       launch --config RUN/config.json [flags]",
         "       launch COMMAND …",
+        "       --plugin FILE.py before or behind any of them: methods, nets and presets of your own",
         "",
         "`launch help NAME` says more about a preset or a command. To begin with: launch cff-vit",
         "",

@@ -15,7 +15,7 @@ class Preset:
 
     Attributes:
         title: one line for lists.
-        source: the paper that the method is from.
+        source: the paper that the method is from; None where it is unpublished.
         reported: the paper's figures in a few words, for lists; "" where it has none.
         paper: what the paper reports, row by row, and how to get each row.
         settings: the run, on the data set that it is for unless another is named.
@@ -23,9 +23,9 @@ class Preset:
     """
 
     title: str
-    source: Paper
+    source: Paper | None = None
     reported: str = ""
-    paper: str
+    paper: str = ""
     settings: Settings
     variants: Mapping[str, Settings] = field(default_factory=dict)
 

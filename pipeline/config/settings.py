@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.methods import METHODS, CffSettings, MethodField
 from pipeline.methods.baseline import Feedback
 from pipeline.nets import NETS, NetField, VitSettings
+from pipeline.plugins import load_plugin
 from pipeline.registry import problems, unknown_keys
 from pipeline.transport import Transport
 
@@ -186,6 +187,8 @@ class Settings:
     """Folder for everything the run leaves. Default: runs/PRESET-DATE-TIME."""
     log_every: float = 0.5
     """Seconds between two looks at the stages."""
+    plugins: tuple[str, ...] = field(default=(), metadata={"flag": None})
+    """Plug-ins of the run (``pipeline.plugins``)."""
 
 
 _ADAPTER = TypeAdapter(Settings)
@@ -201,6 +204,9 @@ def from_dict(values: Any, *, source: str) -> Settings:
     """Settings from JSON values. Raises UserError naming ``source`` and each value that does not fit."""
     if not isinstance(values, dict):
         raise UserError(f"{source}: settings are a table, not {values!r}. Give the config.json of a run folder.")
+    plugins = values.get("plugins", ())
+    for plugin in plugins if isinstance(plugins, (list, tuple)) else ():
+        load_plugin(str(plugin))
     values = {name: renamed(group) if name == "pipeline" else group for name, group in values.items()}
     unknown = unknown_keys(values, _template(values))
     if unknown:
@@ -241,7 +247,6 @@ def _template(values: dict[str, Any]) -> dict[str, Any]:
         chosen = values.get(name)
         if isinstance(chosen, dict) and "kind" in chosen:
             kind = chosen["kind"]
-            template[name] = (
-                registry.template(kind) if kind in registry else chosen
-            )  # loading that says which there are
+            # Of a kind that is not known everything is let through: loading says which kinds there are.
+            template[name] = registry.template(kind) if kind in registry else chosen
     return template

@@ -1,0 +1,116 @@
+"""Plug-ins: a file from outside is listed, launched, pipelined, evaluated and run again like what is inside."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from launch.cli import main
+from launch.presets import PRESETS
+from pipeline import plugins
+from pipeline.methods import METHODS
+from tests.support_documents import ROOT
+
+EXAMPLE = ROOT / "examples" / "plugin_centres.py"
+_SHORT = ("--epochs", "2", "--batch-size", "64")
+
+
+def forget(name: str) -> None:
+    """As in a process that has not loaded it."""
+    for where in [where for where, module in plugins.loaded().items() if module.__name__ == name]:
+        del plugins._loaded[where]
+        for preset in [preset for preset, one in PRESETS.items() if where in one.settings.plugins]:
+            del PRESETS[preset]
+    sys.modules.pop(name, None)
+    for member in [member for member in METHODS if member.__module__ == name]:
+        METHODS.forget(member.kind)
+
+
+@pytest.fixture(autouse=True)
+def unloaded() -> Iterator[None]:
+    path = list(sys.path)
+    yield
+    for name in ("plugin_centres", "broken", "statistics_of_mine"):
+        forget(name)
+    sys.path[:] = path
+
+
+def test_its_preset_is_listed_and_its_settings_are_flags(capsys: Any) -> None:
+    assert main(["list", "--plugin", str(EXAMPLE)]) == 0
+    assert "centres-vit" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--plugin", str(EXAMPLE), "centres-vit", "--help-all"])
+    assert "--centre-margin X" in capsys.readouterr().out
+
+
+def test_three_stages_over_ray_give_the_serial_bits(tmp_path: Path, cluster: None, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    plugin = f"--plugin={EXAMPLE}"
+    assert main(["centres-vit", plugin, *_SHORT, "--executor", "serial", "--run-dir", "serial"]) == 0
+    assert main(["centres-vit", plugin, *_SHORT, "--stages", "3", "--run-dir", "ray"]) == 0
+    serial, ray = (load_file(tmp_path / name / "last.safetensors") for name in ("serial", "ray"))
+    assert serial.keys() == ray.keys()
+    assert all(torch.equal(value, ray[name]) for name, value in serial.items())
+
+
+def test_a_run_knows_its_plug_in(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--plugin", str(EXAMPLE), "centres-vit", *_SHORT, "--executor", "serial"]
+    assert main([*arguments, "--run-dir", "run"]) == 0
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert saved["plugins"] == [str(EXAMPLE)]
+    forget("plugin_centres")
+    assert main(["eval", "run"]) == 0
+    forget("plugin_centres")
+    assert main(["--config", "run/config.json", "--run-dir", "again"]) == 0
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "again"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("missing.py", None, "no such file"),
+        ("broken.py", "1 / 0", "importing it failed: ZeroDivisionError"),
+        ("json.py", "", "a module called 'json' is there already"),
+        ("no-name.py", "", "cannot be a module's name"),
+    ],
+)
+def test_a_plug_in_that_cannot_be_is_one_message(
+    tmp_path: Path, capsys: Any, file: str, text: str | None, said: str
+) -> None:
+    if text is not None:
+        (tmp_path / file).write_text(text)
+    assert main(["list", "--plugin", str(tmp_path / file)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_plugin_without_a_file_is_one_message(capsys: Any) -> None:
+    assert main(["list", "--plugin"]) == 2
+    assert "--plugin needs a Python file" in capsys.readouterr().err
+
+
+def test_a_taken_preset_name_is_refused(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "statistics_of_mine.py"
+    file.write_text("from launch.presets import PRESETS as known\nPRESETS = {'cff-vit': known['cff-vit']}\n")
+    assert main(["list", "--plugin", str(file)]) == 2
+    assert "there is a preset 'cff-vit' already" in capsys.readouterr().err
+
+
+def test_a_package_that_is_installed_needs_no_flag(monkeypatch: Any, capsys: Any) -> None:
+    class Point:
+        value = "plugin_centres:PRESETS"
+
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [Point()] if group == plugins.GROUP else [])
+    assert main(["list"]) == 0
+    assert "centres-vit" in capsys.readouterr().out
