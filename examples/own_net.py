@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from pipeline import Settings, train
 from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, TrainSettings
+from pipeline.kind import Kind
 from pipeline.methods import CffSettings
 from pipeline.nets import NETS, Layer, NetConfig, Shape
-from pipeline.transport.message import Kind
 
 
 @NETS.register

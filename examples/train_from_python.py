@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from launch import train
-from pipeline.transport.message import Kind
+from pipeline.kind import Kind
 
 run = train("cff-vit", data="digits", stages=2, epochs=3, head_epochs=2, executor="threads")
 

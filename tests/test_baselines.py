@@ -22,6 +22,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import AugmentSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.errors import UserError
 from pipeline.export import card_of, save
+from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer
 from pipeline.methods import BaselineSettings, BatchPosition, ModelInfo, Rule, StepContext
 from pipeline.methods.baseline import Feedback
@@ -38,7 +39,6 @@ from pipeline.nets import (
 from pipeline.nets.feedback import FeedbackConv2d, FeedbackLinear
 from pipeline.nets.whole import WholeLayer
 from pipeline.runtime.serial import train_serial
-from pipeline.transport.message import Kind
 from tests.conftest import make_run
 from tests.support import CPU, tiny_spec
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ChannelError, PeerLostError
+from pipeline.kind import Kind
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport import Transport
 from pipeline.transport.channel import LocalChannel
-from pipeline.transport.message import Kind, Message
+from pipeline.transport.message import Message
 from tests.support import End, Pair, run_pair
 
 EDGE = "stage 1 → stage 2"

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline import rng
 from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.data.augment import Augment
+from pipeline.kind import Kind
 from pipeline.layers.label_dictionary import VALUES, LabelEmbeddings
 from pipeline.layers.layer import LocalLayer
 from pipeline.methods import BatchPosition, CflSettings, DclSettings, MethodConfig, StepContext
@@ -19,7 +20,6 @@ from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import ConvSettings, MlpSettings, NetConfig, VitSettings
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
-from pipeline.transport.message import Kind
 from pipeline.versions import Mode
 from tests.conftest import make_run
 from tests.support import outputs_of

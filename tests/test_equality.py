@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from pipeline.config.settings import AugmentSettings, DataSettings, HeadSettings, Settings
 from pipeline.data.augment import Augment
+from pipeline.kind import Kind
 from pipeline.layers.evaluate import evaluate
 from pipeline.layers.layer import LocalLayer
 from pipeline.methods import CffSettings
@@ -22,7 +23,6 @@ from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
 from pipeline.runtime.threads import train_threads
 from pipeline.telemetry.reports import LayerReport
-from pipeline.transport.message import Kind
 from tests.conftest import make_run
 
 

@@ -22,6 +22,7 @@ from pipeline import export
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Batch
 from pipeline.errors import ChannelError, NonFiniteLossError, ResourcesError, RunError, StageFailedError
+from pipeline.kind import Kind
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.runtime.feeder import IMAGES
 from pipeline.runtime.serial import train_serial
@@ -29,7 +30,7 @@ from pipeline.runtime.stage import Stage
 from pipeline.runtime.threads import train_threads
 from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.reports import LayerReport, PassReport
-from pipeline.transport.message import IDS, LABELS, Kind, Message
+from pipeline.transport.message import IDS, LABELS, Message
 from tests.conftest import make_run
 from tests.support_cli import launch
 from tests.test_equality import assert_same
@@ -101,7 +102,7 @@ def test_an_interrupt_while_the_readouts_learn_keeps_them(small_settings: Settin
     asked = threading.Event()
 
     def observe(report: PassReport) -> None:
-        if report.kind == Kind.READOUT.name:
+        if report.kind is Kind.READOUT:
             asked.set()
 
     train = train_serial if executor == "serial" else train_threads
@@ -144,6 +145,8 @@ def test_a_step_that_is_missing_is_noticed(small_settings: Settings) -> None:
     stage.handle(message(batches[0]), lambda sent: None)
     with pytest.raises(ChannelError, match=r"step 3 of train epoch 1 arrived where step 2 was due"):
         stage.handle(message(batches[2]), lambda sent: None)
+    assert not stage.handle(Message(Kind.STOP), lambda sent: None)  # a token takes no step's place
+    assert stage.handle(message(batches[1]), lambda sent: None)
 
 
 def test_a_worker_that_cannot_start_says_why(small_settings: Settings, cluster: None, tmp_path: Path) -> None:

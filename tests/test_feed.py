@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.loader import Batch, Split
+from pipeline.kind import Kind
 from pipeline.runtime.feeder import IMAGES, MergedReceiver, SourceReceiver, messages
 from pipeline.runtime.passes import Pass, closing_passes, layer_passes
 from pipeline.telemetry.clock import Clock, TimeCategory
-from pipeline.transport.message import IDS, LABELS, Kind, Message
+from pipeline.transport.message import IDS, LABELS, Message
 
 BATCH = 2
 FIRST_ID: dict[Split, int] = {"train": 0, "validate": 10**5, "test": 10**6}
@@ -130,6 +131,16 @@ def test_any_number_of_feeders_merges_to_the_order_of_one(
     merged = MergedReceiver(several)
     assert [told(merged.receive()) for _ in alone.messages] == [told(message) for message in alone.messages]
     assert merged.waiting == 0, "nothing is left with any feeder"
+
+
+def test_a_token_inside_a_pass_changes_nobodys_turn() -> None:
+    (alone,) = run_feeders(Counted(train=6), [(Kind.TRAIN, 0)], 1)
+    first, second = run_feeders(Counted(train=6), [(Kind.TRAIN, 0)], 2)
+    first.messages.insert(1, Message(Kind.RESTORE, 3))
+    merged = MergedReceiver([first, second])
+    received = [merged.receive() for _ in range(7)]
+    assert [m.kind for m in received].count(Kind.RESTORE) == 1
+    assert [told(m) for m in received if not m.kind.is_control] == [told(m) for m in alone.messages]
 
 
 def test_merged_queue_is_as_long_as_all_feeders_queues() -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import NonFiniteLossError
+from pipeline.kind import Kind
 from pipeline.layers.label_dictionary import FixedEmbeddings
 from pipeline.layers.layer import LocalLayer, State
 from pipeline.layers.tallies import EvaluationTally
@@ -21,7 +22,7 @@ from pipeline.methods import Activations, BatchPosition, CffSettings, CflSetting
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import MlpSettings, NetConfig, VitSettings
 from pipeline.runtime.edges import edge_bytes
-from pipeline.transport.message import IDS, LABELS, Kind, Message, message_bytes
+from pipeline.transport.message import IDS, LABELS, Message, message_bytes
 from pipeline.versions import Mode
 from tests.support import CPU, changed, outputs_of, tiny_spec
 

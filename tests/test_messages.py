@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.errors import ChannelError
+from pipeline.kind import Kind
 from pipeline.transport.message import (
     ALIGNMENT,
     HEADER_BYTES,
     IDS,
     LABELS,
-    Kind,
     Message,
     message_bytes,
     pack,

@@ -14,10 +14,10 @@ import pytest
 
 from pipeline.config import settings as settings_module
 from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.kind import Kind
 from pipeline.methods import METHODS
 from pipeline.nets import NETS, MlpSettings
 from pipeline.runtime.serial import train_serial
-from pipeline.transport.message import Kind
 from tests.conftest import make_run
 from tests.test_equality import assert_same, through_threads
 

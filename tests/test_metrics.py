@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.errors import NonFiniteLossError, RunError
+from pipeline.kind import Kind
 from pipeline.layers.tallies import EvaluationTally, TrainTally
 from pipeline.nets import VitSettings
 from pipeline.runtime.history import History
@@ -441,7 +442,7 @@ def validated(
     for epoch in order or range(len(losses)):
         for stage, loss, accuracy in ((1, losses[epoch], accuracies[epoch]), (0, float(epoch), 1.0 - epoch / 10)):
             layer = LayerReport(layer=stage, losses=np.zeros(0, np.float32), loss=loss, accuracy=accuracy)
-            history.add(PassReport(stage=stage, kind="VALIDATE", epoch=epoch, layers=[layer]))
+            history.add(PassReport(stage=stage, kind=Kind.VALIDATE, epoch=epoch, layers=[layer]))
     return history
 
 
@@ -473,5 +474,5 @@ def test_where_no_loss_was_a_number_there_is_no_best_epoch(keep: Keep) -> None:
 def test_training_losses_do_not_make_an_epoch_the_best() -> None:
     history = validated([2.0, 3.0], [0.5, 0.5], keep="loss")
     layer = LayerReport(layer=1, losses=np.ones(1, np.float32), loss=0.0)
-    history.add(PassReport(stage=1, kind="TRAIN", epoch=2, layers=[layer]))
+    history.add(PassReport(stage=1, kind=Kind.TRAIN, epoch=2, layers=[layer]))
     assert history.best_epoch == 0

@@ -15,7 +15,7 @@ import torch
 from launch import Run, train
 from pipeline import load
 from pipeline.errors import UserError
-from pipeline.transport.message import Kind
+from pipeline.kind import Kind
 from tests.support_documents import ROOT
 
 _SMALL: dict[str, Any] = {"dim": 16, "heads": 2, "depth": 2, "epochs": 2, "head_epochs": 1, "batch_size": 64}

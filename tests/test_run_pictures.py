@@ -25,12 +25,12 @@ from launch.output.run_pictures import RunPictures
 from launch.output.timeline import Recorder, Step, beginning, passings, steady, steps
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
+from pipeline.kind import Kind
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
 from pipeline.runtime.threads import train_threads
 from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import LayerReport, PassReport, StepTimes
-from pipeline.transport.message import Kind
 from tests.conftest import make_run
 from tests.support import changed, tiny_spec
 
@@ -83,7 +83,7 @@ def test_a_run_that_was_stopped_is_drawn_as_far_as_it_came(
     settings = with_executor(
         replace(small_settings, train=replace(small_settings.train, epochs=200)), executor, stages=2
     )
-    _, result, _, warnings = run_and_draw(settings, tmp_path / "run", lambda report: report.kind == Kind.VALIDATE.name)
+    _, result, _, warnings = run_and_draw(settings, tmp_path / "run", lambda report: report.kind is Kind.VALIDATE)
     assert result.status == "interrupted"
     assert pictures_in(tmp_path / "run") == _CURVES | (_PIPELINE if executor != "serial" else set())
     assert not warnings
@@ -141,14 +141,14 @@ def test_curves_are_the_run_s_history(
 
 
 def an_epoch(spec: RunSpec, epoch: int, losses: list[float], accuracies: list[float]) -> list[PassReport]:
-    def report(kind: str) -> PassReport:
+    def report(kind: Kind) -> PassReport:
         layers = [
             LayerReport(layer=index, losses=np.zeros(0, np.float32), loss=loss, accuracy=accuracy)
             for index, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
         ]
         return PassReport(stage=0, kind=kind, epoch=epoch, layers=layers)
 
-    return [report("TRAIN"), report("VALIDATE")]
+    return [report(Kind.TRAIN), report(Kind.VALIDATE)]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_the_schedule_is_the_measured_one(
     else:
         train_threads(spec, dataset, observe=observe)
     for report in said:
-        if report.kind != Kind.TRAIN.name:
+        if report.kind is not Kind.TRAIN:
             continue
         assert report.steps is not None and report.account is not None
         laid = steps(report.steps, report.started_at)
@@ -292,7 +292,7 @@ def test_an_epoch_near_the_middle_is_kept_whatever_the_length(num_epochs: int, m
                 [begun + number + 1.0 for number in range(8)], busy=[number + 1.0 for number in range(8)]
             )
             recorder.observe(
-                PassReport(stage=stage, kind="TRAIN", epoch=epoch, layers=[], steps=times, started_at=100.0 + stage)
+                PassReport(stage=stage, kind=Kind.TRAIN, epoch=epoch, layers=[], steps=times, started_at=100.0 + stage)
             )
     found = [(window.epoch, window.filling) for window in recorder.windows(2, num_epochs)]
     assert found == [(0, True), (middle, False)]
@@ -301,7 +301,7 @@ def test_an_epoch_near_the_middle_is_kept_whatever_the_length(num_epochs: int, m
 def test_an_epoch_that_a_stage_did_not_finish_is_not_drawn() -> None:
     recorder = Recorder()
     times = some_times([101.0, 102.0, 103.0], busy=[1.0, 2.0, 3.0])
-    recorder.observe(PassReport(stage=0, kind="TRAIN", epoch=0, layers=[], steps=times, started_at=100.0))
+    recorder.observe(PassReport(stage=0, kind=Kind.TRAIN, epoch=0, layers=[], steps=times, started_at=100.0))
     assert not recorder.windows(2, 1)
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pipeline.config.partition import balanced, partition, sized
 from pipeline.errors import UserError
+from pipeline.kind import Kind
 from pipeline.planning.ideal import fill, ideal_speedup
 from pipeline.runtime.passes import closing_passes, layer_passes
-from pipeline.transport.message import Kind
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ import ray
 import torch
 
 from pipeline.config.settings import Settings
+from pipeline.kind import Kind
 from pipeline.runtime.controller import control
 from pipeline.telemetry.clock import Clock
 from pipeline.transport import Transport, shared_memory
-from pipeline.transport.message import Kind, Message
+from pipeline.transport.message import Message
 from pipeline.transport.shared_memory import NOWHERE, Address, Offer, SharedReceiver, SharedSender, attach, create_offer
 from tests.conftest import make_run
 from tests.support import End, Pair, run_pair

@@ -23,12 +23,12 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import PipelineSettings
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch
+from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer
 from pipeline.methods import CffSettings, StepContext
 from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.process import settle
 from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
-from pipeline.transport.message import Kind
 
 _KEPT = 4  # batches in memory
 

@@ -23,9 +23,9 @@ from pipeline.config.devices import Devices, num_cores
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
+from pipeline.kind import Kind
 from pipeline.runtime.serial import train_serial
 from pipeline.telemetry.reports import PassReport
-from pipeline.transport.message import Kind
 from workers.group import train_ray
 
 CURVE_OF: dict[str, str] = {
@@ -127,7 +127,7 @@ def _curve(
     spec, dataset = _backprop(settings, devices) if method == "backprop" else _local(settings, devices, method, console)
 
     def observe(report: PassReport) -> None:
-        if report.kind != Kind.VALIDATE.name or report.layers[-1].layer != spec.num_layers - 1 or reached():
+        if report.kind is not Kind.VALIDATE or report.layers[-1].layer != spec.num_layers - 1 or reached():
             return
         accuracies.append(report.layers[-1].accuracy or 0.0)
         said = f"{method}: epoch {len(accuracies)}, validation accuracy {100 * accuracies[-1]:.2f} %"

@@ -12,8 +12,9 @@ import torch
 from pipeline.config import build
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
+from pipeline.kind import Kind
 from pipeline.runtime.feeder import messages
-from pipeline.transport.message import HEADER_BYTES, Kind, message_bytes, pack
+from pipeline.transport.message import HEADER_BYTES, message_bytes, pack
 
 _SECONDS = 1.0
 _LARGE = 64 << 20  # bytes of images: more than the caches of a core hold

@@ -33,6 +33,7 @@ from pipeline.config.partition import partition
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import DataSettings, HeadSettings, Settings
 from pipeline.errors import RunError, UserError
+from pipeline.kind import Kind
 from pipeline.methods import CffSettings
 from pipeline.nets import VitSettings
 from pipeline.runtime import stage as stages
@@ -42,7 +43,7 @@ from pipeline.runtime.stage import Stage
 from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.memory import peak_bytes, reset_peak, resident_bytes
 from pipeline.transport.channel import LocalChannel
-from pipeline.transport.message import IDS, LABELS, Kind, Message
+from pipeline.transport.message import IDS, LABELS, Message
 
 _STEPS = 3  # the first makes the optimizer's states, the second has everything at once
 _FEW = 2  # images in the dry run that finds shapes

@@ -21,12 +21,12 @@ from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.errors import StageFailedError
+from pipeline.kind import Kind
 from pipeline.methods import CffSettings
 from pipeline.runtime.controller import until_next_look
 from pipeline.runtime.edges import edge_bytes
 from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import PassReport, StepTimes
-from pipeline.transport.message import Kind
 from workers.group import RayWorkers
 
 Source = Literal["memory", "feeder"]

@@ -22,11 +22,12 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 from launch.bench.child import Child
 from launch.bench.protocol import CannotRunError
 from pipeline.errors import RunError
+from pipeline.kind import Kind
 from pipeline.telemetry.clock import Clock
 from pipeline.transport import Transport
 from pipeline.transport.channel import LocalChannel, Receiver, Sender
 from pipeline.transport.edges import Edge, EdgeGroups
-from pipeline.transport.message import HEADER_BYTES, Kind, Message, message_bytes
+from pipeline.transport.message import HEADER_BYTES, Message, message_bytes
 
 _TIMEOUT = 60.0  # seconds after which an end counts as stuck
 _MORE, _STOP = 1, 0  # first byte of a frame on the raw socket

@@ -13,10 +13,10 @@ from launch.output.open_run import open_run
 from pipeline.analysis.superclasses import evaluate as evaluate_superclasses
 from pipeline.analysis.superclasses import require_embeddings
 from pipeline.data.augment import Augment
+from pipeline.kind import Kind
 from pipeline.layers.evaluate import evaluate
 from pipeline.layers.label_dictionary import VALUES, FixedEmbeddings
 from pipeline.layers.layer import LocalLayer
-from pipeline.transport.message import Kind
 
 
 def evaluate_run(

@@ -17,9 +17,9 @@ from launch.output.announce import BY_TEST
 from launch.output.console import counted, say
 from launch.output.layer_table import LayerRow, accuracy_sentence, percent, print_layers
 from pipeline.config.run_spec import RunSpec
+from pipeline.kind import Kind
 from pipeline.runtime.history import History
 from pipeline.telemetry.reports import PassReport, Status
-from pipeline.transport.message import Kind
 
 _WINDOW = 3.0  # seconds over which speed and utilisation are averaged
 _NARROW = 76  # columns; below that the live table leaves out what can be done without
@@ -116,9 +116,9 @@ class Display:
         for status, meter in zip(statuses, self._meters, strict=True):
             meter.add(status)
         first = statuses[0]
-        if first.kind == Kind.TRAIN.name:
+        if first.kind is Kind.TRAIN:
             self._progress.update(self._layers_task, completed=first.epoch + (first.step + 1) / self._num_batches)
-        elif first.kind == Kind.READOUT.name:
+        elif first.kind is Kind.READOUT:
             self._progress.start_task(self._readouts_task)
             done = first.epoch - self._spec.settings.train.epochs + (first.step + 1) / self._num_batches
             self._progress.update(self._layers_task, completed=self._spec.settings.train.epochs)
@@ -127,7 +127,7 @@ class Display:
             self._live.update(self._picture())
         elif (
             time.perf_counter() - self._last_line > _PLAIN_EVERY
-            and first.kind == Kind.TRAIN.name
+            and first.kind is Kind.TRAIN
             and self._meters[0].images_per_second
         ):
             self.say(f"{self._place(first)}: {self._rates()}")
@@ -135,7 +135,7 @@ class Display:
     def observe(self, report: PassReport) -> None:
         """Takes a pass's report; says a line once an epoch is complete in every layer."""
         self._history.add(report)
-        kind = Kind[report.kind]
+        kind = report.kind
         layers = self._history.layers(kind, report.epoch)
         if self._live is not None or layers is None or kind is Kind.TRAIN or report.stage != self._spec.num_stages - 1:
             return

@@ -105,7 +105,7 @@ class RunFolder:
         self._log(write)
 
     def _log_report(self, report: PassReport) -> None:
-        name = report.kind.lower()
+        name = report.kind.name.lower()
         for layer in report.layers:
             tag = f"layer {layer.layer + 1}"
             figures = {

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from launch.output.summary import best_by
 from launch.output.timeline import Recorder, Window
 from pipeline.config.run_spec import RunSpec
+from pipeline.kind import Kind
 from pipeline.runtime.history import History
 from pipeline.telemetry.reports import LayerReport, PassReport
-from pipeline.transport.message import Kind
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure

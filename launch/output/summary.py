@@ -14,12 +14,12 @@ from launch.output.versions import versions
 from pipeline.config.devices import num_cores
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.loader import Dataset
+from pipeline.kind import Kind
 from pipeline.methods import METHODS
 from pipeline.planning.ideal import ideal_speedup
 from pipeline.runtime.history import RunResult
 from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import LayerReport
-from pipeline.transport.message import Kind
 
 _FORMAT = 2
 _BEST = {

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from pipeline.kind import Kind
 from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import PassReport, StepTimes
-from pipeline.transport.message import Kind
 
 _WORK = (TimeCategory.BUSY, TimeCategory.COPY)
 _WAITS = (TimeCategory.WAIT_IN, TimeCategory.SYNC, TimeCategory.WAIT_OUT)
@@ -152,7 +152,7 @@ class Recorder:
 
     def observe(self, report: PassReport) -> None:
         """Takes a stage's report on a pass."""
-        if report.kind != Kind.TRAIN.name or report.steps is None or not len(report.steps.ended):
+        if report.kind is not Kind.TRAIN or report.steps is None or not len(report.steps.ended):
             return
         self._first = report.epoch if self._first is None else min(self._first, report.epoch)
         number = report.epoch - self._first

@@ -13,9 +13,9 @@ import torch
 from pipeline.config.compiler import ENOUGH_STEPS
 from pipeline.config.settings import Settings
 from pipeline.data.augment import AugmentConfig
+from pipeline.kind import Kind
 from pipeline.methods import BatchPosition, ModelInfo
 from pipeline.nets import NetConfig, Shape
-from pipeline.transport.message import Kind
 
 
 @dataclass(frozen=True, kw_only=True)

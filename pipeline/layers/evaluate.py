@@ -9,11 +9,11 @@ import torch
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch
+from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import StepContext
 from pipeline.telemetry.reports import PassReport
-from pipeline.transport.message import Kind
 
 
 def evaluate(
@@ -36,7 +36,7 @@ def evaluate(
     test = kind is Kind.TEST
     return PassReport(
         stage=0,
-        kind=kind.name,
+        kind=kind,
         epoch=epoch,
         layers=[tally.report(with_predictions=test) for tally in tallies],
         ids=torch.cat(ids).numpy() if test else None,

@@ -26,11 +26,12 @@ from pipeline.config.build import open_folder
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.augment import Augment
 from pipeline.errors import RunError, UserError
+from pipeline.kind import Kind
 from pipeline.layers.label_dictionary import FixedEmbeddings
 from pipeline.layers.layer import LocalLayer
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.process import settle
-from pipeline.transport.message import IDS, LABELS, Kind, Message, message_bytes
+from pipeline.transport.message import IDS, LABELS, Message, message_bytes
 
 SECONDS = 4.0
 """How long layers are timed, alone and again all at once; longer where four rounds take longer."""

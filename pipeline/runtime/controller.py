@@ -12,11 +12,11 @@ from typing import Protocol
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import RunError, StageFailedError
+from pipeline.kind import Kind
 from pipeline.layers.layer import State, is_finite
 from pipeline.runtime.history import History, RunResult
 from pipeline.runtime.passes import Pass, closing_passes, layer_passes
 from pipeline.telemetry.reports import PassReport, Status
-from pipeline.transport.message import Kind
 
 _SHORTEST, _LONGEST = 0.1, 0.5  # seconds between two looks at the workers
 DRAIN_TIMEOUT = 2.5

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from pipeline.config.run_spec import RunSpec
+from pipeline.kind import Kind
 from pipeline.layers.transfer_dtype import cast_received, cast_to_send
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.feeder import IMAGES
 from pipeline.transport import Transport
 from pipeline.transport.edges import Edge
-from pipeline.transport.message import IDS, LABELS, Kind, Message, message_bytes
+from pipeline.transport.message import IDS, LABELS, Message, message_bytes
 
 _META = torch.device("meta")
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from pipeline.data.loader import Batch, Split
+from pipeline.kind import Kind
 from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.channel import Receiver
-from pipeline.transport.message import IDS, LABELS, Kind, Message
+from pipeline.transport.message import IDS, LABELS, Message
 
 IMAGES = "images"
 
@@ -44,7 +45,7 @@ def messages(
         interrupted: looked at before each batch; once true, a stop comes and nothing after it.
     """
     for kind, epoch in passes:
-        if kind not in _SPLITS:
+        if kind.is_control:
             if part[0] == 0:
                 yield Message(kind, epoch)
             continue
@@ -127,8 +128,8 @@ class MergedReceiver:
 
     def receive(self) -> Message:
         message = self._receivers[self._turn].receive()
-        ends_pass = message.last or not message.tensors
-        self._turn = 0 if ends_pass else (self._turn + 1) % len(self._receivers)
+        if not message.kind.is_control:  # tokens come from the first feeder, between two of its batches
+            self._turn = 0 if message.last else (self._turn + 1) % len(self._receivers)
         return message
 
     @property

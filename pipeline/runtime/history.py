@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import RunError
+from pipeline.kind import Kind
 from pipeline.layers.layer import State
 from pipeline.telemetry.clock import TimeBreakdown
 from pipeline.telemetry.reports import LayerReport, PassReport
-from pipeline.transport.message import Kind
 
 
 class History:
@@ -26,8 +26,8 @@ class History:
 
     def __init__(self, num_layers: int, keep: Literal["loss", "accuracy", "last"] = "loss") -> None:
         self.num_layers, self._keep = num_layers, keep
-        self._layers: dict[tuple[str, int], dict[int, LayerReport]] = {}
-        self._accounts: dict[tuple[str, int], dict[int, TimeBreakdown]] = {}
+        self._layers: dict[tuple[Kind, int], dict[int, LayerReport]] = {}
+        self._accounts: dict[tuple[Kind, int], dict[int, TimeBreakdown]] = {}
         self.started_at: dict[int, float] = {}
         self.ids: NDArray[np.int64] | None = None
         self.labels: NDArray[np.int64] | None = None
@@ -48,19 +48,19 @@ class History:
 
     def layers(self, kind: Kind, epoch: int) -> list[LayerReport] | None:
         """Every layer's report on a pass, first layer first; None until the last stage has reported."""
-        found = self._layers.get((kind.name, epoch), {})
+        found = self._layers.get((kind, epoch), {})
         return [found[i] for i in range(self.num_layers)] if len(found) == self.num_layers else None
 
     def epochs(self, kind: Kind) -> list[int]:
         """Epochs in which every layer has finished a pass of this kind."""
-        numbers = sorted(epoch for name, epoch in self._layers if name == kind.name)
+        numbers = sorted(epoch for name, epoch in self._layers if name == kind)
         return [epoch for epoch in numbers if self.layers(kind, epoch) is not None]
 
     def step_losses(self) -> dict[str, NDArray[np.float32]]:
         """For each layer the loss of every training step, epoch after epoch (steps,), as ``layer 1`` and so on."""
         losses: dict[str, list[NDArray[np.float32]]] = {}
         for (name, _), found in sorted(self._layers.items()):
-            for index, report in found.items() if name == Kind.TRAIN.name else ():
+            for index, report in found.items() if name is Kind.TRAIN else ():
                 losses.setdefault(f"layer {index + 1}", []).append(report.losses)
         return {name: np.concatenate(parts) for name, parts in sorted(losses.items())}
 
@@ -78,7 +78,7 @@ class History:
         found = {
             epoch: layers[last]
             for (name, epoch), layers in sorted(self._layers.items())
-            if name == Kind.VALIDATE.name and last in layers and math.isfinite(layers[last].loss)
+            if name is Kind.VALIDATE and last in layers and math.isfinite(layers[last].loss)
         }
         if not found:
             return None
@@ -103,7 +103,7 @@ class History:
     def accounts(self, *kinds: Kind, epoch: int | None = None) -> dict[int, TimeBreakdown]:
         """For each stage the sum of its time over all passes of these kinds, or those of one epoch."""
         total: dict[int, TimeBreakdown] = {}
-        names = {kind.name for kind in kinds}
+        names = set(kinds)
         for (name, number), found in self._accounts.items():
             wanted = name in names and epoch in (None, number)
             for stage, account in found.items() if wanted else ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.transport.message import Kind
+from pipeline.kind import Kind
 
 Pass = tuple[Kind, int]
 """A pass over a split: what stages do with its batches, and the epoch that keys its randomness."""

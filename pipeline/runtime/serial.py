@@ -17,6 +17,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch, Dataset, Split
 from pipeline.errors import NonFiniteLossError, RunError, StageFailedError
+from pipeline.kind import Kind
 from pipeline.layers.evaluate import evaluate
 from pipeline.layers.label_dictionary import LabelEmbeddings
 from pipeline.layers.layer import LocalLayer, State, is_finite
@@ -27,7 +28,6 @@ from pipeline.runtime.process import settle
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.steps import BusyMeter
-from pipeline.transport.message import Kind
 
 
 class _InterruptedError(Exception):
@@ -78,7 +78,7 @@ def train_serial(
             if batch is None:
                 return
             hear()
-            status.kind, status.epoch, status.step = kind.name, epoch, batch.step
+            status.kind, status.epoch, status.step = kind, epoch, batch.step
             with busy.step():
                 yield batch
             status.account = clock.read()
@@ -111,7 +111,7 @@ def train_serial(
             status.images += len(labels)
             if batch.last or device.type == "cpu":  # reading a loss is free on a CPU and waits for a GPU
                 status.losses = [tally.finite_latest() for tally in tallies]
-        report(PassReport(stage=0, kind="TRAIN", epoch=epoch, layers=[tally.report() for tally in tallies]))
+        report(PassReport(stage=0, kind=Kind.TRAIN, epoch=epoch, layers=[tally.report() for tally in tallies]))
 
     def train_readouts(epoch: int) -> None:
         tallies = [TrainTally(layer.index, readout=True) for layer in layers]
@@ -126,7 +126,7 @@ def train_serial(
                 tally.add(loss)
         for tally in tallies:
             tally.finite_latest()
-        report(PassReport(stage=0, kind="READOUT", epoch=epoch, layers=[tally.report() for tally in tallies]))
+        report(PassReport(stage=0, kind=Kind.READOUT, epoch=epoch, layers=[tally.report() for tally in tallies]))
 
     def evaluate_layers(split: Split, kind: Kind, epoch: int) -> PassReport:
         said = evaluate(spec, layers, augment, batches(split, kind, epoch), kind=kind, epoch=epoch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.augment import Augment
 from pipeline.errors import ChannelError, NonFiniteLossError
+from pipeline.kind import Kind
 from pipeline.layers.label_dictionary import EmbeddingSource
 from pipeline.layers.layer import LocalLayer, State, nowhere
 from pipeline.layers.tallies import EvaluationTally, TrainTally
@@ -25,7 +27,7 @@ from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.telemetry.reports import PassReport, Status, StepTimes
 from pipeline.telemetry.steps import BusyMeter, StepLog
 from pipeline.transport.channel import Receiver, Sender
-from pipeline.transport.message import IDS, LABELS, Kind, Message
+from pipeline.transport.message import IDS, LABELS, Message
 
 Send = Callable[[Message], None]
 
@@ -65,8 +67,10 @@ class Stage:
         self._evaluation: list[EvaluationTally] = []
         self._ids: list[Tensor] = []
         self._labels: list[Tensor] = []
-        self._kind, self._epoch, self._step, self._images = "", 0, 0, 0
-        self._pass_ended, self._restored = True, False
+        self._kind: Kind | None = None
+        self._epoch, self._step, self._images = 0, 0, 0
+        self._before: Message | None = None  # the batch before, without its tensors
+        self._restored = False
 
     def handle(self, message: Message, send: Send) -> bool:
         """Works on one message. Returns whether more may follow.
@@ -75,7 +79,7 @@ class Stage:
             NonFiniteLossError: naming stage, layer, epoch and step.
         """
         self._check_order(message)
-        self._kind, self._epoch, self._step = message.kind.name, message.epoch, message.step
+        self._kind, self._epoch, self._step = message.kind, message.epoch, message.step
         match message.kind:
             case Kind.TRAIN:
                 self._train(message, send)
@@ -98,15 +102,25 @@ class Stage:
         return True
 
     def _check_order(self, message: Message) -> None:
-        """Refuses a batch that does not follow the one before: within a pass steps count up, a pass begins at 0."""
-        goes_on = (self._kind, self._epoch) == (message.kind.name, message.epoch)
-        due = self._step + 1 if goes_on and not self._pass_ended else 0
-        if message.tensors and message.step != due:
+        """Refuses a batch that does not follow the one before: within a pass steps count up, a pass begins at 0.
+
+        Control tokens may come anywhere.
+        """
+        if message.kind.is_control:
+            return
+        before = self._before
+        goes_on = before is not None and (before.kind, before.epoch, before.last) == (
+            message.kind,
+            message.epoch,
+            False,
+        )
+        due = before.step + 1 if before is not None and goes_on else 0
+        if message.step != due:
             raise ChannelError(
                 f"stage {self.index + 1}: step {message.step + 1} of {message.kind.name.lower()} epoch "
                 f"{message.epoch + 1} arrived where step {due + 1} was due"
             )
-        self._pass_ended = message.last
+        self._before = replace(message, tensors={})
 
     def _train(self, message: Message, send: Send) -> None:
         self._training = self._training or [TrainTally(layer.index) for layer in self.layers]
@@ -144,7 +158,7 @@ class Stage:
     def _end_training(self, kind: Kind, steps: StepTimes | None = None) -> None:
         reports = [tally.report() for tally in self._training]
         self._training = []
-        self._say(PassReport(stage=self.index, kind=kind.name, epoch=self._epoch, layers=reports, steps=steps))
+        self._say(PassReport(stage=self.index, kind=kind, epoch=self._epoch, layers=reports, steps=steps))
 
     def _evaluate(self, message: Message, send: Send) -> None:
         if message.step == 0:
@@ -170,7 +184,7 @@ class Stage:
         if message.last:
             report = PassReport(
                 stage=self.index,
-                kind=message.kind.name,
+                kind=message.kind,
                 epoch=message.epoch,
                 layers=[tally.report(with_predictions=test) for tally in self._evaluation],
                 ids=torch.cat(self._ids).numpy() if test else None,
@@ -193,8 +207,7 @@ class Stage:
         if IMAGES not in message.tensors:
             raise ChannelError(f"stage 1 got {sorted(message.tensors)} where it needs {IMAGES!r}")
         images, context = message.tensors[IMAGES], StepContext(labels=labels, where=where)
-        evaluated = message.kind in (Kind.VALIDATE, Kind.TEST, Kind.JUDGE)
-        make = self._augment.evaluation if evaluated else self._augment.views
+        make = self._augment.evaluation if message.kind.is_evaluation else self._augment.views
         views = make(images, epoch=message.epoch, position=message.position, num_views=num_views)
         return self._rule.make_inputs(views, context), labels
 

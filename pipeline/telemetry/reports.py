@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.kind import Kind
 from pipeline.telemetry.clock import TimeBreakdown
 
 
@@ -15,7 +16,7 @@ class Status:
     """Where a stage is right now, for whoever watches.
 
     Attributes:
-        kind: name of the last message's kind, "" before the first.
+        kind: the last message's, None before the first.
         epoch, step: its place in the run.
         images: images in training batches so far (an image counts once, whatever the number of views).
         losses: the latest loss of each of the stage's layers, NaN before the first.
@@ -27,7 +28,7 @@ class Status:
 
     stage: int
     account: TimeBreakdown
-    kind: str = ""
+    kind: Kind | None = None
     epoch: int = 0
     step: int = 0
     images: int = 0
@@ -75,10 +76,10 @@ class LayerReport:
 
 @dataclass(kw_only=True)
 class PassReport:
-    """One stage's report on a finished pass; ``kind`` is a ``pipeline.transport.message.Kind`` name."""
+    """One stage's report on a finished pass."""
 
     stage: int
-    kind: str
+    kind: Kind
     epoch: int
     layers: list[LayerReport]
     ids: NDArray[np.int64] | None = None

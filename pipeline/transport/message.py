@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ChannelError
+from pipeline.kind import Kind
 
 HEADER_BYTES = 2048
 ALIGNMENT = 64
@@ -39,25 +39,6 @@ _DTYPES = (
     torch.float64,
     torch.bool,
 )
-
-
-class Kind(IntEnum):
-    """What a stage does with a message. Batches first, then control tokens, which carry no tensors."""
-
-    TRAIN = 1
-    """Update the layers."""
-    VALIDATE = 2
-    """Evaluate on validation images; weights at the first such batch of an epoch are that epoch's candidate."""
-    READOUT = 3
-    """Train the readouts on the frozen layers."""
-    TEST = 4
-    """Evaluate on test images and keep the predictions."""
-    RESTORE = 5
-    """Take the candidate weights of the message's epoch."""
-    STOP = 6
-    """Nothing follows."""
-    JUDGE = 7
-    """Evaluate the readouts on validation images; of each, the best so far is kept."""
 
 
 @dataclass

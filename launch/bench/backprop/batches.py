@@ -11,8 +11,8 @@ from torch import Tensor
 
 from launch.bench.backprop.job import Job
 from pipeline.data.loader import Batch, Dataset
+from pipeline.kind import Kind
 from pipeline.methods import BatchPosition
-from pipeline.transport.message import Kind
 
 _IN_MEMORY = 4  # batches kept, at most
 
