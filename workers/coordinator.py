@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from torch import Tensor
 
 from pipeline.config.run_spec import RunSpec
@@ -23,6 +23,7 @@ from pipeline.errors import EmbeddingError, PeerLostError, RunError
 from pipeline.layers.label_dictionary import LabelEmbeddings
 from pipeline.layers.layer import State
 from pipeline.methods import BatchPosition
+from workers.failures import own_error
 
 NAME = "coordinator (label embeddings)"
 
@@ -139,7 +140,7 @@ class RemoteEmbeddings:
         try:
             self._frozen = _tensor(ray.get(self._coordinator.freeze.remote(epoch)))
         except RayError as error:
-            raise _as_run_error(error) from error
+            raise _lost(error) from error
 
     def _fetch(self) -> None:
         """Fetches every version as soon as it is made, until the last one that the stage will read."""
@@ -170,7 +171,7 @@ class RemoteEmbeddings:
                 work()
             except RayError as error:
                 with self._changed:
-                    self._failure = _as_run_error(error)
+                    self._failure = _lost(error)
                     self._changed.notify_all()
 
         threading.Thread(target=guarded, name=name, daemon=True).start()
@@ -180,8 +181,6 @@ def _tensor(values: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(values.copy())  # what Ray hands over must not be written to
 
 
-def _as_run_error(error: RayError) -> RunError:
+def _lost(error: RayError) -> RunError:
     """For a stage the coordinator is a neighbour: where that died or failed, the run's error is the coordinator's."""
-    if isinstance(error, RayTaskError) and isinstance(error.cause, RunError):
-        return error.cause
-    return PeerLostError(f"{NAME} is gone")
+    return own_error(error) or PeerLostError(f"{NAME} is gone")

@@ -7,13 +7,18 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayError, RayTaskErr
 from pipeline.errors import RunError, StageFailedError
 
 
-def _failure(name: str, error: RayError) -> RunError:
-    """A worker's error by its name: its own message where it has one, else what Ray says of its death."""
+def own_error(error: RayError) -> RunError | None:
+    """What the worker itself raised, where that names its cause already."""
+    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, RunError) else None
+
+
+def failure_of(name: str, error: RayError) -> RunError:
+    """A worker's error by its name: its own where it has one, else what Ray says of its end."""
+    own = own_error(error)
+    if own is not None:
+        return own
     if isinstance(error, RayTaskError):
-        cause = error.cause
-        if isinstance(cause, RunError):
-            return cause
-        return StageFailedError(f"{name} failed: {type(cause).__name__}: {cause}")
+        return StageFailedError(f"{name} failed: {type(error.cause).__name__}: {error.cause}")
     if isinstance(error, GetTimeoutError):
         return StageFailedError(f"{name} did not answer in time")
     lines = [line for line in str(error).splitlines() if line.strip()]

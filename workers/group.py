@@ -31,9 +31,9 @@ from pipeline.telemetry.reports import PassReport, Status
 from pipeline.transport.edges import EdgeGroups
 from workers.coordinator import NAME as COORDINATOR
 from workers.coordinator import CoordinatorWorker
-from workers.failures import _failure
+from workers.failures import failure_of
 from workers.feeder import FeederWorker
-from workers.placement import _missing, _runtime_env, _wanted, bundles_of
+from workers.placement import bundles_of, missing, runtime_env
 from workers.stage import StageWorker
 
 _BESIDE = 4  # calls that an actor answers at once, its main work among them
@@ -114,9 +114,9 @@ class RayWorkers:
         group = self._group = placement_group(wanted, strategy="PACK")
         soon = min(_SOON, pipe.resource_timeout)
         if not self._ready(group, soon):
-            self._notify(f"Waiting up to {pipe.resource_timeout:g} s for room: {_wanted(wanted)}.")
+            self._notify(f"Waiting up to {pipe.resource_timeout:g} s for room: {described(wanted)}.")
         if not self._ready(group, pipe.resource_timeout - soon):
-            raise ResourcesError(_missing(wanted, pipe.resource_timeout))
+            raise ResourcesError(missing(wanted, pipe.resource_timeout))
         self._waiting(f"starting {_workers(self._spec)}")
         run = uuid.uuid4().hex[:8]
         # Bundles may lie on nodes in any order; stages go through them node by node.
@@ -148,7 +148,7 @@ class RayWorkers:
                 self._coordinator,
                 num_cpus=wanted[bundle].get("CPU", 0.0),
                 num_gpus=wanted[bundle].get("GPU", 0.0),
-                runtime_env=_runtime_env(self._spec),
+                runtime_env=runtime_env(self._spec),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
             )
             for index, bundle in enumerate(bundles)
@@ -188,7 +188,7 @@ class RayWorkers:
                 try:
                     ray.get(ref)
                 except RayError as error:
-                    raise _failure(names[ref], error) from error
+                    raise failure_of(names[ref], error) from error
         return list(ray.get(list(names)))
 
     def _ready(self, group: PlacementGroup, seconds: float) -> bool:
@@ -228,7 +228,7 @@ class RayWorkers:
             except RayActorError:
                 continue  # it is dead: ``wait`` says so by name
             except RayError as error:
-                raise _failure(_name(self._spec, index), error) from error
+                raise failure_of(_name(self._spec, index), error) from error
         return polled
 
     def wait(self, seconds: float) -> bool:
@@ -247,7 +247,7 @@ class RayWorkers:
             try:
                 ray.get(ref)
             except RayError as error:
-                failures.append(_failure(name, error))
+                failures.append(failure_of(name, error))
         return failures
 
     def peak_bytes(self, *, reset: bool = False) -> list[int]:
@@ -283,7 +283,7 @@ class RayWorkers:
         try:
             states = ray.get(refs, timeout=self._fetch)
         except RayError as error:
-            raise _failure("a stage", error) from error
+            raise failure_of("a stage", error) from error
         return {name: value for state in states for name, value in state.items()}
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ def bundles_of(spec: RunSpec, gpus: int) -> list[dict[str, float]]:
     return [{"GPU": math.floor(10_000 / count) / 10_000} for count in sharing]
 
 
-def _runtime_env(spec: RunSpec) -> dict[str, Any] | None:
+def runtime_env(spec: RunSpec) -> dict[str, Any] | None:
     """The environment of a stage's process where it is not the usual one; what the launching process has set stays."""
     if spec.device == "cpu":
         return None
@@ -46,7 +46,7 @@ def _runtime_env(spec: RunSpec) -> dict[str, Any] | None:
     return {"env_vars": {name: os.environ.get(name, value) for name, value in {**_GPU_ENVIRONMENT, **nccl}.items()}}
 
 
-def _wanted(bundles: list[dict[str, float]]) -> str:
+def described(bundles: list[dict[str, float]]) -> str:
     kind = next(iter(bundles[0]))
     amounts = [bundle[kind] for bundle in bundles]
     if min(amounts) < max(amounts):
@@ -54,10 +54,10 @@ def _wanted(bundles: list[dict[str, float]]) -> str:
     return f"{len(bundles)} stages need {amounts[0]:g} {kind} each"
 
 
-def _missing(bundles: list[dict[str, float]], waited: float) -> str:
+def missing(bundles: list[dict[str, float]], waited: float) -> str:
     there, free = ray.cluster_resources(), ray.available_resources()
     have = ", ".join(f"{there.get(kind, 0):g} {kind} ({free.get(kind, 0):g} free)" for kind in bundles[0])
     return (
-        f"{_wanted(bundles)}; after {waited:g} s the cluster has {have}. "
+        f"{described(bundles)}; after {waited:g} s the cluster has {have}. "
         "Give fewer --stages, free some, add nodes, or wait longer with --resource-timeout."
     )

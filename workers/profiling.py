@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import ResourcesError, RunError
 from pipeline.planning.profile import Profile, Sample, joined, profile, time_feed
+from workers.failures import own_error
 
 _TIMING = 300.0  # seconds that a cluster's devices may take to time the layers
 
@@ -35,9 +36,9 @@ def profile_cluster(spec: RunSpec, devices: Devices) -> Profile:
             "or give the layers of each stage, such as --partition 2 2."
         ) from error
     except RayError as error:
-        if isinstance(error, RayTaskError) and isinstance(error.cause, RunError):
-            raise error.cause from error
-        raise RunError(f"timing the layers on the cluster failed: {str(error).splitlines()[-1]}") from error
+        raise own_error(error) or RunError(
+            f"timing the layers on the cluster failed: {str(error).splitlines()[-1]}"
+        ) from error
     return replace(joined(samples, spec), feed_seconds=time_feed(spec), took=time.perf_counter() - begun)
 
 
