@@ -33,7 +33,7 @@ from workers.coordinator import NAME as COORDINATOR
 from workers.coordinator import CoordinatorWorker
 from workers.failures import failure_of
 from workers.feeder import FeederWorker
-from workers.placement import bundles_of, missing, runtime_env
+from workers.placement import bundles_of, described, missing, runtime_env
 from workers.stage import StageWorker
 
 _BESIDE = 4  # calls that an actor answers at once, its main work among them
