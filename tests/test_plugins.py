@@ -19,6 +19,7 @@ from pipeline.methods import METHODS
 from tests.support_documents import ROOT
 
 EXAMPLE = ROOT / "examples" / "plugin_centres.py"
+TWINS = ROOT / "examples" / "plugin_twin_views.py"
 _SHORT = ("--epochs", "2", "--batch-size", "64")
 
 
@@ -37,7 +38,7 @@ def forget(name: str) -> None:
 def unloaded() -> Iterator[None]:
     path = list(sys.path)
     yield
-    for name in ("plugin_centres", "broken", "statistics_of_mine"):
+    for name in ("plugin_centres", "plugin_twin_views", "broken", "statistics_of_mine"):
         forget(name)
     sys.path[:] = path
 
@@ -50,14 +51,35 @@ def test_its_preset_is_listed_and_its_settings_are_flags(capsys: Any) -> None:
     assert "--centre-margin X" in capsys.readouterr().out
 
 
-def test_three_stages_over_ray_give_the_serial_bits(tmp_path: Path, cluster: None, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(("file", "preset"), [(EXAMPLE, "centres-vit"), (TWINS, "twin-views")])
+def test_three_stages_over_ray_give_the_serial_bits(
+    file: Path, preset: str, tmp_path: Path, cluster: None, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
-    plugin = f"--plugin={EXAMPLE}"
-    assert main(["centres-vit", plugin, *_SHORT, "--executor", "serial", "--run-dir", "serial"]) == 0
-    assert main(["centres-vit", plugin, *_SHORT, "--stages", "3", "--run-dir", "ray"]) == 0
+    plugin = f"--plugin={file}"
+    assert main([preset, plugin, *_SHORT, "--executor", "serial", "--run-dir", "serial"]) == 0
+    assert main([preset, plugin, *_SHORT, "--stages", "3", "--run-dir", "ray"]) == 0
     serial, ray = (load_file(tmp_path / name / "last.safetensors") for name in ("serial", "ray"))
     assert serial.keys() == ray.keys()
     assert all(torch.equal(value, ray[name]) for name, value in serial.items())
+
+
+def test_its_optimizer_and_rates_are_its_own(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["twin-views", f"--plugin={TWINS}", "--executor", "serial", "--head-epochs", "1"]
+    assert main([*arguments, "--max-steps", "1", "--run-dir", "one"]) == 0
+    assert main([*arguments, "--max-steps", "1", "--lr", "1e-12", "--run-dir", "start"]) == 0
+    assert main([*arguments, "--epochs", "8", "--run-dir", "more"]) == 0
+    one, start = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "start"))
+    assert any(name.endswith("optimizer.qkv.weight.momentum_buffer") for name in one)
+    assert not any("exp_avg" in name for name in one if ".optimizer." in name)
+    # In the first step SGD moves a weight by lr · 1/20 · (gradient + decay), and that is its momentum.
+    name = "layers.0.net.qkv.weight"
+    moved = one["layers.0.optimizer.qkv.weight.momentum_buffer"] * 0.05 / 20
+    assert moved.abs().max() > 1e-5
+    assert torch.allclose(start[name] - one[name], moved, atol=1e-7)
+    losses = load_file(tmp_path / "more" / "steps.safetensors")
+    assert all(values[-10:].mean() < 0.8 * values[:10].mean() for values in losses.values())
 
 
 def test_a_run_knows_its_plug_in(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

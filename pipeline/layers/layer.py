@@ -77,12 +77,12 @@ class LocalLayer:
         # Only the training pass is compiled: evaluation has other shapes, and takes a small part of the time.
         self._graphs = spec.compiles == "graphs"
         self._run_training = self.rule.forward if spec.compiles is None else compiled(self.rule.forward, spec.compiles)
-        self.optimizer = torch.optim.AdamW(
-            [*self.net.parameters(), *self.rule.parameters()],
-            lr=settings.train.lr,
-            weight_decay=settings.train.weight_decay,
-            fused=True,
+        self._method = settings.method
+        parameters = [*self.net.parameters(), *self.rule.parameters()]
+        self.optimizer = settings.method.optimizer(
+            index, parameters, lr=settings.train.lr, weight_decay=settings.train.weight_decay
         )
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._head_lr = settings.train.lr if settings.head.head_lr == "lr" else settings.head.head_lr
         self.readout_optimizer = torch.optim.AdamW(self.readout.parameters(), lr=self._head_lr, fused=True)
         last = index == spec.num_layers - 1
@@ -101,8 +101,10 @@ class LocalLayer:
         self._contributes = self._versions is not None and index in self._versions.contributors
         assert embeddings is not None or not spec.has_shared_embeddings, "a shared dictionary has a source"
         # Reading a loss is free on a CPU and stalls a GPU. There the losses are looked at now and then, and until then
-        # this flag, which never falls, keeps the fused optimizer from applying an update that is no number.
-        self._not_finite = torch.zeros((), device=device) if device.type == "cuda" else None
+        # this flag, which never falls, keeps a fused optimizer from applying an update that is no number. With another
+        # optimizer every loss is looked at.
+        fused = all(group.get("fused") for group in self.optimizer.param_groups)
+        self._not_finite = torch.zeros((), device=device) if device.type == "cuda" and fused else None
         # Held while weights change, so that another thread (an interrupt) can copy them between two updates.
         self._updating = threading.Lock()
 
@@ -138,7 +140,7 @@ class LocalLayer:
         else:
             self._not_finite = torch.maximum(self._not_finite, (~torch.isfinite(loss.detach())).float())
             self.optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]  # what GradScaler tells it, too
-        _set_rate(self.optimizer, self._train.lr * self._train.lr_factor(where.epoch))
+        self._set_rates(where)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         with self._updating:
@@ -153,6 +155,12 @@ class LocalLayer:
             _set_rate(self.readout_optimizer, self._head_lr * self._train.lr_factor(where.epoch))
             self._update_readout(outputs, labels)
         return passed, loss.detach()
+
+    def _set_rates(self, where: BatchPosition) -> None:
+        """The learning rate of each group of parameters at this step."""
+        milestones, own = self._train.lr_factor(where.epoch), self._method.lr_factor(self.index, where)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * milestones * own
 
     def train_readout(
         self,
@@ -326,4 +334,5 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module, prefix
         f"{prefix}{name}.{field}": _copy(value)
         for name, parameter in module.named_parameters()
         for field, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)  # SGD without momentum notes that there is none
     }

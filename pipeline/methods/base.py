@@ -159,6 +159,17 @@ class MethodConfig(ABC, Registered):
         """Whether layers predict on their own (``Rule.scores``), without a readout."""
         return False
 
+    def optimizer(
+        self, index: int, parameters: Sequence[nn.Parameter], *, lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """The optimizer of layer ``index``'s parameters, net and rule: AdamW (Loshchilov & Hutter 2019) unless it says
+        otherwise. It may give the layer a learning rate of its own in place of the run's."""
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+    def lr_factor(self, index: int, where: BatchPosition) -> float:
+        """What layer ``index``'s learning rate is multiplied by at a training step, beside the run's milestones."""
+        return 1.0
+
     @abstractmethod
     def build(self, index: int, layer: Layer, model_info: ModelInfo) -> Rule:
         """The rule of layer ``index`` (0-based); the caller seeds its initial parameters."""
