@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 
 from launch.presets.base import Preset
-from launch.presets.cfl import CONV_TRAIN, FC_TRAIN, NAMES, WITH_FL, on
+from launch.presets.cfl import CONV_TRAIN, FC_HEAD, FC_TRAIN, NAMES, WITH_FL, on
 from launch.presets.papers import DCL
 from pipeline.config.settings import AugmentSettings, HeadSettings, Settings, TrainSettings
 from pipeline.methods import DclSettings
@@ -51,7 +51,6 @@ def _runs(
 
 
 # As in the authors' program, every linear map but the first has a LayerNorm in front, the final one's too.
-_FC_HEAD = replace(WITH_FL, head_norm=True)
 _FC: dict[str, NetConfig] = {
     "cifar10": MlpSettings(width=3072, depth=2, groups=48, norm="before"),
     "mnist": MlpSettings(width=1024, depth=2, groups=8, norm="before"),
@@ -62,7 +61,7 @@ _SETS = "cifar10 (unless named), mnist and cifar100"
 PRESETS: dict[str, Preset] = {
     "dcl-fc": _preset(
         "FC",
-        _runs(_FC, FC_TRAIN, _FC_HEAD),
+        _runs(_FC, FC_TRAIN, FC_HEAD),
         sets=_SETS,
         paper=f"""A net of {DCL.short}: three layers, the final one included.
 K = 48, 8, 12 for CIFAR-10, MNIST, CIFAR-100.""",
