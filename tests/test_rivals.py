@@ -161,7 +161,7 @@ def test_a_killed_rank_ends_the_round_by_name(run: tuple[RunSpec, Dataset]) -> N
             CannotRunError, match=r"rank 2 was killed.* The batch was 320 images on 2 devices; .*--batch"
         ):
             runner.round(1_000_000)
-        assert time.monotonic() - begun < 30  # 2 s where nothing else runs; the ranks' own patience is a minute
+        assert time.monotonic() - begun < 55  # 2 s where nothing else runs; the ranks' own patience is a minute
         assert not processes(runner)
 
 
