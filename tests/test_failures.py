@@ -48,7 +48,7 @@ def test_a_stop_by_hand_or_by_a_scheduler_comes_soon_and_keeps_what_was_learned(
     launched.wait_for("epoch 2/500")
     begun = time.monotonic()
     launched.stop(number)
-    assert launched.finish(30) == 130
+    assert launched.finish(120) == 130
     assert time.monotonic() - begun < 90  # it does not hang; 3 s where nothing else runs
     launched.assert_nothing_left(seconds=1)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -67,7 +67,7 @@ def test_a_stop_while_starting_leaves_nothing(number: signal.Signals, tmp_path: 
     launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
     launched.wait_for("3 stages on cpu")
     launched.stop(number)
-    assert launched.finish(30) == 130
+    assert launched.finish(120) == 130
     launched.assert_nothing_left(seconds=1)
     assert not (tmp_path / "run").exists()
 
@@ -77,7 +77,7 @@ def test_a_stop_while_ray_starts_leaves_nothing(tmp_path: Path) -> None:
     launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
     launched.wait_for("starting Ray")
     launched.stop(signal.SIGTERM)
-    assert launched.finish(30) == 130
+    assert launched.finish(120) == 130
     launched.assert_nothing_left(seconds=1)
     assert not (tmp_path / "run").exists()
 
@@ -89,7 +89,7 @@ def test_ctrl_c_in_the_serial_loop_keeps_what_was_learned(tmp_path: Path) -> Non
     launched.wait_for("epoch 1/500")
     begun = time.monotonic()
     launched.stop(signal.SIGINT)
-    assert launched.finish(30) == 130
+    assert launched.finish(120) == 130
     assert time.monotonic() - begun < 90  # it does not hang; 3 s where nothing else runs
     assert load_file(tmp_path / "run" / "model.safetensors")
 
@@ -191,7 +191,7 @@ def test_a_killed_worker_ends_the_run_naming_it(tmp_path: Path, victim: str, nam
     assert os.getpriority(os.PRIO_PROCESS, workers[-1]) == os.getpriority(os.PRIO_PROCESS, 0)
     begun = time.monotonic()
     os.kill(workers[-1], signal.SIGKILL)
-    assert launched.finish(30) == 1
+    assert launched.finish(120) == 1
     assert time.monotonic() - begun < 90  # it does not hang; 3 s where nothing else runs
     said = next(line for line in launched.text().splitlines() if line.startswith("error: "))
     assert re.match(f"error: {name}.*died", said)
