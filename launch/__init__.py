@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launch.api import Run, train
+    from launch.api import train
+    from launch.output.run import Run
 
 __all__ = ["Run", "train"]
 

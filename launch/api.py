@@ -5,48 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from functools import cached_property
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from launch.command_line.parse import RunArguments, shortened, unknown, with_plugins
-from launch.commands.train import Finished, Interrupts, run
+from launch.commands.train import Interrupts, run
 from launch.output.console import make_console
+from launch.output.run import Run
 from launch.presets import PRESETS, load_plugins
 from pipeline.config import settings as settings_module
 from pipeline.config.settings import Settings
 from pipeline.errors import UserError
-from pipeline.export import Network, card_of, network_of
-from pipeline.runtime.history import History
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that has ended.
-
-    Attributes:
-        folder: what it left, as `launch` does.
-        summary: every figure that was printed, under the names of ``summary.json`` (docs/summary.md).
-        history: every layer's losses and accuracies, epoch by epoch.
-        status: "finished", or "interrupted": then what was learned until then is kept.
-    """
-
-    folder: Path
-    summary: dict[str, Any]
-    history: History
-    status: str
-    _finished: Finished
-
-    @cached_property
-    def network(self) -> Network:
-        """The trained network, a plain ``nn.Module`` in evaluation mode, as ``pipeline.load`` gives it."""
-        return network_of(self._finished.result.weights, card_of(self._finished.spec))
-
-    def __repr__(self) -> str:
-        accuracy = self.summary.get("test_accuracy")
-        said = f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
-        return f"Run({str(self.folder)!r}, {self.status}{said})"
 
 
 def train(
@@ -88,7 +58,7 @@ def train(
         command=f"train({', '.join([repr(preset), *(f'{name}={value!r}' for name, value in settings.items())])})",
     )
     assert finished is not None, "no dry run"
-    return Run(finished.folder, finished.summary, finished.result.history, finished.result.status, finished)
+    return finished
 
 
 def with_settings(settings: Settings, values: dict[str, Any]) -> Settings:

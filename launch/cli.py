@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from launch.command_line.help import HELP
+from launch.command_line.options import take_options
 from launch.output.console import make_console, say
 from launch.signals import INTERRUPTED, heard_by, interrupt, process_began
 from pipeline.errors import RunError, UserError
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     began = process_began() if argv is None else time.time()
     try:
         with heard_by(interrupt):
-            arguments, plugins = _take_plugins(given)
+            plugins, arguments = take_options(given, "--plugin", "a Python file, or the name of a module")
             return _dispatch(arguments, plugins, make_console(), began)
     except UserError as error:
         return _refuse(error, 2)
@@ -56,22 +57,6 @@ def main(argv: list[str] | None = None) -> int:
 def _refuse(error: Exception, status: int) -> int:
     say(make_console(sys.stderr), f"error: {error}")
     return status
-
-
-def _take_plugins(given: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments without ``--plugin FILE``, which may stand anywhere, and the files."""
-    arguments, plugins, left = [], [], iter(given)
-    for argument in left:
-        if argument == "--plugin":
-            file = next(left, None)
-            if file is None:
-                raise UserError("--plugin needs a Python file, or the name of a module.")
-            plugins.append(file)
-        elif argument.startswith("--plugin="):
-            plugins.append(argument.removeprefix("--plugin="))
-        else:
-            arguments.append(argument)
-    return arguments, plugins
 
 
 def _dispatch(arguments: list[str], plugins: list[str], console: Console, began: float) -> int:

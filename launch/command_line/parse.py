@@ -15,6 +15,7 @@ import tyro
 
 from launch.command_line.flags import Flag, field_texts, flags_of
 from launch.command_line.help import EXIT_STATUSES, HELP, HELP_ALL, Page, print_page
+from launch.command_line.options import take_options
 from launch.output.console import make_console
 from launch.presets import PRESETS, Preset, load_plugins
 from pipeline.config import settings as settings_module
@@ -152,7 +153,8 @@ def preset_and_default(name: str | None, arguments: list[str]) -> tuple[Preset, 
     Raises:
         UserError: as ``parse_run``.
     """
-    config, rest = take_option(arguments, "--config", "a file: the config.json of a run folder")
+    configs, rest = take_options(arguments, "--config", "a file: the config.json of a run folder")
+    config = configs[-1] if configs else None
     if config is None:
         assert name is not None, "a run has a preset or a configuration"
         return PRESETS[name], PRESETS[name].settings_for(peek(rest, "--data")), rest
@@ -193,27 +195,6 @@ def most_steps() -> int | None:
     if not given.isdecimal() or int(given) < 1:
         raise UserError(f"{MAX_STEPS}={given}: must be a number of training steps, at least 1. Or unset it.")
     return int(given)
-
-
-def take_option(arguments: list[str], flag: str, wants: str) -> tuple[str | None, list[str]]:
-    """Takes a flag and its value off the arguments, as it settles the defaults of all others.
-
-    Raises:
-        UserError: nothing follows it; ``wants`` says what should.
-    """
-    rest: list[str] = []
-    value = None
-    given = iter(arguments)
-    for argument in given:
-        if argument == flag:
-            value = next(given, None)
-            if value is None:
-                raise UserError(f"{flag} needs {wants}.")
-        elif argument.startswith(f"{flag}="):
-            value = argument.removeprefix(f"{flag}=")
-        else:
-            rest.append(argument)
-    return value, rest
 
 
 def peek(arguments: list[str], flag: str) -> str | None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
 
@@ -18,6 +15,7 @@ from launch.output.console import counted, make_console, say, warn
 from launch.output.data_lines import left_out, warnings
 from launch.output.display import Display, print_summary
 from launch.output.progress import ProgressLine
+from launch.output.run import Run
 from launch.output.run_folder import RunFolder, command_line, new_path
 from launch.output.summary import summarise
 from launch.signals import INTERRUPTED, heard_by
@@ -34,21 +32,6 @@ from pipeline.telemetry.reports import PassReport, Status
 from workers.cluster import StartingCluster, joins_cluster
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """A run that has ended, and what it left.
-
-    Attributes:
-        folder: where it lies.
-        summary: every figure that is printed (docs/summary.md).
-    """
-
-    spec: RunSpec
-    result: RunResult
-    folder: Path
-    summary: dict[str, Any]
-
-
 def train(arguments: RunArguments, console: Console, *, began: float) -> int:
     """Runs what was asked for; prints progress and result. Returns the exit status.
 
@@ -60,12 +43,12 @@ def train(arguments: RunArguments, console: Console, *, began: float) -> int:
         RunError: the run failed; what was learned is in its folder.
     """
     finished = run(arguments, console, began=began, interrupts=Interrupts())
-    return INTERRUPTED if finished is not None and finished.result.status == "interrupted" else 0
+    return INTERRUPTED if finished is not None and finished.status == "interrupted" else 0
 
 
 def run(
     arguments: RunArguments, console: Console, *, began: float, interrupts: Interrupts, command: str | None = None
-) -> Finished | None:
+) -> Run | None:
     """As ``train``. Returns what the run left; None for a dry run.
 
     Args:
@@ -128,7 +111,7 @@ def run(
         folder.draw(place)
     if failure is not None:
         raise failure
-    return Finished(spec=spec, result=result, folder=place, summary=summary)
+    return Run(spec=spec, result=result, folder=place, summary=summary)
 
 
 def _open(settings: Settings, console: Console) -> tuple[Settings, Dataset]:

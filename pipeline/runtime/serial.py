@@ -69,9 +69,9 @@ class SerialRun:
         epochs, head = self.spec.settings.train.epochs, self.spec.settings.head
         for epoch in range(epochs):
             self.train_layers(epoch)
-            self.watch.candidate(self.weights())
+            candidate = self.weights()
             self.evaluate("validate", Kind.VALIDATE, epoch)
-            self.watch.keep_best(epoch)
+            self.watch.keep_best(epoch, candidate)
         best, weights = self.watch.layers_trained(self.state())
         for layer in self.layers:
             layer.load_weights(weights)

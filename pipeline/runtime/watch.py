@@ -46,7 +46,6 @@ class Watch:
         self._result = RunResult(
             status="finished", best_epoch=None, weights={}, last={}, history=self._history, devices=[name]
         )
-        self._candidate: State = {}
         self._restored = False
         self._begun = 0.0
 
@@ -108,14 +107,10 @@ class Watch:
         self._observe(said)
         return said
 
-    def candidate(self, weights: State) -> None:
-        """The weights before a validation, which says whether they are the best."""
-        self._candidate = weights
-
-    def keep_best(self, epoch: int) -> None:
-        """After an epoch's validation."""
+    def keep_best(self, epoch: int, candidate: State) -> None:
+        """After an epoch's validation: keeps the weights that it saw if they are the best so far."""
         if self._history.best_epoch == epoch:
-            self._result.best_epoch, self._result.weights = epoch, self._candidate
+            self._result.best_epoch, self._result.weights = epoch, candidate
 
     def layers_trained(self, state: State) -> tuple[int, State]:
         """The layers have learned to the end. Gives the best epoch and its weights. Raises RunError without one."""
