@@ -67,7 +67,7 @@ def test_the_sizes_of_nets_take_no_compiler() -> None:
     program = (
         "import sys\n"
         "from launch.presets import PRESETS\n"
-        "from pipeline.runtime.edges import layer_features, num_parameters\n"
+        "from pipeline.nets.sizes import layer_features, num_parameters\n"
         "for name, preset in PRESETS.items():\n"
         "    net = preset.settings.method.adapt(preset.settings.net.resolve((3, 32, 32)))\n"
         "    assert len(layer_features(net, (3, 32, 32))) == net.num_layers\n"
