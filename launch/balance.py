@@ -13,6 +13,7 @@ from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
+from pipeline.errors import UserError
 from pipeline.planning.predict import Planner, Site, listed, shown
 from pipeline.planning.profile import Profile, profile_here
 from workers.cluster import joins_cluster
@@ -55,10 +56,16 @@ def take_profile(settings: Settings, dataset: Dataset, devices: Devices) -> tupl
     Returns the run as a single stage, for which it was done, and what it gave.
 
     Raises:
+        UserError: the layers do not learn at the same time.
         RunError: the layers could not be timed.
     """
     whole = replace(settings.pipeline, stages=1, partition="even")
     spec = build_run(replace(settings, pipeline=whole), devices, dataset=dataset)
+    if len(spec.phases) > 1:
+        raise UserError(
+            f"{settings.method.kind} trains layers one after the other, and what can be timed and predicted is layers "
+            "that learn at the same time. Use --partition even, or give the layers of each stage."
+        )
     if settings.pipeline.executor == "ray" and joins_cluster(settings):
         return spec, profile_cluster(spec, devices)
     # GPUs do not slow each other down; stages beyond the layers there are would have nothing to do.

@@ -15,11 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import TransferDtype, renamed
+from pipeline.config.settings import Precision, TransferDtype, renamed
+from pipeline.data.augment import normalize_, shift_and_scale
 from pipeline.errors import UserError
+from pipeline.layers.forward import Arithmetic, LayerForward
+from pipeline.layers.joined import JoinedFeatures
 from pipeline.layers.label_dictionary import VALUES
 from pipeline.layers.layer import Readout, State
-from pipeline.layers.transfer_dtype import cast_received, cast_to_send
 from pipeline.methods import METHODS, Activations, BatchPosition, MethodField, ModelInfo, Rule, StepContext
 from pipeline.nets import NETS, Layer, NetField, Shape
 from pipeline.registry import problems, unknown_keys
@@ -44,7 +46,8 @@ class Card:
         data: name of the data set it learned from.
         method: the learning method's settings.
         head_norm: whether readouts have a LayerNorm.
-        transfer_dtype: precision in which layers pass activations on.
+        transfer_dtype, precision, threads: the run's, as in ``pipeline.layers.forward.Arithmetic``. The run's own bits
+            come again in a process with as many threads (``torch.set_num_threads``).
     """
 
     net: NetField
@@ -56,10 +59,44 @@ class Card:
     method: MethodField
     head_norm: bool = True
     transfer_dtype: TransferDtype = "fp32"
+    precision: Precision = "fp32"
+    threads: int = 1
     format: int = _FORMAT
 
 
 _CARD = TypeAdapter(Card)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOutputs:
+    """One layer on one batch of N images.
+
+    Attributes:
+        index: 0-based.
+        outputs: the rule's.
+        features: pooled features h̄ (N, C), float32.
+        readout: scores (N, Z) of the layer's readout; None without one.
+        direct: scores (N, Z) by which the layer predicts on its own; None where its method cannot.
+        targets: label embeddings (Z, C) as the layer sees them, float32; None for methods without any.
+    """
+
+    index: int
+    layer: Layer
+    rule: Rule
+    outputs: Activations
+    features: Tensor
+    readout: Tensor | None
+    direct: Tensor | None
+    targets: Tensor | None
+
+    @property
+    def scores(self) -> Tensor | None:
+        """Scores (N, Z) by which the network predicts at this layer: the readout's, without one the layer's own."""
+        return self.readout if self.readout is not None else self.direct
+
+    def tokens(self) -> Tensor:
+        """Feature vectors h_k (N, T, C) before pooling, float32."""
+        return self.layer.tokens(self.outputs["x"]).float()
 
 
 class Network(nn.Module):
@@ -71,8 +108,8 @@ class Network(nn.Module):
         embeddings: label dictionary (Z, C_D) of methods whose layers share one, else None.
     """
 
-    mean: Tensor
-    std: Tensor
+    shift: Tensor
+    scale: Tensor
     embeddings: Tensor | None
 
     def __init__(
@@ -85,37 +122,51 @@ class Network(nn.Module):
         model_info = ModelInfo(num_layers=net.num_layers, num_classes=len(card.classes))
         built: list[Layer] = [net.build(index, card.shape) for index in range(net.num_layers)]
         self.layers = nn.ModuleList(built)
-        self.rules = nn.ModuleList([card.method.build(index, layer, model_info) for index, layer in enumerate(built)])
+        rules = [card.method.build(index, layer, model_info) for index, layer in enumerate(built)]
+        self.rules = nn.ModuleList(rules)
+        joined = [
+            JoinedFeatures(card.method, net, card.shape, index, layer, readouts) for index, layer in enumerate(built)
+        ]
         self.readouts = nn.ModuleDict(
-            {
-                str(index): Readout(built[index].readout_width, len(card.classes), norm=card.head_norm)
-                for index in readouts
-            }
+            {str(index): Readout(joined[index].width, len(card.classes), norm=card.head_norm) for index in readouts}
         )
+        arithmetic = Arithmetic(precision=card.precision, transfer_dtype=card.transfer_dtype, threads=card.threads)
+        self._forwards = [
+            LayerForward(layer, rule, seen, arithmetic) for layer, rule, seen in zip(built, rules, joined, strict=True)
+        ]
         self.register_buffer("embeddings", torch.zeros(embeddings) if embeddings else None)
-        self.register_buffer("mean", torch.tensor(card.mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(card.std)[:, None, None], persistent=False)
+        shift, scale = shift_and_scale(card.mean, card.std)
+        self.register_buffer("shift", shift, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
 
-    def outputs(self, images: Tensor) -> Iterator[tuple[Layer, Rule, Activations, StepContext]]:
-        """Each layer with its rule, what it puts out, and what the rule may know. Images as for ``features``."""
-        x = images.float() / 255 if images.dtype == torch.uint8 else images
-        x = (x - self.mean) / self.std
+    def outputs(self, images: Tensor) -> Iterator[LayerOutputs]:
+        """What each layer puts out, first to last. Images as for ``features``."""
+        pixels = images.to(torch.float32, copy=True) if images.dtype == torch.uint8 else 255 * images.float()
+        x = normalize_(pixels, self.shift, self.scale)
         nobody = torch.zeros(len(x), dtype=torch.int64, device=x.device)  # labels, which a prediction does not know
         context = StepContext(labels=nobody, where=BatchPosition(), embeddings=self.embeddings)
         activations: Activations = {}
-        for index, (layer, rule) in enumerate(zip(self.layers, self.rules, strict=True)):
+        for index, (layer, rule, forward) in enumerate(zip(self.layers, self.rules, self._forwards, strict=True)):
             assert isinstance(layer, Layer) and isinstance(rule, Rule)
             activations = rule.make_inputs(x, context) if index == 0 else activations
-            outputs = rule.forward(layer, activations, context)
-            yield layer, rule, outputs, context
-            transfer_dtype = self.card.transfer_dtype
-            activations = cast_received(
-                cast_to_send(rule.outputs_to_send(layer, outputs, context), transfer_dtype), transfer_dtype
+            outputs = forward.outputs(activations, context)
+            readout = self.readouts[str(index)] if str(index) in self.readouts else None  # noqa: SIM401 (no `get`)
+            targets = rule.targets(layer, context)
+            yield LayerOutputs(
+                index=index,
+                layer=layer,
+                rule=rule,
+                outputs=outputs.own,
+                features=forward.features(outputs),
+                readout=readout(forward.readout_input(outputs)) if readout is not None else None,
+                direct=rule.scores(layer, outputs.own, context),
+                targets=targets.detach().float() if targets is not None else None,
             )
+            activations = forward.to_send(outputs, context, for_readouts=True)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Pooled features (N, C) of every layer. Images (N, channels, H, W): uint8, or float scaled to 0 … 1."""
-        return [rule.features(layer, outputs) for layer, rule, outputs, _ in self.outputs(images)]
+        return [layer.features for layer in self.outputs(images)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (N, classes) of the last layer: its readout's, or its own; arguments as ``features``.
@@ -132,23 +183,11 @@ class Network(nn.Module):
 
     def layer_scores(self, images: Tensor) -> list[Tensor | None]:
         """Scores (N, classes) of every layer: its readout's, or without one its own; None where there are neither."""
-        found = []
-        for index, (layer, rule, outputs, context) in enumerate(self.outputs(images)):
-            scores = self.readout_scores(index, layer, rule, outputs)
-            found.append(rule.scores(layer, outputs, context) if scores is None else scores)
-        return found
-
-    def readout_scores(self, index: int, layer: Layer, rule: Rule, outputs: Activations) -> Tensor | None:
-        """Scores (N, classes) of one layer's readout on what ``outputs`` gave for it; None without a readout."""
-        name = str(index)
-        if name not in self.readouts:
-            return None
-        scores: Tensor = self.readouts[name](rule.readout_input(layer, outputs).float())
-        return scores
+        return [layer.scores for layer in self.outputs(images)]
 
     def direct_scores(self, images: Tensor) -> list[Tensor | None]:
         """Every layer's own scores (N, classes), such as similarities to label embeddings; None where it has none."""
-        return [rule.scores(layer, outputs, context) for layer, rule, outputs, context in self.outputs(images)]
+        return [layer.direct for layer in self.outputs(images)]
 
 
 def card_of(spec: RunSpec) -> Card:
@@ -163,6 +202,8 @@ def card_of(spec: RunSpec) -> Card:
         method=spec.settings.method,
         head_norm=spec.settings.head.head_norm,
         transfer_dtype=spec.settings.pipeline.transfer_dtype,
+        precision=spec.settings.pipeline.precision,
+        threads=spec.settings.pipeline.threads,
     )
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from xdist.scheduler import LoadFileScheduling
@@ -23,6 +24,9 @@ from pipeline.config.settings import DataSettings, HeadSettings, PipelineSetting
 from pipeline.data.loader import Dataset
 from pipeline.methods import CffSettings
 from pipeline.nets import VitSettings
+
+hypothesis.settings.register_profile("busy machine", deadline=None)  # a slow example is no wrong one
+hypothesis.settings.load_profile("busy machine")
 
 RAN = "documented command"
 """Name of the property under which a test tells which command it ran."""

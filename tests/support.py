@@ -22,7 +22,9 @@ from pipeline.data.augment import AugmentConfig
 from pipeline.methods import Activations, CffSettings, MethodConfig, Rule
 from pipeline.methods.cfl import LabelEmbeddingRule
 from pipeline.nets import Layer, NetConfig, VitSettings
+from pipeline.runtime.observer import Observer
 from pipeline.telemetry.clock import Clock
+from pipeline.telemetry.reports import PassReport
 from pipeline.transport import Transport
 from pipeline.transport.channel import Receiver, Sender
 from pipeline.transport.edges import Edge, EdgeGroups, Ends
@@ -202,3 +204,24 @@ def _end(
     except BaseException:  # noqa: BLE001 - whatever it was, the test is to see it
         line.send(("raised", traceback.format_exc()))
         line.poll(30)
+
+
+class Watching(Observer):
+    """An observer made of functions."""
+
+    def __init__(
+        self,
+        observe: Callable[[PassReport], None] = lambda report: None,
+        interrupted: Callable[[], bool] = lambda: False,
+        notify: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self._observe, self._interrupted, self._notify = observe, interrupted, notify
+
+    def pass_finished(self, report: PassReport) -> None:
+        self._observe(report)
+
+    def interrupted(self) -> bool:
+        return self._interrupted()
+
+    def notified(self, sentence: str) -> None:
+        self._notify(sentence)

@@ -25,7 +25,7 @@ from launch.output import pictures as draw
 from launch.output.pictures import AnchorRow, Classes, Example
 from pipeline import load
 from pipeline.analysis import figures
-from pipeline.analysis.layers import attention, fisher, record, views
+from pipeline.analysis.layers import attention, fisher, record
 from tests.support_analysis import digits, digits_run
 from tests.test_analysis import explicit_fisher
 
@@ -183,7 +183,7 @@ def test_attention_is_the_similarity_at_each_position(runs: Callable[[str], Path
     network = load(runs(kind) / "model.safetensors")
     images, _ = digits("test")
     classes = torch.tensor([[3, 0], [9, 3], [1, 2]])
-    for view in views(network, images[:3]):
+    for view in network.outputs(images[:3]):
         maps = attention(view, classes)
         width = view.features.shape[1]
         own = dict(network.rules[view.index].named_parameters()).get("embeddings")

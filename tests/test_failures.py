@@ -32,6 +32,7 @@ from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.reports import LayerReport, PassReport
 from pipeline.transport.message import IDS, LABELS, Message
 from tests.conftest import make_run
+from tests.support import Watching
 from tests.support_cli import launch
 from tests.test_equality import assert_same
 
@@ -106,7 +107,7 @@ def test_an_interrupt_while_the_readouts_learn_keeps_them(small_settings: Settin
             asked.set()
 
     train = train_serial if executor == "serial" else train_threads
-    result = train(*make_run(settings), observe=observe, interrupted=asked.is_set)
+    result = train(*make_run(settings), Watching(observe, asked.is_set))
     assert result.status == "interrupted"
     assert any(".readout." in name for name in result.weights)
 

@@ -69,7 +69,7 @@ def told(message: Message) -> tuple[object, ...]:
 
 
 def whole_run(epochs: int = 2) -> list[Pass]:
-    return [*layer_passes(epochs), *closing_passes(0, epochs, 1)]
+    return [*layer_passes(range(epochs)), *closing_passes(0, epochs, 1)]
 
 
 def test_one_feeder_sends_every_pass_behind_the_other() -> None:

@@ -19,6 +19,7 @@ from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
 from pipeline.runtime.threads import train_threads
 from pipeline.transport import Transport
+from tests.support import Watching
 from tests.test_equality import assert_same
 
 pytestmark = pytest.mark.gpu
@@ -46,7 +47,7 @@ def on_gpus(
         return train_threads(spec, dataset)
     from workers.group import train_ray
 
-    return train_ray(spec, notify=notify)
+    return train_ray(spec, Watching(notify=notify))
 
 
 @needs_gpu

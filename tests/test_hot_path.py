@@ -174,7 +174,7 @@ def test_more_threads_and_narrower_numbers_leave_room_for_larger_parts() -> None
     for values in ({}, {"threads": 2}, {"precision": "bf16"}):
         layer = LocalLayer(changed(tiny_spec(), "pipeline", **values), 0, CPU)
         layer.net.at_a_time = 3
-        sizes.append([len(part["x"]) for part in layer._parts({"x": normal(12, 1, 8, 8)})])
+        sizes.append([len(part["x"]) for part in layer.forward._parts({"x": normal(12, 1, 8, 8)}, CPU)])
     assert sizes == [[3, 3, 3, 3], [6, 6], [6, 6]]
 
 

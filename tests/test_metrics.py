@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.config.run_spec import Phase
 from pipeline.errors import NonFiniteLossError, RunError
 from pipeline.kind import Kind
 from pipeline.layers.tallies import EvaluationTally, TrainTally
@@ -468,7 +469,7 @@ def test_where_no_loss_was_a_number_there_is_no_best_epoch(keep: Keep) -> None:
     history = validated([math.nan, math.inf], [0.5, 0.5], keep=keep)
     assert history.best_epoch is None
     with pytest.raises(RunError, match="--lr"):
-        history.require_best_epoch()
+        history.require_best_epoch(Phase(range(history.num_layers), range(9)))
 
 
 def test_training_losses_do_not_make_an_epoch_the_best() -> None:

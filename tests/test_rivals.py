@@ -30,7 +30,7 @@ from pipeline.nets import VitSettings
 from pipeline.runtime.serial import train_serial
 from pipeline.telemetry.reports import PassReport
 from tests.conftest import make_run
-from tests.support import changed, tiny_spec
+from tests.support import Watching, changed, tiny_spec
 
 _BATCH = 320
 _STEPS = 4  # an epoch of digits; also what is kept in memory
@@ -55,7 +55,7 @@ def learned(run: tuple[RunSpec, Dataset]) -> tuple[State, float]:
     """Weights of the serial loop after an epoch of ``--baseline bp``, and the last step's loss."""
     spec, dataset = run
     reports: list[PassReport] = []
-    result = train_serial(backprop_spec(spec), dataset, observe=reports.append)
+    result = train_serial(backprop_spec(spec), dataset, Watching(reports.append))
     weights = {name: value for name, value in result.last.items() if ".optimizer." not in name}
     return weights, float(reports[0].layers[0].losses[-1])
 

@@ -32,7 +32,7 @@ from pipeline.runtime.threads import train_threads
 from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import LayerReport, PassReport, StepTimes
 from tests.conftest import make_run
-from tests.support import changed, tiny_spec
+from tests.support import Watching, changed, tiny_spec
 
 _CURVES, _PIPELINE = {"curves.png", "curves.pdf"}, {"pipeline.png", "pipeline.pdf"}
 Executor = Literal["serial", "threads", "ray"]
@@ -71,7 +71,7 @@ def run_and_draw(
         said.append(report)
 
     run = train_serial if settings.pipeline.executor == "serial" else train_threads
-    result = run(spec, dataset, observe=observe, interrupted=lambda: any(interrupted(report) for report in said))
+    result = run(spec, dataset, Watching(observe, lambda: any(interrupted(report) for report in said)))
     run_folder.draw(run_folder.finish(result, {}))
     return spec, result, said, warnings
 
@@ -98,7 +98,7 @@ def test_a_run_stopped_in_its_first_epoch_has_nothing_to_draw(small_settings: Se
         steps_seen.append(1)
         return len(steps_seen) > 8
 
-    folder.finish(train_serial(spec, dataset, observe=folder.observe, interrupted=stop), {})
+    folder.finish(train_serial(spec, dataset, Watching(folder.observe, stop)), {})
     assert not pictures_in(tmp_path / "run")
 
 
@@ -188,9 +188,9 @@ def test_the_schedule_is_the_measured_one(
     if executor == "ray":
         from workers.group import train_ray
 
-        train_ray(spec, observe=observe)
+        train_ray(spec, Watching(observe))
     else:
-        train_threads(spec, dataset, observe=observe)
+        train_threads(spec, dataset, Watching(observe))
     for report in said:
         if report.kind is not Kind.TRAIN:
             continue

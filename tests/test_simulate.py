@@ -46,7 +46,7 @@ def test_the_slowest_stage_dictates(seconds: list[int], depth: int) -> None:
     assert outcome.steps_per_second == pytest.approx(1 / max(seconds))
     assert outcome.utilisation == pytest.approx(tuple(own / max(seconds) for own in seconds))
     serial = 1 / sum(seconds)
-    assert outcome.steps_per_second / serial == pytest.approx(ideal_speedup(seconds))
+    assert outcome.steps_per_second / serial == pytest.approx(ideal_speedup([seconds]))
 
 
 def test_a_stage_sends_before_it_learns() -> None:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from launch.analyse.superclasses import read_superclasses
 from launch.cli import main
 from pipeline import load
-from pipeline.analysis.layers import View
 from pipeline.analysis.superclasses import SuperClasses, evaluate, guess, partition
 from pipeline.data.class_groups import SUPERCLASSES
 from pipeline.data.registry import DATASETS
 from pipeline.errors import UserError
+from pipeline.export import LayerOutputs
 from pipeline.methods import CflSettings, ModelInfo
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import MlpSettings
@@ -28,14 +28,14 @@ ANIMALS = ("cat", "dog", "car", "bus")
 GROUPS = SuperClasses(("animals", "vehicles"), ((0, 1), (2, 3)))
 
 
-def view(features: Tensor, targets: Tensor, readout: Tensor | None, *, cosine: bool = False) -> View:
+def view(features: Tensor, targets: Tensor, readout: Tensor | None, *, cosine: bool = False) -> LayerOutputs:
     """A layer that has just these features and embeddings; its readout has these scores."""
     layer = MlpSettings(width=features.shape[1], depth=1).build(0, (1, 1, 1))
     settings = CflSettings(
         similarity="cosine" if cosine else "dot", embedding=EmbeddingSettings(embedding_mode="per-layer")
     )
     rule = settings.build(0, layer, ModelInfo(num_layers=1, num_classes=len(targets)))
-    return View(
+    return LayerOutputs(
         index=0,
         layer=layer,
         rule=rule,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ from pipeline.layers.layer import State
 from pipeline.runtime.controller import control
 from pipeline.runtime.edges import edges_of
 from pipeline.runtime.history import RunResult
+from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass
 from pipeline.runtime.threads import root_cause
 from pipeline.telemetry.reports import PassReport, Status
@@ -47,25 +48,16 @@ _FETCH_INTERRUPTED = 1.5  # the same, while a person waits for the run to stop
 
 def train_ray(
     spec: RunSpec,
-    *,
-    observe: Callable[[PassReport], None] = lambda report: None,
-    follow: Callable[[list[Status]], None] = lambda statuses: None,
-    interrupted: Callable[[], bool] = lambda: False,
-    notify: Callable[[str], None] = lambda sentence: None,
-    waiting: Callable[[str], None] = lambda what: None,
+    observer: Observer = Observer(),  # noqa: B008 (it has no state)
 ) -> RunResult:
     """As ``pipeline.runtime.serial.train_serial``, each stage in a Ray actor. Ray must be initialised.
-
-    Args:
-        notify: gets a sentence where a person should know why nothing happens.
-        waiting: is told what the start waits for now.
 
     Raises:
         ResourcesError: the cluster does not have the devices, also after waiting.
         StageFailedError, NonFiniteLossError: a worker failed; the message names it.
     """
-    with RayWorkers(spec, interrupted, notify, waiting) as group:
-        return control(spec, group, observe=observe, follow=follow, interrupted=interrupted)
+    with RayWorkers(spec, observer) as group:
+        return control(spec, group, observer)
 
 
 class RayWorkers:
@@ -74,13 +66,11 @@ class RayWorkers:
     def __init__(
         self,
         spec: RunSpec,
-        interrupted: Callable[[], bool] = lambda: False,
-        notify: Callable[[str], None] = lambda sentence: None,
-        waiting: Callable[[str], None] = lambda what: None,
+        observer: Observer = Observer(),  # noqa: B008 (it has no state)
     ) -> None:
         for plugin in plugins.loaded().values():
             ray.cloudpickle.register_pickle_by_value(plugin)  # no worker needs to have the file
-        self._spec, self._interrupted, self._notify, self._waiting = spec, interrupted, notify, waiting
+        self._spec, self._observer = spec, observer
         self._group: PlacementGroup | None = None
         self._coordinator: Any = None
         self._stages: list[Any] = []
@@ -110,14 +100,14 @@ class RayWorkers:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         wanted = bundles_of(self._spec, gpus)
         if min(bundle.get("GPU", 1.0) for bundle in wanted) < 1.0:
-            self._notify(f"{len(wanted)} stages share {gpus} GPU{'s' if gpus > 1 else ''}: they take turns.")
+            self._observer.notified(f"{len(wanted)} stages share {gpus} GPU{'s' if gpus > 1 else ''}: they take turns.")
         group = self._group = placement_group(wanted, strategy="PACK")
         soon = min(_SOON, pipe.resource_timeout)
         if not self._ready(group, soon):
-            self._notify(f"Waiting up to {pipe.resource_timeout:g} s for room: {described(wanted)}.")
+            self._observer.notified(f"Waiting up to {pipe.resource_timeout:g} s for room: {described(wanted)}.")
         if not self._ready(group, pipe.resource_timeout - soon):
             raise ResourcesError(missing(wanted, pipe.resource_timeout))
-        self._waiting(f"starting {_workers(self._spec)}")
+        self._observer.waits_for(f"starting {_workers(self._spec)}")
         run = uuid.uuid4().hex[:8]
         # Bundles may lie on nodes in any order; stages go through them node by node.
         nodes = placement_group_table(group)["bundles_to_node_id"]
@@ -162,12 +152,12 @@ class RayWorkers:
         host, port = self._all({first: one.open_store.remote()})[0]
         edges = edges_of(self._spec, self._all({first: one.edge_bytes.remote()})[0])
         pipe = self._spec.settings.pipeline
-        self._waiting("joining neighbours")
+        self._observer.waits_for("joining neighbours")
         groups = EdgeGroups(edges, len(workers), host, port, pipe.stall_timeout, pipe.queue_depth)
         self._all({name: worker.connect.remote(groups) for name, worker in zip(names, workers, strict=True)})
         described = {names[index]: stage.describe.remote() for index, stage in enumerate(self._stages)}
         self.devices = self._all(described)
-        self._waiting("the first batch")
+        self._observer.waits_for("the first batch")
         self._running = {stage.run.remote(): names[index] for index, stage in enumerate(self._stages)}
         if self._coordinator is not None:
             self._running[self._coordinator.watch.remote()] = COORDINATOR
@@ -201,7 +191,7 @@ class RayWorkers:
         return True
 
     def _hear_interrupt(self) -> None:
-        if self._interrupted():
+        if self._observer.interrupted():
             raise KeyboardInterrupt
 
     def feed(self, passes: Sequence[Pass]) -> None:

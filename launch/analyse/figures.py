@@ -17,7 +17,7 @@ from launch.output.open_run import OpenRun
 from pipeline import rng
 from pipeline.analysis import figures
 from pipeline.analysis.figures import Anchor, PairSimilarity
-from pipeline.analysis.layers import LayerRecord, attention, fisher, record, views
+from pipeline.analysis.layers import LayerRecord, attention, fisher, record
 from pipeline.analysis.superclasses import SuperClasses
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.loader import Batch, Split
@@ -268,7 +268,7 @@ def _maps(
     classes = guesses[list(images), :2].to(device)
     shown = {layer.index for layer in mapped}
     maps: dict[int, dict[int, Tensor]] = {}
-    for view in views(network, torch.stack(list(images.values())).to(device)):
+    for view in network.outputs(torch.stack(list(images.values())).to(device)):
         if view.index in shown:
             maps[view.index] = dict(zip(images, attention(view, classes).cpu(), strict=True))
     return maps

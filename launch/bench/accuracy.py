@@ -24,6 +24,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
 from pipeline.kind import Kind
+from pipeline.runtime.observer import Observer
 from pipeline.runtime.serial import train_serial
 from pipeline.telemetry.reports import PassReport
 from workers.group import train_ray
@@ -123,29 +124,37 @@ def _curve(
     settings: Settings, devices: Devices, method: str, accuracy: float, max_epochs: int, console: Console
 ) -> Curve:
     settings = replace(settings, train=replace(settings.train, epochs=max_epochs))
-    accuracies: list[float] = []
     spec, dataset = _backprop(settings, devices) if method == "backprop" else _local(settings, devices, method, console)
 
-    def observe(report: PassReport) -> None:
-        if report.kind is not Kind.VALIDATE or report.layers[-1].layer != spec.num_layers - 1 or reached():
-            return
-        accuracies.append(report.layers[-1].accuracy or 0.0)
-        said = f"{method}: epoch {len(accuracies)}, validation accuracy {100 * accuracies[-1]:.2f} %"
-        say(console, said)
-
-    def reached() -> bool:
-        return bool(accuracies) and accuracies[-1] >= accuracy
-
+    until = _UntilAccuracy(spec, method, accuracy, console)
     if spec.settings.pipeline.executor == "ray":
-        train_ray(spec, observe=observe, interrupted=reached)
+        train_ray(spec, until)
     else:
-        train_serial(spec, dataset, observe=observe, interrupted=reached)
+        train_serial(spec, dataset, until)
     return Curve(
         method=method,
-        accuracies=tuple(accuracies),
+        accuracies=tuple(until.accuracies),
         steps_per_epoch=spec.steps_per_epoch,
-        reached=len(accuracies) if reached() else None,
+        reached=len(until.accuracies) if until.interrupted() else None,
     )
+
+
+class _UntilAccuracy(Observer):
+    """Notes the last layer's validation accuracy after every epoch, and stops the run once it is high enough."""
+
+    def __init__(self, spec: RunSpec, method: str, accuracy: float, console: Console) -> None:
+        self._last, self._method, self._accuracy, self._console = spec.num_layers - 1, method, accuracy, console
+        self.accuracies: list[float] = []
+
+    def pass_finished(self, report: PassReport) -> None:
+        if report.kind is not Kind.VALIDATE or report.layers[-1].layer != self._last or self.interrupted():
+            return
+        self.accuracies.append(report.layers[-1].accuracy or 0.0)
+        said = f"{self._method}: epoch {len(self.accuracies)}, validation accuracy {100 * self.accuracies[-1]:.2f} %"
+        say(self._console, said)
+
+    def interrupted(self) -> bool:
+        return bool(self.accuracies) and self.accuracies[-1] >= self._accuracy
 
 
 def _local(settings: Settings, devices: Devices, name: str, console: Console) -> tuple[RunSpec, Dataset]:

@@ -28,6 +28,7 @@ from pipeline.data.loader import Dataset
 from pipeline.errors import RunError
 from pipeline.nets.patches import patch_of, patch_warning
 from pipeline.runtime.history import RunResult
+from pipeline.runtime.observer import Observer
 from pipeline.telemetry.reports import PassReport, Status
 from workers.cluster import StartingCluster, joins_cluster
 
@@ -90,7 +91,7 @@ def run(
         failure: RunError | None = None
         try:
             interrupts.begun = True
-            result = _run(spec, dataset, folder, display, interrupts.asked)
+            result = _run(spec, dataset, _Output(spec, folder, display, interrupts))
         except RunError as error:
             failure, kept = error, error.result
             if kept is None:
@@ -126,36 +127,41 @@ def _open(settings: Settings, console: Console) -> tuple[Settings, Dataset]:
     return settings, dataset
 
 
-def _run(
-    spec: RunSpec, dataset: Dataset, folder: RunFolder, display: Display, interrupted: threading.Event
-) -> RunResult:
-    last_look = 0.0
-
-    def observe(report: PassReport) -> None:
-        folder.observe(report)
-        display.observe(report)
-
-    def follow(statuses: list[Status]) -> None:
-        nonlocal last_look
-        if statuses and time.perf_counter() - last_look >= spec.settings.log_every:
-            last_look = time.perf_counter()
-            display.follow(statuses)
-            folder.follow(statuses, display.utilisation)
-
+def _run(spec: RunSpec, dataset: Dataset, observer: Observer) -> RunResult:
     if spec.settings.pipeline.executor != "ray":
         from pipeline.runtime.here import train_here  # noqa: PLC0415
 
-        return train_here(spec, dataset, observe=observe, follow=follow, interrupted=interrupted.is_set)
+        return train_here(spec, dataset, observer)
     from workers.group import train_ray  # noqa: PLC0415 (it imports Ray, which is being started meanwhile)
 
-    return train_ray(
-        spec,
-        observe=observe,
-        follow=follow,
-        interrupted=interrupted.is_set,
-        notify=display.say,
-        waiting=display.wait_for,
-    )
+    return train_ray(spec, observer)
+
+
+class _Output(Observer):
+    """Shows a run's progress, notes it in the run's folder, and stops the run when that is asked for."""
+
+    def __init__(self, spec: RunSpec, folder: RunFolder, display: Display, interrupts: Interrupts) -> None:
+        self._folder, self._display, self._interrupts = folder, display, interrupts
+        self._log_every, self._last_look = spec.settings.log_every, 0.0
+
+    def pass_finished(self, report: PassReport) -> None:
+        self._folder.observe(report)
+        self._display.observe(report)
+
+    def progressed(self, statuses: list[Status]) -> None:
+        if statuses and time.perf_counter() - self._last_look >= self._log_every:
+            self._last_look = time.perf_counter()
+            self._display.follow(statuses)
+            self._folder.follow(statuses, self._display.utilisation)
+
+    def interrupted(self) -> bool:
+        return self._interrupts.asked.is_set()
+
+    def notified(self, sentence: str) -> None:
+        self._display.say(sentence)
+
+    def waits_for(self, what: str) -> None:
+        self._display.wait_for(what)
 
 
 class Interrupts:

@@ -27,9 +27,13 @@ def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
     say(
         console,
         f"{settings.preset}: {spec.net.describe()} on {spec.data_name}, {dataset.count('train'):,} training images, "
-        f"{counted(len(spec.classes), 'class', 'classes')}; {counted(settings.train.epochs, 'epoch')}, batches of "
+        f"{counted(len(spec.classes), 'class', 'classes')}; {counted(spec.epochs, 'epoch')}, batches of "
         f"{settings.train.batch_size:,}",
     )
+    if len(spec.phases) > 1:
+        groups = " | ".join(",".join(str(layer + 1) for layer in phase.layers) for phase in spec.phases)
+        each = counted(settings.train.epochs, "epoch")
+        say(console, f"one after the other: layers {groups}, {each} each; those that have learned are frozen")
     if (images := image_line(settings.net, dataset.index)) is not None:
         say(console, images)
     if settings.data.validation == "test":
@@ -62,11 +66,11 @@ def dry_run(settings: Settings, dataset: Dataset, devices: Devices, path: Path, 
     announce(console, spec, dataset)
     if balanced:
         say(console, "  the layers would be timed first, and divided anew so that the slowest stage is fastest")
-    train, head = settings.train, settings.head
+    head = settings.head
     readouts = f", then {counted(head.head_epochs, 'epoch')} of readouts" if head.mode == "after" else ""
     for line in (
         f"{num_parameters(spec.net, spec.shape):,} parameters in {counted(spec.num_layers, 'layer')}",
-        f"{counted(spec.steps_per_epoch, 'step')} an epoch, {spec.steps_per_epoch * train.epochs:,} in all{readouts}",
+        f"{counted(spec.steps_per_epoch, 'step')} an epoch, {spec.steps_per_epoch * spec.epochs:,} in all{readouts}",
         f"{counted(dataset.count('validate'), 'validation image')}, {counted(dataset.count('test'), 'test image')}",
         f"{devices.kind}: {counted(devices.count, 'device')} of {counted(pipe.threads, 'thread')}"
         if devices.kind == "cpu"

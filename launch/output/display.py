@@ -57,7 +57,7 @@ class Display:
             TimeRemainingColumn(),
             console=console,
         )
-        self._layers_task = self._progress.add_task("layers  ", total=settings.train.epochs)
+        self._layers_task = self._progress.add_task("layers  ", total=spec.epochs)
         self._readouts_task = self._progress.add_task("readouts", total=readouts, visible=bool(readouts), start=False)
         self._live = (
             Live(console=console, refresh_per_second=4, transient=True)
@@ -120,8 +120,8 @@ class Display:
             self._progress.update(self._layers_task, completed=first.epoch + (first.step + 1) / self._num_batches)
         elif first.kind is Kind.READOUT:
             self._progress.start_task(self._readouts_task)
-            done = first.epoch - self._spec.settings.train.epochs + (first.step + 1) / self._num_batches
-            self._progress.update(self._layers_task, completed=self._spec.settings.train.epochs)
+            done = first.epoch - self._spec.epochs + (first.step + 1) / self._num_batches
+            self._progress.update(self._layers_task, completed=self._spec.epochs)
             self._progress.update(self._readouts_task, completed=done)
         if self._live is not None:
             self._live.update(self._picture())
@@ -143,14 +143,16 @@ class Display:
         if kind is Kind.VALIDATE:
             trained = self._history.layers(Kind.TRAIN, report.epoch) or []
             accuracy = "".join(f" {layer.accuracy:.1%}" for layer in layers if layer.accuracy is not None)
+            phase = self._spec.phase_of(report.epoch)
+            learning = f" ({_layers(phase.layers)})" if len(self._spec.phases) > 1 else ""
             self.say(
-                f"epoch {report.epoch + 1}/{settings.train.epochs}: "
+                f"epoch {report.epoch + 1}/{self._spec.epochs}{learning}: "
                 f"loss{_numbers([layer.loss for layer in trained])}, "
                 f"validation{_numbers([layer.loss for layer in layers])}{', accuracy' + accuracy if accuracy else ''}, "
                 f"{self._epoch_rates(report.epoch)}, left {self._left(report.epoch + 1)}"
             )
         elif kind in (Kind.READOUT, Kind.JUDGE):
-            number = report.epoch - settings.train.epochs + 1
+            number = report.epoch - self._spec.epochs + 1
             losses = [layer.loss if kind is Kind.READOUT else layer.readout_loss for layer in layers]
             self.say(
                 f"readouts, epoch {number}/{settings.head.head_epochs}: "
@@ -172,14 +174,14 @@ class Display:
 
     def _epoch_rates(self, epoch: int) -> str:
         """As ``_rates``, over an epoch with its validation."""
-        accounts = self._history.accounts(Kind.TRAIN, Kind.VALIDATE, epoch=epoch)
+        accounts = self._history.accounts(Kind.TRAIN, Kind.VALIDATE, epochs=(epoch,))
         stages = [accounts[stage] for stage in range(self._spec.num_stages)]
         used = " ".join(f"{account.utilisation:.0%}" for account in stages)
         return f"{self._num_images / stages[0].wall:,.0f} images/s, utilisation {used}"
 
     def _left(self, done: int) -> str:
         elapsed = time.perf_counter() - self._begun
-        return duration(elapsed / done * (self._spec.settings.train.epochs - done))
+        return duration(elapsed / done * (self._spec.epochs - done))
 
     def _picture(self) -> RenderableType:
         table = Table(title=f"{self._spec.settings.preset} on {self._spec.data_name}", title_justify="left")
@@ -308,4 +310,5 @@ def duration(seconds: float) -> str:
 
 
 def _numbers(values: list[float]) -> str:
-    return "".join(f" {value:.3f}" for value in values)
+    """Numbers, and a dash for a layer that did not take part."""
+    return "".join(" –" if math.isnan(value) else f" {value:.3f}" for value in values)

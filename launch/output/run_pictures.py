@@ -124,7 +124,7 @@ class RunPictures:
 
     def _title(self) -> str:
         train, trained = self._spec.settings.train, len(self._history.epochs(Kind.TRAIN))
-        lines = [f"{self._net_on_data()}, {trained} of {train.epochs} epochs"]
+        lines = [f"{self._net_on_data()}, {trained} of {self._spec.epochs} epochs"]
         if self._history.best_epoch is not None:
             lines.append(f"kept: epoch {self._history.best_epoch + 1}, {best_by(self._spec)} (--keep {train.keep})")
         return "\n".join(lines)

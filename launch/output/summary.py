@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from dataclasses import asdict
@@ -79,7 +80,7 @@ def summarise(spec: RunSpec, dataset: Dataset, result: RunResult, *, command: st
                 tested[index] if tested else None,
                 validated[index] if validated else None,
                 trained[index] if trained else None,
-                _head_epoch(result, index, settings.train.epochs),
+                _head_epoch(result, index, spec.epochs),
             )
             for index in range(spec.num_layers)
         ],
@@ -112,7 +113,7 @@ def _layer(
         "test_top_k": tested.top_k if tested else None,
         "test_direct_accuracy": tested.direct_accuracy if tested else None,
         "test_fisher": tested.fisher if tested else None,
-        "validation_loss": validated.loss if validated else None,
+        "validation_loss": validated.loss if validated and math.isfinite(validated.loss) else None,
         "validation_fisher": validated.fisher if validated else None,
         "validation_accuracy": validated.accuracy if validated else None,
         "version_skew": trained.version_skew if trained else None,
@@ -137,7 +138,7 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) 
     return {
         "images_per_second": images / wall,
         "measured_speedup": sum(busy) / wall,
-        "ideal_speedup": ideal_speedup(busy, fill_seconds),
+        "ideal_speedup": ideal_speedup(_phase_seconds(spec, result), fill_seconds),
         "fill_seconds": fill_seconds,
         "wall_seconds": wall,
         "cores_shared": spec.device == "cpu" and spec.num_stages * spec.settings.pipeline.threads > num_cores(),
@@ -154,6 +155,15 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) 
             for number, account in enumerate(stages)
         ],
     }
+
+
+def _phase_seconds(spec: RunSpec, result: RunResult) -> list[list[float]]:
+    """Each stage's computing time in every phase that was begun: a phase waits for the one before."""
+    found = []
+    for phase in spec.phases:
+        accounts = result.history.accounts(Kind.TRAIN, Kind.VALIDATE, epochs=phase.epochs)
+        found.append([account.seconds[TimeCategory.BUSY] for _, account in sorted(accounts.items())])
+    return [seconds for seconds in found if seconds]
 
 
 def best_by(spec: RunSpec) -> str:

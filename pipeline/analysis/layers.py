@@ -2,68 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipeline.export import Network
+from pipeline.export import LayerOutputs, Network
 from pipeline.layers.fisher import FeatureMoments
-from pipeline.methods import Activations, Rule, StepContext
-from pipeline.nets import Layer
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """One layer on one batch of N images.
-
-    Attributes:
-        index: 0-based.
-        features: pooled features h̄ (N, C), float32.
-        readout: scores (N, Z) of the layer's readout; None without one.
-        direct: scores (N, Z) by which the layer predicts on its own; None where its method cannot.
-        targets: label embeddings (Z, C) as the layer sees them; None for methods without any.
-    """
-
-    index: int
-    layer: Layer
-    rule: Rule
-    outputs: Activations
-    features: Tensor
-    readout: Tensor | None
-    direct: Tensor | None
-    targets: Tensor | None
-
-    @property
-    def scores(self) -> Tensor | None:
-        """Scores (N, Z) by which the network predicts at this layer: the readout's, without one the layer's own."""
-        return self.readout if self.readout is not None else self.direct
-
-    def tokens(self) -> Tensor:
-        """Feature vectors h_k (N, T, C) before pooling, float32."""
-        return self.layer.tokens(self.outputs["x"]).float()
-
-
-@torch.no_grad()
-def views(network: Network, images: Tensor) -> Iterator[View]:
-    """Every layer on images (N, channels, H, W): uint8, or float scaled to 0 … 1. In float32, as ``Network`` is."""
-    for index, (layer, rule, outputs, context) in enumerate(network.outputs(images)):
-        yield _view(network, index, layer, rule, outputs, context)
-
-
-def _view(network: Network, index: int, layer: Layer, rule: Rule, outputs: Activations, context: StepContext) -> View:
-    targets = rule.targets(layer, context)
-    return View(
-        index=index,
-        layer=layer,
-        rule=rule,
-        outputs=outputs,
-        features=rule.features(layer, outputs).float(),
-        readout=network.readout_scores(index, layer, rule, outputs),
-        direct=rule.scores(layer, outputs, context),
-        targets=None if targets is None else targets.detach().float(),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,27 +40,29 @@ class LayerRecord:
         return self.readout if self.readout is not None else self.direct
 
 
+@torch.no_grad()
 def record(network: Network, batches: Iterable[tuple[Tensor, Tensor]], *, top: int) -> tuple[list[LayerRecord], Tensor]:
     """Every layer on all images, and their labels (N,).
 
     Args:
-        batches: images, as ``views`` takes them, and labels.
+        batches: images, as ``Network.features`` takes them, and labels.
         top: so many likeliest classes of each image are kept.
     """
     recorders: dict[int, _Recorder] = {}
     labels: list[Tensor] = []
     for images, true in batches:
         labels.append(true.cpu())
-        for view in views(network, images):
+        for view in network.outputs(images):
             recorders.setdefault(view.index, _Recorder(view)).add(view, top)
     return [recorder.record() for recorder in recorders.values()], torch.cat(labels)
 
 
+@torch.no_grad()
 def fisher(network: Network, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
     """Fisher criterion of every layer's pooled features, from batches of images and labels."""
     moments: dict[int, FeatureMoments] = {}
     for images, labels in batches:
-        for view in views(network, images):
+        for view in network.outputs(images):
             h = view.features
             if view.index not in moments:
                 moments[view.index] = FeatureMoments(len(network.classes), h.shape[1], h.device)
@@ -125,14 +73,14 @@ def fisher(network: Network, batches: Iterable[tuple[Tensor, Tensor]]) -> list[f
 class _Recorder:
     """Collects one layer's record, batch by batch."""
 
-    def __init__(self, first: View) -> None:
+    def __init__(self, first: LayerOutputs) -> None:
         self._index, self._margin, self._grid = first.index, first.rule.margin, first.layer.grid
         self._targets = None if first.targets is None else first.targets.cpu()
         self._features: list[Tensor] = []
         self._readout: list[Tensor] = []
         self._direct: list[Tensor] = []
 
-    def add(self, view: View, top: int) -> None:
+    def add(self, view: LayerOutputs, top: int) -> None:
         self._features.append(view.features.cpu())
         for guesses, scores in ((self._readout, view.readout), (self._direct, view.direct)):
             if scores is not None:
@@ -151,7 +99,7 @@ class _Recorder:
 
 
 @torch.no_grad()
-def attention(view: View, classes: Tensor) -> Tensor:
+def attention(view: LayerOutputs, classes: Tensor) -> Tensor:
     """How similar each feature vector is to label embeddings, as the run compares them: maps (N, K, rows, columns).
 
     In the mean over its positions a map is the class's score by which the layer predicts, where features are pooled to

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.analysis.layers import View, views
 from pipeline.errors import UserError
-from pipeline.export import Network
+from pipeline.export import LayerOutputs, Network
 from pipeline.methods import MethodConfig
 
 _NAMED = 5  # at most so many names in a sentence
@@ -125,7 +124,7 @@ class Guesses:
     super: Tensor
 
 
-def guess(view: View, superclasses: SuperClasses) -> Guesses:
+def guess(view: LayerOutputs, superclasses: SuperClasses) -> Guesses:
     """Super-classes of the images of a view, whose layer has label embeddings."""
     assert view.targets is not None and view.scores is not None, "asked of methods with label embeddings"
     of_class = superclasses.of_class.to(view.features.device)
@@ -148,6 +147,7 @@ class SuperAccuracy:
     classes: float
 
 
+@torch.no_grad()
 def evaluate(
     network: Network, batches: Iterable[tuple[Tensor, Tensor]], superclasses: SuperClasses
 ) -> list[SuperAccuracy]:
@@ -161,7 +161,7 @@ def evaluate(
     for images, labels in batches:
         truth = superclasses.of_class.to(labels.device)[labels]
         count += len(labels)
-        for view in views(network, images):
+        for view in network.outputs(images):
             found = guess(view, superclasses)
             assert view.scores is not None, "guess() has asked"
             judged = [found.naive == truth, found.mean == truth, found.super == truth]

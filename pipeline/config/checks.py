@@ -9,6 +9,7 @@ from pipeline.config.partition import partition
 from pipeline.config.settings import PipelineSettings, Settings
 from pipeline.data import prepare
 from pipeline.errors import UserError
+from pipeline.methods import MethodConfig
 
 
 def check_data(settings: Settings) -> None:
@@ -32,6 +33,7 @@ def check(settings: Settings) -> None:
     """Refuses values that no data set could make right. Raises UserError."""
     train, head, pipe = settings.train, settings.head, settings.pipeline
     settings.method.check()
+    _check_method(settings.method, num_layers(settings))
     _at_least(1, "--epochs", train.epochs)
     if train.max_steps is not None:
         _at_least(1, "--max-steps", train.max_steps)
@@ -76,6 +78,29 @@ def check(settings: Settings) -> None:
         raise UserError(
             f"--executor serial has one stage, not {pipe.stages}. Leave --stages out, or use --executor ray."
         )
+
+
+def _check_method(method: MethodConfig, count: int) -> None:
+    """Refuses answers of a method that contradict each other: a mistake of whoever wrote it."""
+    phases = method.phases(count)
+    if [layer for phase in phases for layer in phase] != list(range(count)) or not all(phases):
+        raise UserError(
+            f"method {method.kind}: its phases are {', '.join(map(str, phases)) or 'none'}, and they must take the "
+            f"{count} layers in order, each once. Mend `phases`."
+        )
+    dictionary = method.dictionary()
+    if len(phases) > 1 and dictionary is not None and dictionary.shared:
+        raise UserError(
+            f"method {method.kind}: layers that share label embeddings learn at the same time. Use embeddings of each "
+            "layer's own (per-layer), or one phase."
+        )
+    for reader in range(count):
+        seen = method.readout_layers(reader, count)
+        if not seen or not set(seen) <= set(range(reader + 1)) or len(set(seen)) < len(seen):
+            raise UserError(
+                f"method {method.kind}: the readout of layer {reader} sees the layers {seen}, and it can see itself "
+                f"and those before it, each once. Mend `readout_layers`."
+            )
 
 
 def _check_sizes(sizes: tuple[int, ...], num_layers: int, pipe: PipelineSettings) -> None:

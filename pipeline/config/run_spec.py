@@ -18,6 +18,14 @@ from pipeline.methods import BatchPosition, ModelInfo
 from pipeline.nets import NetConfig, Shape
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run: the layers that learn in it, and its epochs, counted over the whole run."""
+
+    layers: range
+    epochs: range
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
     """Everything the numbers of a run depend on, and where its work is done.
@@ -61,6 +69,35 @@ class RunSpec:
         """What rules may know of the run."""
         return ModelInfo(num_layers=self.num_layers, num_classes=len(self.classes))
 
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Which layers learn when."""
+        each = self.settings.train.epochs
+        groups = self.settings.method.phases(self.num_layers)
+        return tuple(Phase(layers, range(n * each, (n + 1) * each)) for n, layers in enumerate(groups))
+
+    @property
+    def epochs(self) -> int:
+        """Training epochs of all phases."""
+        return self.phases[-1].epochs.stop
+
+    def phase_of(self, epoch: int) -> Phase:
+        """The phase in which a training epoch is, or the last one before it."""
+        phases = self.phases
+        return phases[min(epoch // self.settings.train.epochs, len(phases) - 1)]
+
+    def epoch_in_phase(self, epoch: int) -> int:
+        """The epoch, counted from the beginning of its phase."""
+        return epoch - self.phase_of(epoch).epochs.start
+
+    @property
+    def readouts(self) -> range:
+        """Layers that have a readout, as far as the run goes on to train it."""
+        head = self.settings.head
+        if head.mode == "none":
+            return range(0)
+        return range(0 if head.head_layers == "all" else self.num_layers - 1, self.num_layers)
+
     def batch_position(self, kind: Kind, epoch: int, step: int = 0, position: int = 0) -> BatchPosition:
         """Where a batch is in the run: ``step`` counts from the beginning of its pass."""
         match kind:
@@ -69,8 +106,11 @@ class RunSpec:
             case Kind.VALIDATE:
                 before = (epoch + 1) * self.steps_per_epoch
             case _:
-                before = self.settings.train.epochs * self.steps_per_epoch
-        return BatchPosition(epoch=epoch, step=before, position=position, training=kind is Kind.TRAIN)
+                before = self.epochs * self.steps_per_epoch
+        phase = None
+        if kind in (Kind.TRAIN, Kind.VALIDATE) and len(self.phases) > 1:
+            phase = self.phase_of(epoch).layers
+        return BatchPosition(epoch=epoch, step=before, position=position, training=kind is Kind.TRAIN, phase=phase)
 
     def evaluation_views(self, kind: Kind, num_views: int) -> int:
         """Random views that an evaluation sees of an image, of a method that trains on so many; 0: the plain image."""
@@ -84,7 +124,7 @@ class RunSpec:
             case "off":
                 return None
             case "auto":
-                return "on" if self.settings.train.epochs * self.steps_per_epoch >= ENOUGH_STEPS else None
+                return "on" if self.epochs * self.steps_per_epoch >= ENOUGH_STEPS else None
             case how:
                 return how
 

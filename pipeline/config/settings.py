@@ -24,6 +24,7 @@ from pipeline.registry import problems, unknown_keys
 from pipeline.transport import Transport
 
 TransferDtype = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16"]
 Compile = Literal["off", "on", "graphs", "auto"]
 
 
@@ -152,7 +153,7 @@ class PipelineSettings:
     Changes bits."""
     threads: int = 1
     """CPU threads per stage. Changes bits: 1 and 2 threads sum in different orders."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the layers' matrix products (autocast). Changes bits."""
     compile: Compile = "off"
     """torch.compile of the layers' forward and backward pass; layers of one shape are compiled once, and what was

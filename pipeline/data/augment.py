@@ -67,9 +67,7 @@ class Augment:
         self._config = config
         self._seed = seed
         self._device = device
-        # (pixel/255 − mean)/std as (pixel − shift)·scale.
-        self._shift = (255.0 * _per_channel(config.mean)).float().to(device)
-        self._scale = (1.0 / (255.0 * _per_channel(config.std))).float().to(device)
+        self._shift, self._scale = (values.to(device) for values in shift_and_scale(config.mean, config.std))
         self._randaugment = RandAugment(
             num_ops=config.randaugment_ops, magnitude=config.randaugment_magnitude, device=device
         )
@@ -132,9 +130,19 @@ class Augment:
         return images
 
     def _normalize(self, images: Tensor, *, out: Tensor) -> None:
-        # Three passes, each rounding once for an element: a fused multiply-add in the vectorised part of a pass but
-        # not in its tail would let a pixel's value depend on its place in the batch.
-        out.copy_(images).sub_(self._shift).mul_(self._scale)
+        normalize_(out.copy_(images), self._shift, self._scale)
+
+
+def shift_and_scale(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """For ``normalize_``: (pixel/255 − mean)/std as (pixel − shift)·scale, each (channels, 1, 1) float32."""
+    return (255.0 * _per_channel(mean)).float(), (1.0 / (255.0 * _per_channel(std))).float()
+
+
+def normalize_(pixels: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalises pixels 0 … 255 (N, C, H, W) float32 in place."""
+    # Two passes, each rounding once for an element: a fused multiply-add in the vectorised part of a pass but not in
+    # its tail would let a pixel's value depend on its place in the batch.
+    return pixels.sub_(shift).mul_(scale)
 
 
 def crop_flip(images: Tensor, draws: NDArray[np.float64], *, padding: int, flip: bool) -> Tensor:

@@ -13,19 +13,15 @@ from torch import Tensor, nn
 from pipeline import rng
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import NonFiniteLossError
-from pipeline.layers.compile import compiled
+from pipeline.layers.forward import Arithmetic, LayerForward, Outputs
+from pipeline.layers.joined import JoinedFeatures
 from pipeline.layers.label_dictionary import EmbeddingSource
 from pipeline.layers.tallies import EvaluationTally
-from pipeline.layers.transfer_dtype import cast_received, cast_to_send
 from pipeline.methods import Activations, BatchPosition, StepContext
-from pipeline.nets import Dropout, Layer
+from pipeline.nets import Dropout
 
 State = dict[str, Tensor]
 """Flat names → tensors, such as ``layers.2.net.qkv.weight`` or ``layers.2.optimizer.qkv.weight.exp_avg``."""
-
-
-Run = Callable[[Layer, Activations, StepContext], Activations]
-"""``Rule.forward``, compiled or not."""
 
 
 def nowhere(activations: Activations) -> None:
@@ -58,12 +54,8 @@ class LocalLayer:
         settings = spec.settings
         self.index = index
         self._prefix = f"layers.{index}"
-        self.device = device
+        self.device, self._spec = device, spec
         self._train, self._head = settings.train, settings.head
-        self._precision = torch.bfloat16 if settings.pipeline.precision == "bf16" else None
-        self._transfer_dtype = settings.pipeline.transfer_dtype
-        # Of the threads' caches, by the run's settings and not by the machine's: the bits depend on it.
-        self._cache_room = settings.pipeline.threads * (2 if self._precision is not None else 1)
         # Initial weights are drawn on the CPU, so that a GPU starts from the same ones.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.torch_seed(settings.train.seed, "init", index))
@@ -71,12 +63,13 @@ class LocalLayer:
             torch.manual_seed(rng.torch_seed(settings.train.seed, "init-rule", index))
             self.rule = settings.method.build(index, self.net, spec.model_info)
             torch.manual_seed(rng.torch_seed(settings.train.seed, "init-readout", index))
-            self.readout = Readout(self.net.readout_width, len(spec.classes), norm=settings.head.head_norm)
+            joined = JoinedFeatures(settings.method, spec.net, spec.shape, index, self.net, spec.readouts)
+            self.readout = Readout(joined.width, len(spec.classes), norm=settings.head.head_norm)
         for part in (self.net, self.rule, self.readout):
             part.to(device)
-        # Only the training pass is compiled: evaluation has other shapes, and takes a small part of the time.
-        self._graphs = spec.compiles == "graphs"
-        self._run_training = self.rule.forward if spec.compiles is None else compiled(self.rule.forward, spec.compiles)
+        self.forward = LayerForward(
+            self.net, self.rule, joined, Arithmetic.of(settings.pipeline), compiles=spec.compiles
+        )
         self._method = settings.method
         parameters = [*self.net.parameters(), *self.rule.parameters()]
         self.optimizer = settings.method.optimizer(
@@ -85,8 +78,7 @@ class LocalLayer:
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._head_lr = settings.train.lr if settings.head.head_lr == "lr" else settings.head.head_lr
         self.readout_optimizer = torch.optim.AdamW(self.readout.parameters(), lr=self._head_lr, fused=True)
-        last = index == spec.num_layers - 1
-        self.has_readout = settings.head.mode != "none" and (settings.head.head_layers == "all" or last)
+        self.has_readout = index in spec.readouts
         self.readout_trained = False
         self._best_readout: tuple[float, State] | None = None  # its cross-entropy, and its weights
         # Random numbers of dropout and label noise: seeded anew in every step, so no stream is shared or resumed.
@@ -129,11 +121,11 @@ class LocalLayer:
         context = StepContext(labels=labels, where=where, generator=self._generator)
         self._set_mode(training=True)
         with self._updating:  # batch norm's running statistics change here
-            outputs = self._run(self._run_training, activations, context)
-        passed = self._outputs_to_send(outputs, context)
+            outputs = self.forward.outputs(activations, context, training=True)
+        passed = self._to_send(outputs, context)
         send(passed)
         context = self._with_embeddings(context)
-        loss = self.rule.loss(self.net, outputs, context)
+        loss = self.rule.loss(self.net, outputs.own, context)
         if self._not_finite is None:
             if not torch.isfinite(loss):
                 raise NonFiniteLossError(self.index, loss.item())
@@ -152,15 +144,41 @@ class LocalLayer:
             gradient = torch.zeros_like(context.embeddings) if gradient is None else gradient
             self._embeddings.push(self.index, where.step, gradient)
         if self.has_readout and self._head.mode == "online":
-            _set_rate(self.readout_optimizer, self._head_lr * self._train.lr_factor(where.epoch))
+            _set_rate(self.readout_optimizer, self._head_lr * self._milestones(where))
             self._update_readout(outputs, labels)
         return passed, loss.detach()
 
     def _set_rates(self, where: BatchPosition) -> None:
         """The learning rate of each group of parameters at this step."""
-        milestones, own = self._train.lr_factor(where.epoch), self._method.lr_factor(self.index, where)
+        milestones, own = self._milestones(where), self._method.lr_factor(self.index, where)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * milestones * own
+
+    def _milestones(self, where: BatchPosition) -> float:
+        return self._train.lr_factor(self._spec.epoch_in_phase(where.epoch))
+
+    def take_part(
+        self,
+        activations: Activations,
+        labels: Tensor,
+        where: BatchPosition,
+        *,
+        send: Callable[[Activations], None] = nowhere,
+    ) -> tuple[Activations, Tensor | None]:
+        """As ``train`` if the layer learns in this phase of the run; else its loss is None.
+
+        A layer that has learned before stays as it is, one that learns later passes nothing on.
+        """
+        if where.phase is None or self.index in where.phase:
+            return self.train(activations, labels, where, send=send)
+        if self._waits(where):
+            send({})
+            return {}, None
+        return self._pass_through(activations, StepContext(labels=labels, where=where), send)[1], None
+
+    def _waits(self, where: BatchPosition) -> bool:
+        """Whether the layer's phase is yet to come."""
+        return where.phase is not None and self.index >= where.phase.stop
 
     def train_readout(
         self,
@@ -178,8 +196,8 @@ class LocalLayer:
         outputs, passed = self._pass_through(activations, context, send)
         return passed, self._update_readout(outputs, labels) if self.has_readout else None
 
-    def _update_readout(self, outputs: Activations, labels: Tensor) -> Tensor:
-        seen = self.rule.readout_input(self.net, outputs).detach().float()  # (V·N, C)
+    def _update_readout(self, outputs: Outputs, labels: Tensor) -> Tensor:
+        seen = self.forward.readout_input(outputs).detach()  # (V·N, C)
         loss = F.cross_entropy(self.readout(seen), labels.repeat(len(seen) // len(labels)))
         if self.device.type == "cpu" and not torch.isfinite(loss):
             raise NonFiniteLossError(self.index, loss.item(), readout=True)
@@ -212,17 +230,23 @@ class LocalLayer:
         *,
         send: Callable[[Activations], None] = nowhere,
     ) -> Activations:
-        """Adds the batch to the tally; returns what is passed on. Changes nothing."""
+        """Adds the batch to the tally; returns what is passed on. Changes nothing.
+
+        A layer whose phase has not come passes nothing on, and its tally stays empty.
+        """
         context = StepContext(labels=labels, where=where)
+        if self._waits(where):
+            send({})
+            return {}
         outputs, passed = self._pass_through(activations, context, send)
         context = self._with_embeddings(context)
-        features = self.rule.features(self.net, outputs).float()
+        features = self.forward.features(outputs)
         tally.add(
-            loss=self.rule.loss(self.net, outputs, context),
+            loss=self.rule.loss(self.net, outputs.own, context),
             features=features,
             labels=labels.repeat(len(features) // len(labels)),  # a row for each view
-            scores=self.readout(self.rule.readout_input(self.net, outputs).float()) if self.readout_trained else None,
-            direct_scores=self.rule.scores(self.net, outputs, context),
+            scores=self.readout(self.forward.readout_input(outputs)) if self.readout_trained else None,
+            direct_scores=self.rule.scores(self.net, outputs.own, context),
         )
         return passed
 
@@ -233,38 +257,18 @@ class LocalLayer:
     @torch.no_grad()
     def _pass_through(
         self, activations: Activations, context: StepContext, send: Callable[[Activations], None]
-    ) -> tuple[Activations, Activations]:
+    ) -> tuple[Outputs, Activations]:
         """Outputs of the layer as it is, and what is passed on of them, which is sent."""
         self._set_mode(training=False)
-        outputs = self._run(self.rule.forward, activations, context)
-        passed = self._outputs_to_send(outputs, context)
+        outputs = self.forward.outputs(activations, context)
+        passed = self._to_send(outputs, context)
         send(passed)
         return outputs, passed
 
-    def _run(self, run: Run, activations: Activations, context: StepContext) -> Activations:
-        if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()
-        with torch.autocast(self.device.type, dtype=self._precision, enabled=self._precision is not None):
-            parts = [
-                run(self.net, cast_received(part, self._transfer_dtype), context) for part in self._parts(activations)
-            ]
-        outputs = (
-            parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        )
-        # A graph's outputs lie where its next replay writes, and that may be the next layer's.
-        return {name: tensor.clone() for name, tensor in outputs.items()} if self._graphs else outputs
-
-    def _parts(self, activations: Activations) -> list[Activations]:
-        """The batch in as many parts as go through a CPU's caches well. How many follows from the layer alone."""
-        at_a_time = self.net.at_a_time
-        if at_a_time is None or not self.rule.per_sample or self.device.type != "cpu":
-            return [activations]
-        count = -(-max(len(tensor) for tensor in activations.values()) // (at_a_time * self._cache_room))
-        split = {name: tensor.tensor_split(count) for name, tensor in activations.items()}
-        return [{name: parts[number] for name, parts in split.items()} for number in range(count)]
-
-    def _outputs_to_send(self, outputs: Activations, context: StepContext) -> Activations:
-        return cast_to_send(self.rule.outputs_to_send(self.net, outputs, context), self._transfer_dtype)
+    def _to_send(self, outputs: Outputs, context: StepContext) -> Activations:
+        # Where readouts learn afterwards, the layers' training has no use for what they see.
+        for_readouts = not (context.where.training and self._head.mode == "after")
+        return self.forward.to_send(outputs, context, for_readouts=for_readouts)
 
     def _set_mode(self, *, training: bool) -> None:
         if self.net.training != training:

@@ -102,12 +102,12 @@ class EvaluationTally:
         return LayerReport(
             layer=self.layer,
             losses=np.zeros(0, np.float32),
-            loss=float(self.loss_sum) / self.count,
+            loss=float(self.loss_sum) / self.count if self.count else math.nan,
             accuracy=self._hits.share(1, self.count),
             top_k=self._hits.share(self.top_k, self.count),
             direct_accuracy=self._direct_hits.share(1, self.count),
             readout_loss=float(self.readout_loss_sum) / self.count if self._has_readout else None,
-            fisher=self.moments.fisher(),
+            fisher=self.moments.fisher() if self.count else None,
             predictions=torch.cat(self.predictions).cpu().numpy() if judged and with_predictions else None,
         )
 

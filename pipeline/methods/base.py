@@ -32,12 +32,15 @@ class BatchPosition:
         step: training steps before this batch, over all epochs.
         position: place of the batch's first sample in the epoch's order.
         training: whether the layers learn from this batch.
+        phase: the layers that learn in this part of the run, of a method that trains some after others; None where all
+            layers take part.
     """
 
     epoch: int = 0
     step: int = 0
     position: int = 0
     training: bool = False
+    phase: range | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,20 @@ class MethodConfig(ABC, Registered):
     def lr_factor(self, index: int, where: BatchPosition) -> float:
         """What layer ``index``'s learning rate is multiplied by at a training step, beside the run's milestones."""
         return 1.0
+
+    def phases(self, num_layers: int) -> Sequence[range]:
+        """The layers that learn at the same time, phase after phase: all at once unless it says otherwise.
+
+        Phases are neighbouring layers in order, such as ``[range(0, 1), range(1, 2), range(2, 3)]``: layer after layer.
+        Each lasts as many epochs as the run's setting says and ends with the weights of its best epoch. In a later
+        phase these layers are frozen; those of later phases see nothing yet.
+        """
+        return [range(num_layers)]
+
+    def readout_layers(self, index: int, num_layers: int) -> tuple[int, ...]:
+        """The layers whose features the readout of layer ``index`` sees side by side, in this order: itself, and any
+        before it."""
+        return (index,)
 
     @abstractmethod
     def build(self, index: int, layer: Layer, model_info: ModelInfo) -> Rule:

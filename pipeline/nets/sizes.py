@@ -20,6 +20,11 @@ def layer_features(net: NetConfig, shape: Shape) -> list[int]:
     return [layer.features for layer in without_values(net, shape)]
 
 
+def readout_widths(net: NetConfig, shape: Shape) -> list[int]:
+    """Length of what a readout sees of each layer."""
+    return [layer.readout_width for layer in without_values(net, shape)]
+
+
 def num_parameters(net: NetConfig, shape: Shape) -> int:
     """Parameters of all layers, without readouts."""
     return sum(p.numel() for layer in without_values(net, shape) for p in layer.parameters())

@@ -147,7 +147,7 @@ class Planner:
             stages=stages,
             images_per_second=rate,
             speedup=rate / alone,
-            ideal=ideal_speedup(seconds),
+            ideal=ideal_speedup([seconds]),
             fill=outcome.fill(num_steps),
             utilisation=outcome.utilisation,
             memory=tuple(self._memory(index, stages) for index in range(len(stages))),

@@ -7,7 +7,7 @@ readouts may begin, that it is time to stop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from pipeline.config.run_spec import RunSpec
@@ -15,7 +15,8 @@ from pipeline.errors import RunError, StageFailedError
 from pipeline.kind import Kind
 from pipeline.layers.layer import State, is_finite
 from pipeline.runtime.history import History, RunResult
-from pipeline.runtime.passes import Pass, closing_passes, layer_passes
+from pipeline.runtime.observer import Observer
+from pipeline.runtime.passes import Pass, closing_passes, layer_passes, next_phase
 from pipeline.telemetry.reports import PassReport, Status
 
 _SHORTEST, _LONGEST = 0.1, 0.5  # seconds between two looks at the workers
@@ -78,18 +79,12 @@ class WorkerGroup(Protocol):
 def control(
     spec: RunSpec,
     group: WorkerGroup,
-    *,
-    observe: Callable[[PassReport], None] = lambda report: None,
-    follow: Callable[[list[Status]], None] = lambda statuses: None,
-    interrupted: Callable[[], bool] = lambda: False,
+    observer: Observer = Observer(),  # noqa: B008 (it has no state)
 ) -> RunResult:
     """Runs the passes of ``spec`` through the workers' pipeline.
 
     Arguments and errors as ``pipeline.runtime.serial.train_serial``.
     """
-    settings = spec.settings
-    epochs = settings.train.epochs
-    readout_epochs = settings.head.head_epochs if settings.head.mode == "after" else 0
     history = History.of(spec)
     result = RunResult(
         status="finished", best_epoch=None, weights={}, last={}, history=history, devices=list(group.devices)
@@ -102,9 +97,9 @@ def control(
             statuses[status.stage] = status
             for report in reports:
                 history.add(report)
-                observe(report)
+                observer.pass_finished(report)
         if len(statuses) == spec.num_stages:
-            follow([statuses[stage] for stage in range(spec.num_stages)])
+            observer.progressed([statuses[stage] for stage in range(spec.num_stages)])
 
     def settle_best() -> None:
         """Has the stages forget the candidates that an epoch validated since was better than."""
@@ -115,20 +110,24 @@ def control(
             group.keep_only(result.best_epoch, validated[-1])
 
     settled = [-1]
-    closing = False
+    phases = list(spec.phases)
     stop_by: float | None = None
     begun = time.perf_counter()
-    group.feed(layer_passes(epochs))
+    group.feed(layer_passes(phases[0].epochs))
     try:
         while not group.wait(until_next_look(time.perf_counter() - begun)):
             collect()
             settle_best()
-            if not closing and history.layers(Kind.VALIDATE, epochs - 1) is not None:
-                result.seconds["layers"] = time.perf_counter() - begun
-                best = history.require_best_epoch()
-                group.feed(closing_passes(best, epochs, readout_epochs, judged=settings.head.judged))
-                closing = True
-            if stop_by is None and interrupted():
+            if phases and history.layers(Kind.VALIDATE, phases[0].epochs[-1]) is not None:
+                best = history.require_best_epoch(phases.pop(0))
+                if phases:
+                    group.feed(next_phase(best, phases[0].epochs))
+                else:
+                    result.seconds["layers"] = time.perf_counter() - begun
+                    head = spec.settings.head
+                    readout_epochs = head.head_epochs if head.mode == "after" else 0
+                    group.feed(closing_passes(best, spec.epochs, readout_epochs, judged=head.judged))
+            if stop_by is None and observer.interrupted():
                 group.interrupt()
                 stop_by = time.perf_counter() + DRAIN_TIMEOUT
             if stop_by is not None and time.perf_counter() > stop_by:

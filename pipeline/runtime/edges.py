@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.kind import Kind
-from pipeline.layers.transfer_dtype import cast_received, cast_to_send
+from pipeline.layers.forward import Arithmetic, LayerForward
+from pipeline.layers.joined import JoinedFeatures
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.feeder import IMAGES
 from pipeline.transport import Transport
@@ -56,7 +57,7 @@ def _activations(spec: RunSpec, training: bool, labels: Tensor) -> list[Activati
     """What each stage but the last passes on."""
     context = StepContext(labels=labels, where=BatchPosition(training=training))
     ends = {layers[-1] for layers in spec.stages[:-1]}
-    transfer_dtype = spec.settings.pipeline.transfer_dtype
+    arithmetic = Arithmetic(transfer_dtype=spec.settings.pipeline.transfer_dtype)  # fp32 takes the most room
     sent = []
     with torch.device(_META), torch.no_grad():
         layers = [spec.net.build(index, spec.shape).eval() for index in range(spec.num_layers)]
@@ -65,10 +66,9 @@ def _activations(spec: RunSpec, training: bool, labels: Tensor) -> list[Activati
         views = num_views if training else max(1, spec.evaluation_views(Kind.VALIDATE, num_views))
         activations = rules[0].make_inputs(torch.empty(views * len(labels), *spec.shape), context)
         for index, (layer, rule) in enumerate(zip(layers, rules, strict=True)):
-            passed = cast_to_send(
-                rule.outputs_to_send(layer, rule.forward(layer, activations, context), context), transfer_dtype
-            )
-            activations = cast_received(passed, transfer_dtype)
+            joined = JoinedFeatures(spec.settings.method, spec.net, spec.shape, index, layer, spec.readouts)
+            forward = LayerForward(layer, rule, joined, arithmetic)
+            activations = forward.to_send(forward.outputs(activations, context), context, for_readouts=True)
             if index in ends:
-                sent.append(passed)
+                sent.append(activations)
     return sent

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pipeline.config.build import build_run, open_data, settle_baseline
 from pipeline.config.devices import local_devices
 from pipeline.config.run_spec import RunSpec
@@ -11,16 +9,14 @@ from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
 from pipeline.errors import UserError
 from pipeline.runtime.history import RunResult
+from pipeline.runtime.observer import Observer
 from pipeline.runtime.serial import train_serial
 from pipeline.runtime.threads import train_threads
-from pipeline.telemetry.reports import PassReport, Status
 
 
 def train(
     settings: Settings,
-    *,
-    observe: Callable[[PassReport], None] = lambda report: None,
-    interrupted: Callable[[], bool] = lambda: False,
+    observer: Observer = Observer(),  # noqa: B008 (it has no state)
 ) -> RunResult:
     """Trains as settings say, with a net, method and data set of ours or registered by the caller.
 
@@ -28,8 +24,7 @@ def train(
     written. ``pipeline.export.network_of(result.weights, card_of(result.spec))`` is the network.
 
     Args:
-        observe: gets a report after every pass over a split.
-        interrupted: looked at before every batch; what was learned until then is kept.
+        observer: watches the run and may stop it.
 
     Raises:
         UserError: settings that cannot be; the message says what can.
@@ -41,17 +36,14 @@ def train(
         raise UserError("executor ray is of `launch`; this process has the executors serial and threads.")
     dataset = open_data(settings)
     spec = build_run(settings, local_devices(pipe.device, pipe.threads), dataset=dataset)
-    return train_here(spec, dataset, observe=observe, interrupted=interrupted)
+    return train_here(spec, dataset, observer)
 
 
 def train_here(
     spec: RunSpec,
     dataset: Dataset,
-    *,
-    observe: Callable[[PassReport], None] = lambda report: None,
-    follow: Callable[[list[Status]], None] = lambda statuses: None,
-    interrupted: Callable[[], bool] = lambda: False,
+    observer: Observer = Observer(),  # noqa: B008 (it has no state)
 ) -> RunResult:
     """Runs what ``build_run`` built. Arguments and errors as ``pipeline.runtime.serial.train_serial``."""
     run = train_serial if spec.settings.pipeline.executor == "serial" else train_threads
-    return run(spec, dataset, observe=observe, follow=follow, interrupted=interrupted)
+    return run(spec, dataset, observer)

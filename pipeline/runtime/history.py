@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.run_spec import RunSpec
+from pipeline.config.run_spec import Phase, RunSpec
 from pipeline.errors import RunError
 from pipeline.kind import Kind
 from pipeline.layers.layer import State
 from pipeline.telemetry.clock import TimeBreakdown
 from pipeline.telemetry.reports import LayerReport, PassReport
+
+_ENDLESS = 2**63 - 1  # epochs, where nobody says how many
 
 
 class History:
@@ -22,10 +25,14 @@ class History:
 
     Args:
         keep: what makes an epoch the best, as ``TrainSettings.keep``.
+        phases: of the run; without any, all layers learn at once.
     """
 
-    def __init__(self, num_layers: int, keep: Literal["loss", "accuracy", "last"] = "loss") -> None:
+    def __init__(
+        self, num_layers: int, keep: Literal["loss", "accuracy", "last"] = "loss", phases: Sequence[Phase] = ()
+    ) -> None:
         self.num_layers, self._keep = num_layers, keep
+        self._phases = phases or (Phase(range(num_layers), range(_ENDLESS)),)
         self._layers: dict[tuple[Kind, int], dict[int, LayerReport]] = {}
         self._accounts: dict[tuple[Kind, int], dict[int, TimeBreakdown]] = {}
         self.started_at: dict[int, float] = {}
@@ -35,7 +42,7 @@ class History:
     @classmethod
     def of(cls, spec: RunSpec) -> History:
         """The empty history of a run."""
-        return cls(spec.num_layers, spec.settings.train.keep)
+        return cls(spec.num_layers, spec.settings.train.keep, spec.phases)
 
     def add(self, report: PassReport) -> None:
         key = (report.kind, report.epoch)
@@ -73,12 +80,17 @@ class History:
 
     @property
     def best_epoch(self) -> int | None:
-        """Of the epochs validated so far the best one, the first of equals. The last layer's loss must be a number."""
-        last = self.num_layers - 1
+        """``best_in`` the latest phase that has one."""
+        return next((best for phase in reversed(self._phases) if (best := self.best_in(phase)) is not None), None)
+
+    def best_in(self, phase: Phase) -> int | None:
+        """Of a phase's epochs validated so far the best one by its last layer, whose loss must be a number; the first
+        of equals."""
+        last = phase.layers[-1]
         found = {
             epoch: layers[last]
             for (name, epoch), layers in sorted(self._layers.items())
-            if name is Kind.VALIDATE and last in layers and math.isfinite(layers[last].loss)
+            if name is Kind.VALIDATE and epoch in phase.epochs and last in layers and math.isfinite(layers[last].loss)
         }
         if not found:
             return None
@@ -90,22 +102,23 @@ class History:
             case "last":
                 return max(found)
 
-    def require_best_epoch(self) -> int:
-        """``best_epoch`` at the end of the layers' training. Raises RunError where no epoch has one."""
-        best = self.best_epoch
+    def require_best_epoch(self, phase: Phase) -> int:
+        """The best epoch of a phase that is over. Raises RunError where it has none."""
+        best = self.best_in(phase)
         if best is None:
+            which = "The last layer" if phase.layers.stop == self.num_layers else f"Layer {phase.layers.stop}"
             raise RunError(
-                "The last layer's validation loss was a number in no epoch, so no weights are worth keeping. "
+                f"{which}'s validation loss was a number in no epoch, so no weights are worth keeping. "
                 "A lower --lr or a higher --temperature helps most."
             )
         return best
 
-    def accounts(self, *kinds: Kind, epoch: int | None = None) -> dict[int, TimeBreakdown]:
-        """For each stage the sum of its time over all passes of these kinds, or those of one epoch."""
+    def accounts(self, *kinds: Kind, epochs: Container[int] | None = None) -> dict[int, TimeBreakdown]:
+        """For each stage the sum of its time over all passes of these kinds, or those of some epochs."""
         total: dict[int, TimeBreakdown] = {}
         names = set(kinds)
         for (name, number), found in self._accounts.items():
-            wanted = name in names and epoch in (None, number)
+            wanted = name in names and (epochs is None or number in epochs)
             for stage, account in found.items() if wanted else ():
                 total[stage] = total[stage] + account if stage in total else account
         return total

@@ -7,11 +7,11 @@ augmentation and the order of the images; all that a pipeline adds is left out. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from torch import Tensor
 
-from pipeline.config.run_spec import RunSpec
+from pipeline.config.run_spec import Phase, RunSpec
 from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch, Dataset, Split
 from pipeline.kind import Kind
@@ -21,31 +21,27 @@ from pipeline.layers.layer import LocalLayer, State
 from pipeline.layers.tallies import TrainTally
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.history import RunResult
+from pipeline.runtime.observer import Observer
 from pipeline.runtime.process import settle
 from pipeline.runtime.watch import Watch
-from pipeline.telemetry.reports import PassReport, Status
+from pipeline.telemetry.reports import PassReport
 
 
 def train_serial(
     spec: RunSpec,
     dataset: Dataset,
-    *,
-    observe: Callable[[PassReport], None] = lambda report: None,
-    follow: Callable[[list[Status]], None] = lambda statuses: None,
-    interrupted: Callable[[], bool] = lambda: False,
+    observer: Observer = Observer(),  # noqa: B008 (it has no state)
 ) -> RunResult:
     """Trains every layer on every batch, keeps the best weights, trains the readouts, tests.
 
     Args:
-        observe: gets a report after every pass over a split.
-        follow: gets the state of the loop, as that of a single stage, after every training batch.
-        interrupted: looked at before every batch and between two layers; what was learned until then is kept.
+        observer: watches the loop as a single stage. Whether to stop it is asked between two layers as well.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; ``result`` holds what was learned before.
     """
     settle(spec, spec.stage_device(0))
-    watch = Watch(spec, observe=observe, follow=follow, interrupted=interrupted)
+    watch = Watch(spec, observer)
     run = SerialRun(spec, dataset, watch)
     return watch.over(run.train, weights=run.weights, state=run.state)
 
@@ -66,18 +62,12 @@ class SerialRun:
         ]
 
     def train(self) -> None:
-        epochs, head = self.spec.settings.train.epochs, self.spec.settings.head
-        for epoch in range(epochs):
-            self.train_layers(epoch)
-            candidate = self.weights()
-            self.evaluate("validate", Kind.VALIDATE, epoch)
-            self.watch.keep_best(epoch, candidate)
-        best, weights = self.watch.layers_trained(self.state())
-        for layer in self.layers:
-            layer.load_weights(weights)
+        epochs, head = self.spec.epochs, self.spec.settings.head
+        for phase in self.spec.phases:
+            best = self.train_phase(phase)
         if self.embeddings is not None:
             self.embeddings.freeze(best)
-        self.watch.restored()
+        self.watch.layers_trained()
         for epoch in range(epochs, epochs + (head.head_epochs if head.mode == "after" else 0)):
             self.train_readouts(epoch)
             if head.judged:
@@ -87,12 +77,24 @@ class SerialRun:
             layer.take_best_readout()
         self.evaluate("test", Kind.TEST, 0)
 
+    def train_phase(self, phase: Phase) -> int:
+        """Trains the layers of a phase and gives them the weights of its best epoch, which it returns."""
+        for epoch in phase.epochs:
+            self.train_layers(epoch)
+            candidate = self.weights()
+            self.evaluate("validate", Kind.VALIDATE, epoch)
+            self.watch.keep_best(epoch, candidate)
+        best, weights = self.watch.phase_over(phase, self.state())
+        for layer in self.layers:
+            layer.load_weights(weights)
+        return best
+
     def train_layers(self, epoch: int) -> None:
         tallies = [TrainTally(layer.index) for layer in self.layers]
         for batch, where, labels in self.batches(Kind.TRAIN, epoch):
             activations = self.inputs(batch, where, labels, self.rule.num_views)
             for layer, tally in zip(self.watch.between(self.layers), tallies, strict=True):
-                activations, loss = layer.train(activations, labels, where)
+                activations, loss = layer.take_part(activations, labels, where)
                 tally.add(loss, layer.version_skew(where))
             self.watch.trained(tallies, len(labels), last=batch.last)
         self.watch.report(PassReport(stage=0, kind=Kind.TRAIN, epoch=epoch, layers=[one.report() for one in tallies]))

@@ -89,17 +89,23 @@ class Stage:
                 self._evaluate(message, send)
             case Kind.RESTORE:
                 send(message)
-                self._trained = self._state()
-                candidate = self.candidate(message.epoch)
-                for layer in self.layers:
-                    layer.load_weights(candidate)
-                if self._embeddings is not None:
-                    self._embeddings.freeze(message.epoch)
-                self._restored = True
+                self._restore(message.epoch)
             case Kind.STOP:
                 send(message)
                 return False
         return True
+
+    def _restore(self, epoch: int) -> None:
+        """Takes the weights of a phase's best epoch. After the last phase layers and label embeddings stay so."""
+        last = self.spec.phase_of(epoch) == self.spec.phases[-1]
+        if last:
+            self._trained = self._state()
+        candidate = self.candidate(epoch)
+        for layer in self.layers:
+            layer.load_weights(candidate)
+        if last and self._embeddings is not None:
+            self._embeddings.freeze(epoch)
+        self._restored = last
 
     def _check_order(self, message: Message) -> None:
         """Refuses a batch that does not follow the one before: within a pass steps count up, a pass begins at 0.
@@ -129,7 +135,7 @@ class Stage:
         for layer, tally in zip(self.layers, self._training, strict=True):
             onward = self._onward(message, layer, send)
             try:
-                activations, loss = layer.train(activations, labels, where, send=onward)
+                activations, loss = layer.take_part(activations, labels, where, send=onward)
             except NonFiniteLossError as error:
                 raise self._located(error) from None
             tally.add(loss, layer.version_skew(where))

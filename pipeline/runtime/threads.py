@@ -14,6 +14,7 @@ from pipeline.runtime import stage as stages
 from pipeline.runtime.controller import control
 from pipeline.runtime.feeder import MergedReceiver, Passes, Source, SourceReceiver, messages
 from pipeline.runtime.history import RunResult
+from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass
 from pipeline.runtime.process import settle
 from pipeline.runtime.stage import Stage
@@ -27,15 +28,12 @@ _LEAVE = 1.0  # seconds that threads have to end after a run
 def train_threads(
     spec: RunSpec,
     source: Source,
-    *,
-    observe: Callable[[PassReport], None] = lambda report: None,
-    follow: Callable[[list[Status]], None] = lambda statuses: None,
-    interrupted: Callable[[], bool] = lambda: False,
+    observer: Observer = Observer(),  # noqa: B008 (it has no state)
 ) -> RunResult:
     """As ``pipeline.runtime.serial.train_serial``, stage by stage in threads."""
     group = ThreadWorkers(spec, source)
     try:
-        return control(spec, group, observe=observe, follow=follow, interrupted=interrupted)
+        return control(spec, group, observer)
     finally:
         group.close()
 

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from pipeline.config.run_spec import RunSpec
+from pipeline.config.run_spec import Phase, RunSpec
 from pipeline.data.loader import Batch, Dataset, Split
 from pipeline.errors import NonFiniteLossError, RunError, StageFailedError
 from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer, State, is_finite
 from pipeline.layers.tallies import TrainTally
 from pipeline.runtime.history import History, RunResult
+from pipeline.runtime.observer import Observer
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.steps import BusyMeter
@@ -29,16 +30,9 @@ class _InterruptedError(Exception):
 class Watch:
     """Notes what a serial run does. Arguments as ``pipeline.runtime.serial.train_serial``."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        *,
-        observe: Callable[[PassReport], None],
-        follow: Callable[[list[Status]], None],
-        interrupted: Callable[[], bool],
-    ) -> None:
+    def __init__(self, spec: RunSpec, observer: Observer) -> None:
         self._spec, self._device = spec, spec.stage_device(0)
-        self._observe, self._follow, self._interrupted = observe, follow, interrupted
+        self._observer = observer
         self._clock, self._history = Clock(), History.of(spec)
         self._busy = BusyMeter(self._clock, self._device)
         name = str(self._device)
@@ -85,7 +79,7 @@ class Watch:
             with self._busy.step():
                 yield batch
             self._status.account = self._clock.read()
-            self._follow([replace(self._status, losses=list(self._status.losses))])
+            self._observer.progressed([replace(self._status, losses=list(self._status.losses))])
 
     def between(self, layers: Sequence[LocalLayer]) -> Iterator[LocalLayer]:
         """The layers, first to last; an interrupt is heard between two of them."""
@@ -104,7 +98,7 @@ class Watch:
         self._busy.finish()
         said.account, said.started_at = self._clock.lap(), self._clock.started_at
         self._history.add(said)
-        self._observe(said)
+        self._observer.pass_finished(said)
         return said
 
     def keep_best(self, epoch: int, candidate: State) -> None:
@@ -112,19 +106,24 @@ class Watch:
         if self._history.best_epoch == epoch:
             self._result.best_epoch, self._result.weights = epoch, candidate
 
-    def layers_trained(self, state: State) -> tuple[int, State]:
-        """The layers have learned to the end. Gives the best epoch and its weights. Raises RunError without one."""
-        self._result.last = state
-        self._result.seconds["layers"] = time.perf_counter() - self._begun
-        return self._history.require_best_epoch(), self._result.weights
+    def phase_over(self, phase: Phase, state: State) -> tuple[int, State]:
+        """The layers of a phase have learned to the end. Gives its best epoch and the weights then.
 
-    def restored(self) -> None:
-        """The layers have the best epoch's weights again."""
+        Raises:
+            RunError: no epoch of the phase is worth keeping.
+        """
+        if phase == self._spec.phases[-1]:
+            self._result.last = state
+            self._result.seconds["layers"] = time.perf_counter() - self._begun
+        return self._history.require_best_epoch(phase), self._result.weights
+
+    def layers_trained(self) -> None:
+        """All layers have learned, and have the weights of their best epochs again."""
         self._restored = True
         self._begun = time.perf_counter()
 
     def _hear(self) -> None:
-        if self._interrupted():
+        if self._observer.interrupted():
             raise _InterruptedError
 
     def _as_run_error(self, error: Exception) -> RunError:

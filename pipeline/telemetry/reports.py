@@ -45,7 +45,8 @@ class LayerReport:
     Attributes:
         layer: 0-based index.
         losses: local loss of every step (steps,) float32; empty in passes that do not train the layer.
-        loss: mean local loss over the images of the pass (over steps, when training).
+        loss: mean local loss over the images of the pass (over steps, when training); NaN for a layer that did not
+            take part.
         accuracy, top_k: share of images whose class is predicted first, or among the first k: by the readout, or where
             there is none by the layer itself; None where neither predicts.
         direct_accuracy: the share that the layer predicts by itself, such as by similarity to label embeddings; None

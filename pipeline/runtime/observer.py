@@ -1,0 +1,29 @@
+"""Who watches a run while it goes on, and may stop it."""
+
+from __future__ import annotations
+
+from pipeline.telemetry.reports import PassReport, Status
+
+
+class Observer:
+    """Watches a run: every method does nothing here, a subclass gives a body to those that it needs.
+
+    All are called in the thread that asked for the run, between two batches or looks at the workers, so what takes long
+    here holds up a serial loop.
+    """
+
+    def pass_finished(self, report: PassReport) -> None:
+        """A stage has finished a pass over a split. Reports of one stage come in order."""
+
+    def progressed(self, statuses: list[Status]) -> None:
+        """Where every stage is, first stage first: after each batch of a serial loop, else some times a second."""
+
+    def interrupted(self) -> bool:
+        """Whether the run should stop now. What it learned until then is kept. Looked at before every batch."""
+        return False
+
+    def notified(self, sentence: str) -> None:
+        """Why nothing happens, where a person should know, such as that devices are waited for."""
+
+    def waits_for(self, what: str) -> None:
+        """What the start of the run waits for now, such as "joining neighbours"."""
