@@ -33,7 +33,8 @@ def check(settings: Settings) -> None:
     """Refuses values that no data set could make right. Raises UserError."""
     train, head, pipe = settings.train, settings.head, settings.pipeline
     settings.method.check()
-    _check_method(settings.method, num_layers(settings))
+    if (count := num_layers(settings)) > 0:  # else the net says what is wrong with it, once it knows the images
+        _check_method(settings.method, count)
     _at_least(1, "--epochs", train.epochs)
     if train.max_steps is not None:
         _at_least(1, "--max-steps", train.max_steps)
