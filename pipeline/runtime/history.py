@@ -96,7 +96,7 @@ class History:
         if best is None:
             raise RunError(
                 "The last layer's validation loss was a number in no epoch, so no weights are worth keeping. "
-                "A lower --lr or a higher --temperature helps most."
+                "A lower `lr` or a higher `temperature` helps most."
             )
         return best
 
