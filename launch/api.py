@@ -42,7 +42,8 @@ def train(
         settings: the flags that `launch PRESET --help-all` lists, with underscores: ``batch_size=64``.
 
     Raises:
-        UserError: a preset, setting or value that does not exist; nothing was started.
+        UserError: a preset, setting or value that does not exist; nothing was started. It names settings as the run's
+            config.json has them, where the argument ``head`` is `head.mode`.
         RunError: the run failed; what was learned is in its folder.
     """
     load_plugins(plugins)

@@ -29,7 +29,7 @@ from pipeline.config.settings import (
 )
 from pipeline.errors import UserError
 from pipeline.methods import METHODS, CffSettings
-from pipeline.nets import NETS, NetConfig, VitSettings
+from pipeline.nets import NETS, VitSettings
 from tests.support_documents import ROOT
 
 _FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
@@ -219,7 +219,7 @@ def test_texts_below_fields_speak_of_settings() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaled(NetConfig):
+class Scaled(VitSettings):
     """A net of a plug-in, with a setting whose flag has another name, and one whose name the readouts have too."""
 
     kind: ClassVar[str] = "scaled"
