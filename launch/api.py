@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.command_line.flags import places_of
 from launch.command_line.parse import RunArguments, shortened, unknown, with_plugins
 from launch.commands.train import Interrupts, run
 from launch.output.console import make_console
@@ -42,7 +42,8 @@ def train(
         settings: the flags that `launch PRESET --help-all` lists, with underscores: ``batch_size=64``.
 
     Raises:
-        UserError: a preset, setting or value that does not exist; nothing was started.
+        UserError: a preset, setting or value that does not exist; nothing was started. It names settings as the run's
+            config.json has them, where the argument ``head`` is `head.mode`.
         RunError: the run failed; what was learned is in its folder.
     """
     load_plugins(plugins)
@@ -67,7 +68,8 @@ def with_settings(settings: Settings, values: dict[str, Any]) -> Settings:
     Raises:
         UserError: a name that is no setting of this net and method, or a value that does not fit it.
     """
-    saved, places = settings_module.to_dict(settings), _places(settings)
+    saved = settings_module.to_dict(settings)
+    places = {flag.replace("-", "_"): place for flag, place in places_of(settings)}
     for name, value in values.items():
         if name not in places:
             raise UserError(unknown(name, places, f"setting of {settings.preset}"))
@@ -77,15 +79,3 @@ def with_settings(settings: Settings, values: dict[str, Any]) -> Settings:
             group = group[one]
         group[field] = str(value) if isinstance(value, Path) else value
     return settings_module.from_dict(saved, source=f"train({settings.preset!r})")
-
-
-def _places(group: Any, *above: str) -> dict[str, tuple[str, ...]]:
-    """Where each setting stands among the saved ones, by the name of its flag."""
-    places: dict[str, tuple[str, ...]] = {}
-    for field in fields(group):
-        held, name = getattr(group, field.name), field.metadata.get("flag", field.name)
-        if is_dataclass(held):
-            places |= _places(held, *above, field.name)
-        elif name is not None:
-            places[name] = (*above, field.name)
-    return places

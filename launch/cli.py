@@ -14,6 +14,7 @@ from rich.console import Console
 
 from launch.command_line.help import HELP
 from launch.command_line.options import take_options
+from launch.command_line.setting_names import as_flags
 from launch.output.console import make_console, say
 from launch.signals import INTERRUPTED, heard_by, interrupt, process_began
 from pipeline.errors import RunError, UserError
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refuse(error: Exception, status: int) -> int:
-    say(make_console(sys.stderr), f"error: {error}")
+    say(make_console(sys.stderr), f"error: {as_flags(str(error))}")
     return status
 
 

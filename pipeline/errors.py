@@ -1,4 +1,10 @@
-"""The errors that a person meets, each with what was given, what is allowed and what to do."""
+"""The errors that a person meets, each with what was given, what is allowed and what to do.
+
+Settings stand in their messages by name, in backquotes: "`batch_size` 1: … Give at least 2." Whoever works in Python
+reads them as they are; the command line puts the flag in a setting's place: "--batch-size 1: …". Flags are its own: no
+text in ``pipeline`` or ``workers`` has one. A name that several groups of settings have, each for something else, is
+given with its group: "`head.mode` none: …".
+"""
 
 from __future__ import annotations
 
@@ -55,7 +61,7 @@ class NonFiniteLossError(RunError):
         parts = [] if stage is None else [f"stage {stage + 1}"]
         parts.append(f"layer {layer + 1}: the {'readout' if readout else ''}{' ' if readout else ''}loss is {loss}")
         where = "" if epoch is None or step is None else f" at epoch {epoch + 1}, step {step + 1}"
-        advice = "--head-lr" if readout else "--lr or a higher --temperature"
+        advice = "`head_lr`" if readout else "`lr` or a higher `temperature`"
         super().__init__(
             f"{', '.join(parts)}{where}. Training stopped; what was good before is kept. A lower {advice} helps most."
         )

@@ -393,9 +393,9 @@ def test_an_empty_batch_stays_empty() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"crop_padding": -1}, "crop padding is -1"),
-        ({"randaugment_ops": -1}, "RandAugment has -1 operations"),
-        ({"randaugment_magnitude": 31}, "magnitude is 31; it must be 0 to 30"),
+        ({"crop_padding": -1}, "`crop_padding` -1: must be 0"),
+        ({"randaugment_ops": -1}, "`randaugment_ops` -1: must be 0"),
+        ({"randaugment_magnitude": 31}, "`randaugment_magnitude` 31: must be 0 to 30"),
         ({"mean": (0.5,)}, "mean has 1 channels and std 3"),
         ({"mean": (), "std": ()}, "mean has 0 channels"),
         ({"mean": (0.5, math.nan, 0.5)}, "must be finite"),

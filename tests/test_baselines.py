@@ -508,9 +508,9 @@ def test_without_a_baseline_settings_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("pipeline", "said"),
     [
-        (PipelineSettings(stages=2), ["--stages 2", "--baseline drtp", "Use --stages 1"]),
-        (PipelineSettings(stages=0, executor="serial"), ["--stages 0", "--baseline drtp"]),
-        (PipelineSettings(executor="threads"), ["--executor threads", "--baseline drtp", "Use --executor serial"]),
+        (PipelineSettings(stages=2), ["`stages` 2", "`baseline` drtp", "Use `stages` 1"]),
+        (PipelineSettings(stages=0, executor="serial"), ["`stages` 0", "`baseline` drtp"]),
+        (PipelineSettings(executor="threads"), ["`executor` threads", "`baseline` drtp", "Use `executor` serial"]),
     ],
 )
 def test_stages_and_threads_are_refused(pipeline: PipelineSettings, said: list[str]) -> None:

@@ -329,25 +329,25 @@ def test_layers_rule_has_its_layers_margin() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "flag", "allowed"),
+    ("bad", "named", "allowed"),
     [
-        ({"temperature": 0.0}, "--temperature 0.0", "above 0"),
-        ({"temperature": -0.15}, "--temperature -0.15", "above 0"),
-        ({"temperature": math.nan}, "--temperature nan", "above 0"),
-        ({"margin_first": -0.1}, "--margin-first -0.1", "between 0 and 2"),
-        ({"margin_first": math.nan}, "--margin-first nan", "between 0 and 2"),
-        ({"margin_last": 2.5}, "--margin-last 2.5", "between 0 and 2"),
-        ({"margin_exponent": 0.0}, "--margin-exponent 0.0", "above 0"),
-        ({"margin_exponent": -1.0}, "--margin-exponent -1.0", "above 0"),
-        ({"margin_schedule": "exponential", "margin_last": 0.0}, "--margin-schedule exponential", "above 0"),
+        ({"temperature": 0.0}, "`temperature` 0.0", "above 0"),
+        ({"temperature": -0.15}, "`temperature` -0.15", "above 0"),
+        ({"temperature": math.nan}, "`temperature` nan", "above 0"),
+        ({"margin_first": -0.1}, "`margin_first` -0.1", "between 0 and 2"),
+        ({"margin_first": math.nan}, "`margin_first` nan", "between 0 and 2"),
+        ({"margin_last": 2.5}, "`margin_last` 2.5", "between 0 and 2"),
+        ({"margin_exponent": 0.0}, "`margin_exponent` 0.0", "above 0"),
+        ({"margin_exponent": -1.0}, "`margin_exponent` -1.0", "above 0"),
+        ({"margin_schedule": "exponential", "margin_last": 0.0}, "`margin_schedule` exponential", "above 0"),
     ],
 )
-def test_bad_setting_is_refused_naming_its_flag_and_what_is_allowed(
-    bad: dict[str, float | str], flag: str, allowed: str
+def test_bad_setting_is_refused_by_name_with_what_is_allowed(
+    bad: dict[str, float | str], named: str, allowed: str
 ) -> None:
     with pytest.raises(UserError) as refusal:
         CffSettings(**bad).check()  # type: ignore[arg-type]
-    assert flag in str(refusal.value)
+    assert named in str(refusal.value)
     assert allowed in str(refusal.value)
 
 

@@ -665,17 +665,17 @@ def test_layers_own_embeddings_take_the_dictionarys_place() -> None:
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({"temperature": 0.0}, "--temperature 0.0"),
-        ({"temperature": math.nan}, "--temperature nan"),
-        ({"batch_weight": -1.0}, "--batch-weight -1.0"),
-        ({"dictionary_weight": math.inf}, "--dictionary-weight inf"),
-        ({"feature_weight": math.nan}, "--feature-weight nan"),
-        ({"embedding_noise": -0.1}, "--embedding-noise -0.1"),
+        ({"temperature": 0.0}, "`temperature` 0.0"),
+        ({"temperature": math.nan}, "`temperature` nan"),
+        ({"batch_weight": -1.0}, "`batch_weight` -1.0"),
+        ({"dictionary_weight": math.inf}, "`dictionary_weight` inf"),
+        ({"feature_weight": math.nan}, "`feature_weight` nan"),
+        ({"embedding_noise": -0.1}, "`embedding_noise` -0.1"),
         ({"batch_weight": 0.0, "feature_weight": 0.0}, "all 0"),
-        ({"embedding": EmbeddingSettings(embedding_lag=-1)}, "--embedding-lag -1"),
+        ({"embedding": EmbeddingSettings(embedding_lag=-1)}, "`embedding_lag` -1"),
     ],
 )
-def test_bad_setting_is_refused_naming_its_flag(bad: dict[str, Any], said: str) -> None:
+def test_bad_setting_is_refused_by_name(bad: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         CflSettings(**bad).check()
 

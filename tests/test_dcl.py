@@ -206,11 +206,11 @@ def test_layers_predict_by_themselves_and_share_a_dictionary(method: CflSettings
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (DclSettings(temperature=0.0), "--temperature 0.0"),
-        (DclSettings(embedding=EmbeddingSettings(embedding_lr=0.0)), "--embedding-lr 0.0"),
+        (DclSettings(temperature=0.0), "`temperature` 0.0"),
+        (DclSettings(embedding=EmbeddingSettings(embedding_lr=0.0)), "`embedding_lr` 0.0"),
     ],
 )
-def test_bad_setting_is_refused_naming_its_flag(bad: DclSettings, said: str) -> None:
+def test_bad_setting_is_refused_by_name(bad: DclSettings, said: str) -> None:
     with pytest.raises(UserError, match=said):
         bad.check()
 

@@ -97,7 +97,7 @@ def test_width_that_was_asked_for_stays() -> None:
 def test_embeddings_shorter_than_a_layers_features_are_refused_naming_the_layer_and_what_would_do() -> None:
     with pytest.raises(UserError) as refusal:
         EmbeddingSettings(embedding_width=100).resolve([64, 128, 256])
-    for part in ("--embedding-width 100", "layer 2", "length 128", "at least 256"):
+    for part in ("`embedding_width` 100", "layer 2", "length 128", "at least 256"):
         assert part in str(refusal.value)
 
 
@@ -110,14 +110,14 @@ def test_embeddings_that_each_layer_has_for_itself_need_no_width() -> None:
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({"embedding_width": 0}, "--embedding-width 0: must be at least 1"),
-        ({"embedding_lag": -1}, "--embedding-lag -1: must be at least 0"),
-        ({"embedding_lr": 0.0}, "--embedding-lr 0.0: must be above 0"),
-        ({"embedding_lr": math.nan}, "--embedding-lr nan: must be above 0"),
-        ({"embedding_lr": math.inf}, "--embedding-lr inf: must be above 0"),
+        ({"embedding_width": 0}, "`embedding_width` 0: must be at least 1"),
+        ({"embedding_lag": -1}, "`embedding_lag` -1: must be at least 0"),
+        ({"embedding_lr": 0.0}, "`embedding_lr` 0.0: must be above 0"),
+        ({"embedding_lr": math.nan}, "`embedding_lr` nan: must be above 0"),
+        ({"embedding_lr": math.inf}, "`embedding_lr` inf: must be above 0"),
     ],
 )
-def test_bad_setting_is_refused_naming_its_flag(bad: dict[str, Any], said: str) -> None:
+def test_bad_setting_is_refused_by_name(bad: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         EmbeddingSettings(**bad).check()
 
@@ -556,7 +556,7 @@ def test_gradient_that_comes_again_after_its_step_is_refused_by_name() -> None:
 def test_gradient_of_a_layer_that_does_not_contribute_is_refused(mode: Mode, layer: int) -> None:
     said = refused(Plan(mode=mode).build(), layer, 0)
     assert f"layer {layer + 1}, step 1" in said
-    assert f"--embedding-mode {mode}" in said
+    assert f"`embedding_mode` {mode}" in said
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
@@ -588,7 +588,7 @@ def test_gradient_that_is_no_number_is_refused_naming_layer_and_step(bad: float)
     values[1, 3] = bad
     said = refused(dictionary, 2, 1, values)
     assert "layer 3, step 2" in said
-    assert "--embedding-lr" in said
+    assert "`embedding_lr`" in said
 
 
 def test_version_that_is_no_number_is_refused_by_its_number() -> None:

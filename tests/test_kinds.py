@@ -191,8 +191,8 @@ def test_whole_run_survives_saving_with_any_net_and_method(net: type[NetConfig],
 def refused(values: dict[str, Any]) -> str:
     """What the refusal says."""
     with pytest.raises(UserError) as refusal:
-        all_settings.from_dict(values, source="--config there")
-    assert str(refusal.value).startswith("--config there: ")
+        all_settings.from_dict(values, source="config.json")
+    assert str(refusal.value).startswith("config.json: ")
     return str(refusal.value)
 
 

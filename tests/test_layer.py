@@ -281,7 +281,7 @@ def test_loss_that_is_not_finite_leaves_weights_and_optimizers_unchanged(bad: fl
 
 def test_non_finite_loss_error_says_where_and_what_to_do() -> None:
     error = NonFiniteLossError(3, float("inf"), stage=1, epoch=4, step=9)
-    for part in ("stage 2", "layer 4", "inf", "epoch 5", "step 10", "--lr", "--temperature"):
+    for part in ("stage 2", "layer 4", "inf", "epoch 5", "step 10", "`lr`", "`temperature`"):
         assert part in str(error)
 
 

@@ -468,7 +468,7 @@ def test_epoch_whose_loss_is_no_number_is_never_the_best(keep: Keep, best: int) 
 def test_where_no_loss_was_a_number_there_is_no_best_epoch(keep: Keep) -> None:
     history = validated([math.nan, math.inf], [0.5, 0.5], keep=keep)
     assert history.best_epoch is None
-    with pytest.raises(RunError, match="--lr"):
+    with pytest.raises(RunError, match="`lr`"):
         history.require_best_epoch(Phase(range(history.num_layers), range(9)))
 
 

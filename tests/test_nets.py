@@ -171,17 +171,17 @@ def test_vit_128_4_5_has_the_parameters_counted_by_hand(pooling: str, extra: int
 @pytest.mark.parametrize(
     ("net", "said"),
     [
-        (VitSettings(dim=10, heads=4), ["--dim 10", "--heads 4", "1, 2, 5, 10"]),
-        (VitSettings(dim=4, heads=8), ["--dim 4", "--heads 8", "1, 2, 4"]),
-        (VitSettings(patch=5), ["--patch 5", "32×32", "1, 2, 4, 8, 16, 32"]),
-        (VitSettings(patch=0), ["--patch 0", "1, 2, 4, 8, 16, 32"]),
-        (VitSettings(patch=64), ["--patch 64", "1, 2, 4, 8, 16, 32"]),
-        (VitSettings(dim=0), ["--dim 0", "at least 1"]),
-        (VitSettings(heads=0), ["--heads 0", "at least 1"]),
-        (VitSettings(heads=-1), ["--heads -1", "at least 1"]),
-        (VitSettings(depth=0), ["--depth 0", "at least 1"]),
-        (MlpSettings(width=0), ["--width 0", "at least 1"]),
-        (MlpSettings(depth=0), ["--depth 0", "at least 1"]),
+        (VitSettings(dim=10, heads=4), ["`dim` 10", "`heads` 4", "1, 2, 5, 10"]),
+        (VitSettings(dim=4, heads=8), ["`dim` 4", "`heads` 8", "1, 2, 4"]),
+        (VitSettings(patch=5), ["`patch` 5", "32×32", "1, 2, 4, 8, 16, 32"]),
+        (VitSettings(patch=0), ["`patch` 0", "1, 2, 4, 8, 16, 32"]),
+        (VitSettings(patch=64), ["`patch` 64", "1, 2, 4, 8, 16, 32"]),
+        (VitSettings(dim=0), ["`dim` 0", "at least 1"]),
+        (VitSettings(heads=0), ["`heads` 0", "at least 1"]),
+        (VitSettings(heads=-1), ["`heads` -1", "at least 1"]),
+        (VitSettings(depth=0), ["`depth` 0", "at least 1"]),
+        (MlpSettings(width=0), ["`width` 0", "at least 1"]),
+        (MlpSettings(depth=0), ["`depth` 0", "at least 1"]),
     ],
 )
 def test_net_that_cannot_be_is_refused_with_what_could(net: NetConfig, said: list[str]) -> None:

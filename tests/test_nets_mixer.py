@@ -156,11 +156,11 @@ def test_mixer_describes_itself() -> None:
 @pytest.mark.parametrize(
     ("net", "said"),
     [
-        (MixerSettings(dim=0), ["--dim 0", "at least 1"]),
-        (MixerSettings(depth=0), ["--depth 0", "at least 1"]),
-        (MixerSettings(token_hidden=0), ["--token-hidden 0", "at least 1"]),
-        (MixerSettings(channel_hidden=-1), ["--channel-hidden -1", "at least 1"]),
-        (MixerSettings(patch=5), ["--patch 5", "32×32", "1, 2, 4, 8, 16, 32"]),
+        (MixerSettings(dim=0), ["`dim` 0", "at least 1"]),
+        (MixerSettings(depth=0), ["`depth` 0", "at least 1"]),
+        (MixerSettings(token_hidden=0), ["`token_hidden` 0", "at least 1"]),
+        (MixerSettings(channel_hidden=-1), ["`channel_hidden` -1", "at least 1"]),
+        (MixerSettings(patch=5), ["`patch` 5", "32×32", "1, 2, 4, 8, 16, 32"]),
     ],
 )
 def test_net_that_cannot_be_is_refused_with_what_could(net: MixerSettings, said: list[str]) -> None:

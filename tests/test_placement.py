@@ -60,10 +60,10 @@ def test_two_stages_get_the_transport_that_fits_their_devices(
 
 
 def test_nccl_between_stages_that_share_a_gpu_is_refused_naming_gloo(small_settings: Settings) -> None:
-    with pytest.raises(UserError, match=r"--transport nccl: 2 stages share 1 GPU, .* Use --transport gloo, or .* 1\."):
+    with pytest.raises(UserError, match=r"`transport` nccl: 2 stages share 1 GPU, .* Use `transport` gloo, or .* 1\."):
         placed(small_settings, "nccl", Devices("cuda", 1))
 
 
 def test_shared_memory_between_gpus_is_refused(small_settings: Settings) -> None:
-    with pytest.raises(UserError, match="--transport shm works between CPUs only"):
+    with pytest.raises(UserError, match="`transport` shm works between CPUs only"):
         placed(small_settings, "shm", Devices("cuda", 2))

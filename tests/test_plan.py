@@ -63,7 +63,7 @@ def test_a_layer_on_the_wrong_side_of_a_boundary_is_found_by_simulation() -> Non
     """2 | 4 s: with layer 3 in the first stage it is 3 | 3."""
     plan = planner([1, 1, 1, 3])
     best = plan.changes(partition(4, 2), TWO)[0]
-    assert best.what == "layer 3 to stage 1 (--partition 3 1)"
+    assert best.what == "layer 3 to stage 1 (`partition` 3 1)"
     assert best.gain == pytest.approx(1 / 3, rel=1e-3)
     assert plan.balanced(2) == sized([3, 1])
     said = verdict(plan.predict(partition(4, 2), TWO), plan.changes(partition(4, 2), TWO))
@@ -82,7 +82,7 @@ def test_a_slow_feeder_asks_for_another() -> None:
     plan = planner([1, 1, 1, 1], feed_seconds=3.0)
     assert plan.predict(partition(4, 2), Site(devices=4)).limit == Limit("feeder")
     best = plan.changes(partition(4, 2), Site(devices=4))[0]
-    assert best.what == "--feeders 2"
+    assert best.what == "`feeders` 2"
     assert best.gain == pytest.approx(1 / 2, rel=1e-3)
 
 
@@ -92,13 +92,13 @@ def test_a_slow_link_asks_for_fewer_bytes() -> None:
     assert prediction.limit == Limit("link", 0)
     assert prediction.images_per_second == pytest.approx(6 / 4, rel=1e-3)
     best = plan.changes(partition(2, 2), slow)[0]
-    assert best.what == "--transfer-dtype bf16"
+    assert best.what == "`transfer_dtype` bf16"
     assert best.gain == pytest.approx(1, rel=1e-3)
 
 
 def test_steps_that_vary_ask_for_a_deeper_queue() -> None:
     plan = planner([1, 1, 1, 1], jitter=0.3)
-    assert "--queue-depth 4" in [change.what for change in plan.changes(partition(4, 4), Site(devices=8))]
+    assert "`queue_depth` 4" in [change.what for change in plan.changes(partition(4, 4), Site(devices=8))]
 
 
 def test_exact_label_embeddings_ask_for_lag() -> None:
@@ -107,7 +107,7 @@ def test_exact_label_embeddings_ask_for_lag() -> None:
     plan = planner([1, 1, 1], method=exact)
     assert plan.predict(partition(3, 3), Site(devices=3)).limit == Limit("dictionary")
     best = plan.changes(partition(3, 3), Site(devices=3))[0]
-    assert best.what == "--embedding-sync lagged --embedding-lag 1"
+    assert best.what == "`embedding_sync` lagged `embedding_lag` 1"
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def test_more_stages_than_devices_share_them() -> None:
 
 def test_every_single_move_of_a_layer() -> None:
     assert moves(sized([1, 2, 2])) == [
-        ("layer 2 to stage 1 (--partition 2 1 2)", sized([2, 1, 2])),
-        ("layer 4 to stage 2 (--partition 1 3 1)", sized([1, 3, 1])),
-        ("layer 3 to stage 3 (--partition 1 1 3)", sized([1, 1, 3])),
+        ("layer 2 to stage 1 (`partition` 2 1 2)", sized([2, 1, 2])),
+        ("layer 4 to stage 2 (`partition` 1 3 1)", sized([1, 3, 1])),
+        ("layer 3 to stage 3 (`partition` 1 1 3)", sized([1, 1, 3])),
     ]
     assert moves(sized([3])) == []
     assert (shown(sized([2, 1, 2])), listed(sized([2, 1, 2]))) == ("1-2 | 3 | 4-5", "2 1 2")

@@ -49,11 +49,11 @@ def test_stages_are_contiguous_and_as_even_as_can_be(layers_and_stages: tuple[in
 
 @pytest.mark.parametrize(
     ("num_stages", "advice"),
-    [(0, "Give 1 to 5"), (-1, "Give 1 to 5"), (6, "at most --stages 5"), (100, "at most --stages 5")],
+    [(0, "Give 1 to 5"), (-1, "Give 1 to 5"), (6, "at most `stages` 5"), (100, "at most `stages` 5")],
 )
 def test_impossible_number_of_stages_is_refused_with_what_is_possible(num_stages: int, advice: str) -> None:
     """Symptom: none at all were answered by "at most"."""
-    with pytest.raises(UserError, match=rf"--stages {num_stages}: .*5 layers.*{advice}"):
+    with pytest.raises(UserError, match=rf"`stages` {num_stages}: .*5 layers.*{advice}"):
         partition(5, num_stages)
 
 
@@ -170,5 +170,5 @@ def test_equal_layers_are_balanced_by_the_even_partition() -> None:
 
 
 def test_more_balanced_stages_than_layers_are_refused() -> None:
-    with pytest.raises(UserError, match=r"--stages 3: .*2 layers"):
+    with pytest.raises(UserError, match=r"`stages` 3: .*2 layers"):
         balanced([1.0, 2.0], 3)

@@ -186,7 +186,7 @@ def test_auto_takes_gloo_where_no_memory_is_shared(elsewhere: Callable[[int], No
 def test_shm_where_no_memory_is_shared_is_refused_by_both_ends() -> None:
     with Pair(send_one, receive_one, transport="shm", prepare=no_processes_seen) as pair:
         for rank in (0, 1):
-            with pytest.raises(AssertionError, match=r"ResourcesError: stage 1 → stage 2: --transport shm needs"):
+            with pytest.raises(AssertionError, match=r"ResourcesError: stage 1 → stage 2: `transport` shm needs"):
                 pair.result(rank)
 
 

@@ -168,7 +168,7 @@ def _cluster_devices(settings: PipelineSettings) -> Devices:
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))
     if settings.device == "cuda" and not gpus:
-        raise ResourcesError("--device cuda: the Ray cluster has no GPU. Use --device cpu, or add a GPU node.")
+        raise ResourcesError("`device` cuda: the Ray cluster has no GPU. Use `device` cpu, or add a GPU node.")
     if settings.device == "cuda" or (settings.device == "auto" and gpus):
         return Devices("cuda", gpus)
     return Devices("cpu", max(1, int(there.get("CPU", 1)) // settings.threads))
@@ -189,5 +189,5 @@ def _reach(address: str) -> None:
 def _unreachable(address: str, reason: str) -> str:
     return (
         f"The Ray cluster at {address} cannot be reached: {reason}. Start one with `ray start --head`, correct "
-        "--ray-address or RAY_ADDRESS, or leave both out to run on this machine alone."
+        "`ray_address` or RAY_ADDRESS, or leave both out to run on this machine alone."
     )

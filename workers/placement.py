@@ -59,5 +59,5 @@ def missing(bundles: list[dict[str, float]], waited: float) -> str:
     have = ", ".join(f"{there.get(kind, 0):g} {kind} ({free.get(kind, 0):g} free)" for kind in bundles[0])
     return (
         f"{described(bundles)}; after {waited:g} s the cluster has {have}. "
-        "Give fewer --stages, free some, add nodes, or wait longer with --resource-timeout."
+        "Give fewer `stages`, free some, add nodes, or wait longer with `resource_timeout`."
     )

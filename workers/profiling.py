@@ -33,7 +33,7 @@ def profile_cluster(spec: RunSpec, devices: Devices) -> Profile:
             ray.cancel(one, force=True)
         raise ResourcesError(
             f"the cluster's devices did not time the layers within {pipe.resource_timeout + _TIMING:g} s. Free some, "
-            "or give the layers of each stage, such as --partition 2 2."
+            "or give the layers of each stage, such as `partition` 2 2."
         ) from error
     except RayError as error:
         raise own_error(error) or RunError(

@@ -14,6 +14,7 @@ from rich.console import Console
 from launch.bench.backprop.entry import backprop_runners
 from launch.bench.ours import ROWS, PipelineRunner, Source, spec_of, turns_of
 from launch.bench.protocol import CannotRunError, Round, Runner
+from launch.command_line.setting_names import as_flags
 from pipeline.config.devices import Devices
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
@@ -202,7 +203,7 @@ def _attempt(entry: Entry, work: Callable[[], None], say: Callable[[str], None])
         return True
     except Exception as error:  # noqa: BLE001 (whatever a row fails with, the others can still run)
         said = str(error) if isinstance(error, CannotRunError) else f"{type(error).__name__}: {error}"
-        entry.trouble = said + _advice(entry, said)
+        entry.trouble = as_flags(said) + _advice(entry, said)
         say(f"{label(entry)}: {entry.trouble}")
         entry.runner.close()
         return False

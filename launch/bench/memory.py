@@ -22,6 +22,7 @@ from launch.bench.arguments import output_folder
 from launch.bench.backprop.planning import backprop_spec
 from launch.bench.child import Answer, Child
 from launch.command_line.parse import parse
+from launch.command_line.setting_names import as_flags
 from launch.output.console import say
 from launch.output.run_folder import command_line
 from launch.output.summary import machine
@@ -147,7 +148,7 @@ def measure(spec: RunSpec, what: What) -> Peak:
     except RunError as error:
         batch = spec.settings.train.batch_size
         advice = f"The batch was {batch} images. If memory ran out, a smaller --batch-size or --precision bf16 helps."
-        return Peak(depth=depth, what=what, bytes=None, trouble=f"{error}. {advice}")
+        return Peak(depth=depth, what=what, bytes=None, trouble=f"{as_flags(str(error))}. {advice}")
 
 
 def inputs_of_second_stage(spec: RunSpec) -> Shapes:

@@ -18,6 +18,7 @@ from launch.bench.arguments import output_folder
 from launch.bench.protocol import CannotRunError
 from launch.bench.transport_ways import Processes, Turn, alone, channel, raw_socket
 from launch.command_line.parse import most_steps, parse
+from launch.command_line.setting_names import as_flags
 from launch.output.console import say
 from launch.output.run_folder import command_line
 from launch.output.summary import machine
@@ -189,7 +190,7 @@ def _open(stack: ExitStack, sizes: Sequence[int]) -> tuple[dict[str, Processes],
         try:
             ways[name] = stack.enter_context(channel(name, sizes, depth=depth))
         except CannotRunError as error:
-            absent[name] = str(error)
+            absent[name] = as_flags(str(error))
     return ways, absent
 
 

@@ -64,19 +64,18 @@ def flags_of(settings: Any, group: str = "") -> Iterator[Flag]:
     nested = []
     for field in dataclasses.fields(kind):
         hint, value = hints[field.name], _default(settings, field)
-        marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
         if field.metadata.get("flag", "") is None:
             continue
         if dataclasses.is_dataclass(value):
             nested.append(value)
             continue
-        conf = next((mark for mark in marks if hasattr(mark, "metavar")), None)
-        name = field.metadata.get("flag") or (conf and conf.name) or field.name
+        marks = _marks(hint)
+        name = _name(field, marks)
         positional = tyro.conf.Positional in marks
-        values = field.metadata.get("metavar") or (conf and conf.metavar) or _values(hint) or ""
+        values = field.metadata.get("metavar") or _conf(marks, "metavar") or _values(hint) or ""
         text = texts.get(field.name, "")
         yield Flag(
-            name=name.replace("_", "-"),
+            name=name,
             values=values if values or not positional else name.upper(),
             default=None if "Default:" in text else _typed(value),
             text=text,
@@ -86,6 +85,44 @@ def flags_of(settings: Any, group: str = "") -> Iterator[Flag]:
         )
     for value in nested:
         yield from flags_of(value, group=_heading(type(value)))
+
+
+def places_of(settings: Any, *above: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The flags of a dataclass, as in ``flags_of``, each with where its value stands.
+
+    Yields a flag's name, without dashes, and the names of the fields that lead to its value: ("batch-size", ("train",
+    "batch_size")). Positional arguments, which have no name on a command line, are left out.
+
+    Args:
+        above: fields that lead to ``settings`` itself.
+    """
+    kind = settings if isinstance(settings, type) else type(settings)
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        value, marks = _default(settings, field), _marks(hints[field.name])
+        if field.metadata.get("flag", "") is None or tyro.conf.Positional in marks:
+            continue
+        if dataclasses.is_dataclass(value):
+            yield from places_of(value, *above, field.name)
+        else:
+            yield _name(field, marks), (*above, field.name)
+
+
+def _marks(hint: Any) -> tuple[Any, ...]:
+    """What a type is annotated with."""
+    return get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+
+
+def _conf(marks: tuple[Any, ...], what: Literal["name", "metavar"]) -> str | None:
+    """What tyro's own mark says of a flag's looks, if there is one."""
+    said: str | None = next((getattr(mark, what) for mark in marks if hasattr(mark, "metavar")), None)
+    return said
+
+
+def _name(field: dataclasses.Field[Any], marks: tuple[Any, ...]) -> str:
+    """A flag's name, without dashes in front."""
+    name: str = field.metadata.get("flag") or _conf(marks, "name") or field.name
+    return name.replace("_", "-")
 
 
 def _default(settings: Any, field: dataclasses.Field[Any]) -> Any:

@@ -16,6 +16,7 @@ import tyro
 from launch.command_line.flags import Flag, field_texts, flags_of
 from launch.command_line.help import EXIT_STATUSES, HELP, HELP_ALL, Page, print_page
 from launch.command_line.options import take_options
+from launch.command_line.setting_names import as_flags
 from launch.output.console import make_console
 from launch.presets import PRESETS, Preset, load_plugins
 from pipeline.config import settings as settings_module
@@ -51,7 +52,7 @@ def _settings(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.Struc
                 name=one.name,
                 type=Annotated[hints[one.name], *looks] if one.metadata else hints[one.name],  # type: ignore[arg-type]
                 default=getattr(given, one.name),
-                helptext=field_texts(info.type).get(one.name),
+                helptext=as_flags(field_texts(info.type).get(one.name, "")),
             )
         )
     return tyro.constructors.StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
@@ -108,7 +109,8 @@ def parse(
         more: flags that were taken off the arguments before.
     """
     if any(argument in (*HELP, HELP_ALL) for argument in arguments):
-        flags = [*flags_of(kind if default is None else default), *more]
+        known = flags_of(kind if default is None else default)
+        flags = [*(replace(flag, text=as_flags(flag.text)) for flag in known), *more]
         positional = " ".join(flag.values for flag in flags if flag.positional)
         page = Page(
             usage=[" ".join(part for part in (command, positional, "[flags]") if part)],

@@ -10,6 +10,7 @@ from types import FrameType
 from rich.console import Console
 
 from launch.command_line.parse import RunArguments
+from launch.command_line.setting_names import as_flags
 from launch.output.announce import announce, dry_run
 from launch.output.console import counted, make_console, say, warn
 from launch.output.data_lines import left_out, warnings
@@ -123,7 +124,7 @@ def _open(settings: Settings, console: Console) -> tuple[Settings, Dataset]:
         warn(sentence)
     asked, settings = patch_of(settings.net), build.resolve(settings, dataset)
     if asked is not None and (problem := patch_warning(asked, settings.net, dataset.index.shape)):
-        warn(problem)
+        warn(as_flags(problem))
     return settings, dataset
 
 
@@ -158,7 +159,7 @@ class _Output(Observer):
         return self._interrupts.asked.is_set()
 
     def notified(self, sentence: str) -> None:
-        self._display.say(sentence)
+        self._display.say(as_flags(sentence))
 
     def waits_for(self, what: str) -> None:
         self._display.wait_for(what)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from launch.balance import take_profile
 from launch.command_line.parse import FIRST, parse, preset_and_default, shortened, unknown
+from launch.command_line.setting_names import as_flags
 from launch.output.console import counted, say
 from launch.output.progress import ProgressLine
 from launch.plan.measure import Measurement, measure
@@ -205,7 +206,7 @@ def _write(folder: Path, made: Plan, measured: list[Measurement], console: Conso
         },
         "predictions": [_prediction(row) for row in made.rows],
         "launched": _prediction(made.launched),
-        "changes": [{"what": change.what, "gain": change.gain} for change in made.changes],
+        "changes": [{"what": as_flags(change.what), "gain": change.gain} for change in made.changes],
         "measured": [
             {
                 **_prediction(one.prediction),

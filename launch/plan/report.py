@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from launch.command_line.setting_names import as_flags
 from launch.output.console import say
 from launch.output.tables import print_table
 from launch.plan.measure import Measurement
@@ -85,7 +86,7 @@ def verdict(launched: Prediction, changes: Sequence[Change]) -> str:
         return said + "no other partition, feeder, queue depth or transfer dtype would give 1 % more."
     best, *others = changes
     also = f" (next: {others[0].what}, +{others[0].gain:.0%})" if others else ""
-    return f"{said}{best.what} would give +{best.gain:.0%}{also}."
+    return as_flags(f"{said}{best.what} would give +{best.gain:.0%}{also}.")
 
 
 def print_measurements(console: Console, measured: Sequence[Measurement]) -> None:

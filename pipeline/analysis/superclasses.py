@@ -94,7 +94,7 @@ def require_embeddings(method: MethodConfig) -> None:
     """Raises UserError where a method has no label embeddings to predict super-classes from."""
     if method.dictionary() is None:
         raise UserError(
-            f"--superclasses: this run has no label embeddings ({method.kind} learns none), and super-classes are "
+            f"`superclasses`: this run has no label embeddings ({method.kind} learns none), and super-classes are "
             "predicted from them. Give a run of a method that has a dictionary, such as cfl or dcl."
         )
 

@@ -45,9 +45,9 @@ def open_data(settings: Settings, *, progress: Progress | None = None) -> Datase
     dataset = open_folder(settings, folder)
     if dataset.num_batches("train", settings.train.batch_size) == 0:
         raise UserError(
-            f"--batch-size {settings.train.batch_size}: {data.data} has {dataset.count('train')} training images "
+            f"`batch_size` {settings.train.batch_size}: {data.data} has {dataset.count('train')} training images "
             f"({dataset.count('validate')} more validate), fewer than one batch. "
-            f"Give at most --batch-size {dataset.count('train')}."
+            f"Give at most `batch_size` {dataset.count('train')}."
         )
     return dataset
 
@@ -78,20 +78,20 @@ def settle_baseline(settings: Settings) -> Settings:
     method = BaselineSettings(feedback=settings.baseline) if settings.baseline is not None else settings.method
     if not isinstance(method, BaselineSettings):
         return settings
-    pipe, name = settings.pipeline, f"--baseline {method.feedback}"
+    pipe, name = settings.pipeline, f"`baseline` {method.feedback}"
     if pipe.stages not in ("auto", 1):
         raise UserError(
-            f"--stages {pipe.stages} with {name}: the error of the whole net's output teaches every layer, so the net "
-            "is one piece. Use --stages 1."
+            f"`stages` {pipe.stages} with {name}: the error of the whole net's output teaches every layer, so the net "
+            "is one piece. Use `stages` 1."
         )
     if isinstance(pipe.partition, tuple) and len(pipe.partition) > 1:
         raise UserError(
-            f"--partition {listed(pipe.partition)} with {name}: the net is one piece to it. Leave --partition out."
+            f"`partition` {listed(pipe.partition)} with {name}: the net is one piece to it. Leave `partition` out."
         )
     if pipe.executor == "threads":
         raise UserError(
-            f"--executor threads with {name}: the error of the whole net's output teaches every layer, so the net is "
-            "one piece and there is nothing to run beside it. Use --executor serial."
+            f"`executor` threads with {name}: the error of the whole net's output teaches every layer, so the net is "
+            "one piece and there is nothing to run beside it. Use `executor` serial."
         )
     return replace(
         settings,
@@ -115,7 +115,7 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
     batches = dataset.num_batches("train", settings.train.batch_size)
     if settings.pipeline.feeders > batches:
         raise UserError(
-            f"--feeders {settings.pipeline.feeders}: an epoch has {batches} batches. Give at most --feeders {batches}."
+            f"`feeders` {settings.pipeline.feeders}: an epoch has {batches} batches. Give at most `feeders` {batches}."
         )
     if len(index.classes) < 2:
         raise UserError(f"{settings.data.data} has one class, {index.classes[0]!r}. Contrast needs at least two.")
@@ -195,7 +195,7 @@ def build_run(settings: Settings, devices: Devices, *, dataset: Dataset | None =
         device=kind,
     )
     if spec.compiles == "graphs" and kind != "cuda":
-        raise UserError("--compile graphs: CUDA graphs are a GPU's. Use --compile on.")
+        raise UserError("`compile` graphs: CUDA graphs are a GPU's. Use `compile` on.")
     if spec.compiles is not None:
         check_compiler(kind)
     return spec
@@ -205,15 +205,15 @@ def _transport(pipe: PipelineSettings, devices: Devices, stages: int) -> Transpo
     """How activations travel. "auto" stays between CPUs: neighbours find out whether they share a machine."""
     if devices.kind == "cpu":
         if pipe.transport == "nccl":
-            raise UserError("--transport nccl works between GPUs only. Use --transport auto, shm or gloo on CPUs.")
+            raise UserError("`transport` nccl works between GPUs only. Use `transport` auto, shm or gloo on CPUs.")
         return pipe.transport
     if pipe.transport == "shm":
-        raise UserError("--transport shm works between CPUs only. Use --transport auto, nccl or gloo on GPUs.")
+        raise UserError("`transport` shm works between CPUs only. Use `transport` auto, nccl or gloo on GPUs.")
     shared = stages > devices.count
     if pipe.transport == "nccl" and shared:
         raise UserError(
-            f"--transport nccl: {stages} stages share {devices.count} GPU{'s' if devices.count > 1 else ''}, and two "
-            f"ranks of NCCL cannot. Use --transport gloo, or at most --stages {devices.count}."
+            f"`transport` nccl: {stages} stages share {devices.count} GPU{'s' if devices.count > 1 else ''}, and two "
+            f"ranks of NCCL cannot. Use `transport` gloo, or at most `stages` {devices.count}."
         )
     if pipe.transport == "auto":
         return "gloo" if shared or pipe.executor != "ray" else "nccl"

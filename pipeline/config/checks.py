@@ -15,11 +15,11 @@ from pipeline.methods import MethodConfig
 def check_data(settings: Settings) -> None:
     """Refuses at once data that are not there, before anything is opened or started. Raises UserError."""
     data = settings.data
-    _at_least(0, "--memory-budget", data.memory_budget)
-    _at_least(1, "--shuffle-window", data.shuffle_window)
+    _at_least(0, "`memory_budget`", data.memory_budget)
+    _at_least(1, "`shuffle_window`", data.shuffle_window)
     if data.validation != "test" and not 0 < data.validation < 1:
         raise UserError(
-            f"--validation {data.validation}: must lie between 0 and 1, both excluded, or be test. "
+            f"`validation` {data.validation}: must lie between 0 and 1, both excluded, or be test. "
             "The weights of the best validation loss are the ones kept."
         )
     prepare.check(data.data, data_dir=data_dir(settings), image_size=data.image_size)
@@ -35,40 +35,42 @@ def check(settings: Settings) -> None:
     settings.method.check()
     if (count := num_layers(settings)) > 0:  # else the net says what is wrong with it, once it knows the images
         _check_method(settings.method, count)
-    _at_least(1, "--epochs", train.epochs)
+    _at_least(1, "`epochs`", train.epochs)
     if train.max_steps is not None:
-        _at_least(1, "--max-steps", train.max_steps)
+        _at_least(1, "`max_steps`", train.max_steps)
     if train.batch_size < 2:
         raise UserError(
-            f"--batch-size {train.batch_size}: a contrastive loss compares images with each other. Give at least 2."
+            f"`batch_size` {train.batch_size}: a contrastive loss compares images with each other. Give at least 2."
         )
     if not 0 < train.lr < math.inf:
-        raise UserError(f"--lr {train.lr}: must be above 0.")
-    _at_least(0, "--weight-decay", train.weight_decay)
+        raise UserError(f"`lr` {train.lr}: must be above 0.")
+    _at_least(0, "`weight_decay`", train.weight_decay)
     if list(train.milestones) != sorted(set(train.milestones)) or any(m < 1 for m in train.milestones):
         given = " ".join(str(m) for m in train.milestones)
-        raise UserError(f"--milestones {given}: epochs of at least 1, each above the one before.")
+        raise UserError(f"`milestones` {given}: epochs of at least 1, each above the one before.")
     if not 0 < train.lr_decay <= 1:
-        raise UserError(f"--lr-decay {train.lr_decay}: must be above 0 and at most 1.")
+        raise UserError(f"`lr_decay` {train.lr_decay}: must be above 0 and at most 1.")
     predicts = settings.method.predicts()
     if head.mode == "none" and not predicts:
         raise UserError(
-            f"--head none: layers trained by {settings.method.kind} do not predict by themselves. "
-            "Use --head after or --head online."
+            f"`head.mode` none: layers trained by {settings.method.kind} do not predict by themselves. "
+            "Use `head.mode` after or `head.mode` online."
         )
     if train.keep == "accuracy" and head.mode != "online" and not predicts:
-        raise UserError("--keep accuracy needs a prediction while the layers learn. Use --head online, or --keep loss.")
+        raise UserError(
+            "`keep` accuracy needs a prediction while the layers learn. Use `head.mode` online, or `keep` loss."
+        )
     if head.head_lr != "lr" and not 0 < head.head_lr < math.inf:
-        raise UserError(f"--head-lr {head.head_lr}: must be above 0.")
+        raise UserError(f"`head_lr` {head.head_lr}: must be above 0.")
     if head.mode == "after":
-        _at_least(1, "--head-epochs", head.head_epochs)
-    for name, value in (("--queue-depth", pipe.queue_depth), ("--threads", pipe.threads)):
+        _at_least(1, "`head_epochs`", head.head_epochs)
+    for name, value in (("`queue_depth`", pipe.queue_depth), ("`threads`", pipe.threads)):
         _at_least(1, name, value)
-    _at_least(0, "--feeders", pipe.feeders)
+    _at_least(0, "`feeders`", pipe.feeders)
     for name, seconds in (
-        ("--stall-timeout", pipe.stall_timeout),
-        ("--resource-timeout", pipe.resource_timeout),
-        ("--log-every", settings.log_every),
+        ("`stall_timeout`", pipe.stall_timeout),
+        ("`resource_timeout`", pipe.resource_timeout),
+        ("`log_every`", settings.log_every),
     ):
         _at_least(0.1, name, seconds)
     if pipe.stages != "auto":
@@ -77,7 +79,7 @@ def check(settings: Settings) -> None:
         _check_sizes(pipe.partition, num_layers(settings), pipe)
     if pipe.executor == "serial" and pipe.stages not in ("auto", 1):
         raise UserError(
-            f"--executor serial has one stage, not {pipe.stages}. Leave --stages out, or use --executor ray."
+            f"`executor` serial has one stage, not {pipe.stages}. Leave `stages` out, or use `executor` ray."
         )
 
 
@@ -106,18 +108,18 @@ def _check_method(method: MethodConfig, count: int) -> None:
 
 def _check_sizes(sizes: tuple[int, ...], num_layers: int, pipe: PipelineSettings) -> None:
     """Refuses sizes of stages that do not fit the net, or what else is asked of its stages."""
-    given = f"--partition {listed(sizes)}"
+    given = f"`partition` {listed(sizes)}"
     if sum(sizes) != num_layers or min(sizes, default=0) < 1:
         raise UserError(
             f"{given}: these are {sum(sizes)} layers, this net has {num_layers}. "
             f"Give the layers of each stage, at least 1, that add up to {num_layers}."
         )
     if pipe.executor == "serial" and len(sizes) > 1:
-        raise UserError(f"{given}: --executor serial has one stage. Use --partition even, or --executor ray.")
+        raise UserError(f"{given}: `executor` serial has one stage. Use `partition` even, or `executor` ray.")
     if pipe.stages not in ("auto", len(sizes)):
         raise UserError(
-            f"{given} has {len(sizes)} stage{'s' if len(sizes) > 1 else ''} and --stages asks for {pipe.stages}. "
-            f"Leave one of them out, or give --partition even."
+            f"{given} has {len(sizes)} stage{'s' if len(sizes) > 1 else ''} and `stages` asks for {pipe.stages}. "
+            f"Leave one of them out, or give `partition` even."
         )
 
 

@@ -31,7 +31,7 @@ def local_devices(wanted: str, threads: int) -> Devices:
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         build = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no GPU answers"
-        raise ResourcesError(f"--device cuda: {build}. Use --device cpu, or install a CUDA build of PyTorch.")
+        raise ResourcesError(f"`device` cuda: {build}. Use `device` cpu, or install a CUDA build of PyTorch.")
     if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()):
         return Devices("cuda", torch.cuda.device_count())
     return Devices("cpu", max(1, num_cores() // threads))

@@ -18,13 +18,13 @@ def partition(num_layers: int, num_stages: int) -> tuple[range, ...]:
     """
     if num_stages < 1:
         raise UserError(
-            f"--stages {num_stages}: a pipeline has at least one, and this net has {num_layers} layers. "
+            f"`stages` {num_stages}: a pipeline has at least one, and this net has {num_layers} layers. "
             f"Give 1 to {num_layers}, or auto."
         )
     if num_stages > num_layers:
         raise UserError(
-            f"--stages {num_stages}: this net has {num_layers} layers, so 1 to {num_layers} stages. "
-            f"Give at most --stages {num_layers}."
+            f"`stages` {num_stages}: this net has {num_layers} layers, so 1 to {num_layers} stages. "
+            f"Give at most `stages` {num_layers}."
         )
     small, larger = divmod(num_layers, num_stages)
     return sized([small + (stage >= num_stages - larger) for stage in range(num_stages)])

@@ -1,6 +1,6 @@
 """A run, resolved: settings without any "auto" left, and the facts of its data. Workers build their parts from it.
 
-One "auto" stays: between CPUs, neighbours find out for themselves whether they share a machine (``--transport``).
+One "auto" stays: between CPUs, neighbours find out for themselves whether they share a machine (``transport``).
 """
 
 from __future__ import annotations

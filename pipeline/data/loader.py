@@ -156,7 +156,7 @@ class Dataset:
         if split == "train" and num_batches == 0:
             raise UserError(
                 f"{self.index.name} has {self.count('train')} training samples, fewer than one batch of {batch_size}. "
-                "Give a smaller --batch-size or more data."
+                "Give a smaller `batch_size` or more data."
             )
         ids = self._pass_order(split, epoch)
         for step in range(feeder, num_batches, num_feeders):
@@ -227,7 +227,7 @@ class _SplitOnDisk:
             except ShardError as cause:
                 if strict:
                     raise UserError(
-                        f"Shard {folder / shard.file} {cause}. Prepare the data set again, or leave out --strict-data "
+                        f"Shard {folder / shard.file} {cause}. Prepare the data set again, or leave out `strict_data` "
                         "to skip it."
                     ) from None
                 what = f"it {cause}; its {shard.count} {name} samples are left out"
@@ -291,7 +291,7 @@ class _SplitOnDisk:
             return self._table(number)
         except ShardError as cause:
             raise UserError(
-                f"Shard {self._folder / self._infos[number].file} {cause}. Start with --strict-data to check every "
+                f"Shard {self._folder / self._infos[number].file} {cause}. Start with `strict_data` to check every "
                 "shard of a large set before the run, or prepare the data set again."
             ) from None
 
@@ -312,17 +312,17 @@ def _check_settings(
     validation: float, train_fraction: float, label_noise: float, memory_budget: int, shuffle_window: int
 ) -> None:
     if not 0 <= validation < 1:
-        raise UserError(f"validation {validation}: give the share of training samples that validates, 0 <= share < 1")
+        raise UserError(f"`validation` {validation}: give the share of training samples that validates, 0 <= share < 1")
     if not 0 < train_fraction <= 1:
-        raise UserError(f"train_fraction {train_fraction}: give the share of samples to train on, 0 < share <= 1")
+        raise UserError(f"`train_fraction` {train_fraction}: give the share of samples to train on, 0 < share <= 1")
     if not 0 <= label_noise <= 1:
-        raise UserError(f"label_noise {label_noise}: give the share of labels to change, 0 <= share <= 1")
+        raise UserError(f"`label_noise` {label_noise}: give the share of labels to change, 0 <= share <= 1")
     if memory_budget < 0:
-        raise UserError(f"memory_budget {memory_budget}: give bytes for decoded images, 0 or more")
+        raise UserError(f"`memory_budget` {memory_budget}: give bytes for decoded images, 0 or more")
     if shuffle_window < 1:
-        raise UserError(f"shuffle_window {shuffle_window}: give a number of samples, 1 or more")
+        raise UserError(f"`shuffle_window` {shuffle_window}: give a number of samples, 1 or more")
 
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise UserError(f"batch size {batch_size}: give 1 or more")
+        raise UserError(f"`batch_size` {batch_size}: give 1 or more")

@@ -64,13 +64,15 @@ def prepare(
         return _prepare_known(name_or_folder, source, data_dir, report)
     folder = _existing_folder(name_or_folder)
     if source is not None:
-        raise UserError(f"--from is for data sets known by name ({_names()}), and {name_or_folder} is a folder itself.")
+        raise UserError(
+            f"`source` is for data sets known by name ({_names()}), and {name_or_folder} is a folder itself."
+        )
     if (folder / INDEX_FILE).is_file():
         _, height, width = DataIndex.load(folder).shape
         if image_size not in (None, height) or image_size not in (None, width):
             raise UserError(
-                f"--image-size {image_size}: {folder} is prepared already, with images of {height}×{width}. Give the "
-                "folder of images that it was made of, or leave --image-size out."
+                f"`image_size` {image_size}: {folder} is prepared already, with images of {height}×{width}. Give the "
+                "folder of images that it was made of, or leave `image_size` out."
             )
         return folder
     return _prepare_folder(folder, data_dir, image_size, strict, report)
@@ -129,7 +131,7 @@ def _prepare_known(name: str, source: str | None, data_dir: Path, report: Progre
         return target
     facts = DATASETS[name]
     if facts.embedded and source is not None:
-        raise UserError(f"{name} comes with an installed package: leave --from out.")
+        raise UserError(f"{name} comes with an installed package: leave `source` out.")
     with exclusive(target):
         # Another process may have prepared it while this one waited to start.
         if _intact(target):
@@ -172,7 +174,7 @@ def _prepare_folder(folder: Path, data_dir: Path, image_size: int | None, strict
 def _check_image_size(name_or_folder: str, image_size: int | None) -> None:
     if image_size is not None and name_or_folder in DATASETS:
         raise UserError(
-            f"--image-size {image_size} is for folders of images; {name_or_folder} has its own size. Leave it out."
+            f"`image_size` {image_size} is for folders of images; {name_or_folder} has its own size. Leave it out."
         )
     sizes.check(image_size)
 

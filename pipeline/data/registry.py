@@ -49,7 +49,7 @@ class DatasetFacts:
     downloads: tuple[SourceFile, ...] = ()
     """What ``launch prepare`` gets from the site."""
     accepted: tuple[SourceFile, ...] = ()
-    """Other published forms of the same data that ``--from`` takes."""
+    """Other published forms of the same data that ``source`` takes."""
     coarse_classes: tuple[str, ...] = ()
     """Names of the super-classes, where there are any; not used as labels."""
 

@@ -12,7 +12,7 @@ Size = tuple[int, int]
 """(width, height) in pixels, the order in which photographs are measured."""
 
 LARGEST_SIDE = 64
-"""Pixels a side that are chosen at most: 64 patches of 8×8. --image-size goes beyond it."""
+"""Pixels a side that are chosen at most: 64 patches of 8×8. `image_size` goes beyond it."""
 
 _SMALLEST_SIDE = 8
 _COARSE_FROM = 32  # pixels: sides from here on are multiples of 8, below it of 4
@@ -22,7 +22,7 @@ _NAMED = 3  # sizes that ``words`` names
 def check(image_size: int | None) -> None:
     """Refuses a side that no image has. Raises UserError."""
     if image_size is not None and image_size < 1:
-        raise UserError(f"--image-size {image_size}: give the side in pixels, at least 1.")
+        raise UserError(f"`image_size` {image_size}: give the side in pixels, at least 1.")
 
 
 def choose(sizes: Counter[Size], image_size: int | None = None) -> tuple[int, int]:

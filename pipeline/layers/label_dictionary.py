@@ -91,7 +91,7 @@ class LabelEmbeddings:
         gradient = gradient.detach().to("cpu", torch.float32, copy=True)
         with self._changed:
             if layer not in self._schedule.contributors:
-                raise EmbeddingError(f"{who}: --embedding-mode {self._settings.embedding_mode} takes no gradient of it")
+                raise EmbeddingError(f"{who}: `embedding_mode` {self._settings.embedding_mode} takes no gradient of it")
             changed = self._schedule.changed_by(layer, step)
             if changed < self._version or (layer, step) in self._pending.get(changed, ()):
                 raise EmbeddingError(f"{who}: its gradient came twice")
@@ -102,7 +102,7 @@ class LabelEmbeddings:
                     f"{who}: a gradient of shape {tuple(gradient.shape)} for embeddings of {tuple(self._values.shape)}"
                 )
             if not torch.isfinite(gradient).all():
-                raise EmbeddingError(f"{who}: the gradient is not a number. A lower --lr or --embedding-lr helps most.")
+                raise EmbeddingError(f"{who}: the gradient is not a number. A lower `lr` or `embedding_lr` helps most.")
             self._pending.setdefault(changed, {})[layer, step] = gradient
             while len(self._pending.get(self._version, ())) == len(self._schedule.updates(self._version)):
                 self._advance()
@@ -123,7 +123,7 @@ class LabelEmbeddings:
             self._update("", combined, self._version)
         if not torch.isfinite(self._values).all():
             raise EmbeddingError(
-                f"label embeddings: version {self._version + 1} is not a number. A lower --lr or --embedding-lr helps."
+                f"label embeddings: version {self._version + 1} is not a number. A lower `lr` or `embedding_lr` helps."
             )
         self._version += 1
         self._versions[self._version] = self._values.detach().clone()

@@ -1,4 +1,4 @@
-"""The precision in which activations are passed on (``--transfer-dtype``).
+"""The precision in which activations are passed on (``transfer_dtype``).
 
 It is the same between two layers of one stage as between two stages: the numbers must not depend on where stages end.
 """

@@ -42,18 +42,18 @@ class CffSettings(MethodConfig):
     def check(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise UserError(
-                f"--temperature {self.temperature}: must be a number above 0 (Aghagolzadeh & Ezoji 2025: 0.15)."
+                f"`temperature` {self.temperature}: must be a number above 0 (Aghagolzadeh & Ezoji 2025: 0.15)."
             )
-        for name, value in (("--margin-first", self.margin_first), ("--margin-last", self.margin_last)):
+        for name, value in (("`margin_first`", self.margin_first), ("`margin_last`", self.margin_last)):
             if not 0 <= value <= 2:
                 raise UserError(
                     f"{name} {value}: a margin on cosine similarity lies between 0 and 2 "
                     "(Aghagolzadeh & Ezoji 2025: 0.4 to 0.1)."
                 )
         if self.margin_schedule == "exponential" and min(self.margin_first, self.margin_last) <= 0:
-            raise UserError("--margin-schedule exponential needs both margins above 0. Use linear to reach 0.")
+            raise UserError("`margin_schedule` exponential needs both margins above 0. Use linear to reach 0.")
         if not self.margin_exponent > 0:
-            raise UserError(f"--margin-exponent {self.margin_exponent}: must be above 0.")
+            raise UserError(f"`margin_exponent` {self.margin_exponent}: must be above 0.")
 
     def build(self, index: int, layer: Layer, model_info: ModelInfo) -> CffRule:
         return CffRule(self, margin(self, index, model_info.num_layers))

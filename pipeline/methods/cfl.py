@@ -37,7 +37,7 @@ class LabelEmbeddingMethod(MethodConfig):
 
     def check(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise UserError(f"--temperature {self.temperature}: must be a number above 0 (Anonymous 2023: 0.07).")
+            raise UserError(f"`temperature` {self.temperature}: must be a number above 0 (Anonymous 2023: 0.07).")
         self.embedding.check()
 
     def resolve(self, features: Sequence[int]) -> Self:
@@ -71,16 +71,16 @@ class CflSettings(LabelEmbeddingMethod):
     def check(self) -> None:
         super().check()
         weights = {
-            "--batch-weight": self.batch_weight,
-            "--dictionary-weight": self.dictionary_weight,
-            "--feature-weight": self.feature_weight,
-            "--embedding-noise": self.embedding_noise,
+            "`batch_weight`": self.batch_weight,
+            "`dictionary_weight`": self.dictionary_weight,
+            "`feature_weight`": self.feature_weight,
+            "`embedding_noise`": self.embedding_noise,
         }
         for name, value in weights.items():
             if not 0 <= value < math.inf:
                 raise UserError(f"{name} {value}: must be a number of at least 0.")
         if not self.batch_weight + self.dictionary_weight + self.feature_weight:
-            raise UserError("--batch-weight, --dictionary-weight and --feature-weight are all 0. Give one above it.")
+            raise UserError("`batch_weight`, `dictionary_weight` and `feature_weight` are all 0. Give one above it.")
 
     def build(self, index: int, layer: Layer, model_info: ModelInfo) -> CflRule:
         return CflRule(self, layer, model_info)

@@ -38,11 +38,11 @@ class EmbeddingSettings:
     def check(self) -> None:
         """Raises UserError where a value is out of range."""
         if self.embedding_width != "auto" and self.embedding_width < 1:
-            raise UserError(f"--embedding-width {self.embedding_width}: must be at least 1, or auto.")
+            raise UserError(f"`embedding_width` {self.embedding_width}: must be at least 1, or auto.")
         if self.embedding_lag < 0:
-            raise UserError(f"--embedding-lag {self.embedding_lag}: must be at least 0.")
+            raise UserError(f"`embedding_lag` {self.embedding_lag}: must be at least 0.")
         if self.embedding_lr != "lr" and not 0 < self.embedding_lr < math.inf:
-            raise UserError(f"--embedding-lr {self.embedding_lr}: must be above 0, or lr for the layers' rate.")
+            raise UserError(f"`embedding_lr` {self.embedding_lr}: must be above 0, or lr for the layers' rate.")
 
     def resolve(self, features: Sequence[int]) -> Self:
         """These settings with a width, for layers with features so long. Raises UserError where it is too short."""
@@ -51,7 +51,7 @@ class EmbeddingSettings:
         longer = [index + 1 for index, length in enumerate(features) if length > self.embedding_width]
         if longer and self.embedding_mode != "per-layer":
             raise UserError(
-                f"--embedding-width {self.embedding_width}: layer {longer[0]} has features of length "
+                f"`embedding_width` {self.embedding_width}: layer {longer[0]} has features of length "
                 f"{features[longer[0] - 1]}, and embeddings are pooled to that, so they cannot be shorter. "
                 f"Give at least {max(features)}, or auto."
             )

@@ -30,12 +30,12 @@ class ConvSettings(NetConfig):
     def resolve(self, shape: Shape) -> Self:
         given = " ".join(str(channels) for channels in self.channels)
         if not self.channels or min(self.channels) < 1:
-            raise UserError(f"--channels {given}: one number of at least 1 for each layer, such as 64 256.")
+            raise UserError(f"`channels` {given}: one number of at least 1 for each layer, such as 64 256.")
         _, height, width = shape
         if self.first_padding == 0 and min(height, width) < 3:
             raise UserError(
-                f"--first-padding 0 needs images of at least 3×3 pixels; these have {height}×{width}. "
-                "Use --first-padding 1."
+                f"`first_padding` 0 needs images of at least 3×3 pixels; these have {height}×{width}. "
+                "Use `first_padding` 1."
             )
         return self
 

@@ -39,10 +39,10 @@ class MixerSettings(NetConfig):
         token_hidden = self.token_hidden if isinstance(self.token_hidden, int) else max(1, self.dim // 2)
         channel_hidden = self.channel_hidden if isinstance(self.channel_hidden, int) else 4 * self.dim
         for name, value in (
-            ("--dim", self.dim),
-            ("--depth", self.depth),
-            ("--token-hidden", token_hidden),
-            ("--channel-hidden", channel_hidden),
+            ("`dim`", self.dim),
+            ("`depth`", self.depth),
+            ("`token_hidden`", token_hidden),
+            ("`channel_hidden`", channel_hidden),
         ):
             if value < 1:
                 raise UserError(f"{name} {value}: must be at least 1.")

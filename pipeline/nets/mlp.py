@@ -47,13 +47,13 @@ class MlpSettings(NetConfig):
         return self.depth
 
     def resolve(self, shape: Shape) -> Self:
-        for name, value in (("--width", self.width), ("--depth", self.depth), ("--groups", self.groups)):
+        for name, value in (("`width`", self.width), ("`depth`", self.depth), ("`groups`", self.groups)):
             if value < 1:
                 raise UserError(f"{name} {value}: must be at least 1.")
         if self.width % self.groups:
-            raise UserError(f"--groups {self.groups} does not divide --width {self.width}. Give a divisor of it.")
+            raise UserError(f"`groups` {self.groups} does not divide `width` {self.width}. Give a divisor of it.")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"--dropout {self.dropout}: a share from 0 to below 1.")
+            raise UserError(f"`dropout` {self.dropout}: a share from 0 to below 1.")
         return self
 
     def build(self, index: int, shape: Shape) -> Layer:

@@ -33,7 +33,7 @@ def resolve_patch(patch: Patch, shape: Shape) -> int:
         return next((p for p in common if p >= wanted_patch(shape)), common[-1])
     if patch not in common:
         raise UserError(
-            f"--patch {patch} does not divide images of {height}×{width} pixels. Patches that do: {listed(common)}."
+            f"`patch` {patch} does not divide images of {height}×{width} pixels. Patches that do: {listed(common)}."
         )
     return patch
 
@@ -63,13 +63,13 @@ def patch_warning(asked: Patch, net: NetConfig, shape: Shape) -> str | None:
     size = f"images of {shape[1]}×{shape[2]} pixels in patches of {patch}"
     if tokens > MAX_TOKENS or (asked == "auto" and patch == 1):
         return (
-            f"{size} are {tokens:,} tokens each, and attention costs their square. --image-size brings a folder's "
+            f"{size} are {tokens:,} tokens each, and attention costs their square. `image_size` brings a folder's "
             "images to another size: 64 makes 64 tokens."
         )
     if asked == "auto" and tokens < _MIN_TOKENS:
         return (
             f"{size} are {tokens} token{'s' if tokens > 1 else ''} each, too few to attend to: no smaller patch "
-            "divides them. Give an --image-size that is a multiple of 8."
+            "divides them. Give an `image_size` that is a multiple of 8."
         )
     return None
 

@@ -38,9 +38,9 @@ class ResnetSettings(NetConfig):
         if self.depth < 8 or (self.depth - 2) % 6:
             below = self.depth - (self.depth - 2) % 6
             nearest = f"{below} or {below + 6}" if below >= 8 else "8"
-            raise UserError(f"--depth {self.depth}: a ResNet for CIFAR has 6n + 2 layers. The nearest: {nearest}.")
+            raise UserError(f"`depth` {self.depth}: a ResNet for CIFAR has 6n + 2 layers. The nearest: {nearest}.")
         if self.width < 1:
-            raise UserError(f"--width {self.width}: must be at least 1.")
+            raise UserError(f"`width` {self.width}: must be at least 1.")
         return self
 
     def build(self, index: int, shape: Shape) -> Layer:

@@ -43,12 +43,12 @@ class VggSettings(NetConfig):
 
     def resolve(self, shape: Shape) -> Self:
         if not 0 <= self.dropout < 1:
-            raise UserError(f"--dropout {self.dropout}: a share from 0 to below 1.")
+            raise UserError(f"`dropout` {self.dropout}: a share from 0 to below 1.")
         if not 0 < self.scale < math.inf:
-            raise UserError(f"--scale {self.scale}: must be a number above 0 (1 gives VGG8b).")
+            raise UserError(f"`scale` {self.scale}: must be a number above 0 (1 gives VGG8b).")
         if self.groups < 1 or _UNITS % self.groups:
             raise UserError(
-                f"--groups {self.groups}: must divide the {_UNITS} fully connected units: 1, 2, 4, … {_UNITS}."
+                f"`groups` {self.groups}: must divide the {_UNITS} fully connected units: 1, 2, 4, … {_UNITS}."
             )
         _, height, width = shape
         if min(height, width) < _SMALLEST:

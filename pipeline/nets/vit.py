@@ -41,13 +41,13 @@ class VitSettings(NetConfig):
         return self.depth
 
     def resolve(self, shape: Shape) -> Self:
-        for name, value in (("--dim", self.dim), ("--heads", self.heads), ("--depth", self.depth)):
+        for name, value in (("`dim`", self.dim), ("`heads`", self.heads), ("`depth`", self.depth)):
             if value < 1:
                 raise UserError(f"{name} {value}: must be at least 1.")
         if self.dim % self.heads:
             allowed = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
             raise UserError(
-                f"--dim {self.dim} is not divisible by --heads {self.heads}. Heads that divide it: {listed(allowed)}."
+                f"`dim` {self.dim} is not divisible by `heads` {self.heads}. Heads that divide it: {listed(allowed)}."
             )
         return replace(self, patch=resolve_patch(self.patch, shape))
 

@@ -182,21 +182,21 @@ class Planner:
         candidates = [(what, self.rate(moved, site)) for what, moved in moves(stages)]
         if count < min(site.devices, self._spec.num_layers):
             more = self.balanced(count + 1)
-            candidates.append((f"--stages {count + 1} --partition {listed(more)}", self.rate(more, site)))
+            candidates.append((f"`stages` {count + 1} `partition` {listed(more)}", self.rate(more, site)))
         more_feeders = pipe.feeders + 1
-        candidates.append((f"--feeders {more_feeders}", self._with(stages, site, feeders=more_feeders)))
+        candidates.append((f"`feeders` {more_feeders}", self._with(stages, site, feeders=more_feeders)))
         deeper = 2 * pipe.queue_depth
-        candidates.append((f"--queue-depth {deeper}", self._with(stages, site, queue_depth=deeper)))
+        candidates.append((f"`queue_depth` {deeper}", self._with(stages, site, queue_depth=deeper)))
         if pipe.transfer_dtype == "fp32" and count > 1:
             thin = [replace(cost, bytes_out=cost.bytes_out // 2) for cost in self._profile.busy]
             thinner = Planner(self._spec, replace(self._profile, busy=tuple(thin)))
-            candidates.append(("--transfer-dtype bf16", thinner.rate(stages, site)))
+            candidates.append(("`transfer_dtype` bf16", thinner.rate(stages, site)))
         pipeline = self.pipeline(stages, site)
         settings = self._spec.settings.method.dictionary()
         if pipeline.dictionary is not None and settings is not None:
             lag = settings.embedding_lag + 1 if settings.embedding_sync == "lagged" else settings.embedding_lag
             looser = replace(settings, embedding_sync="lagged", embedding_lag=lag)
-            name = f"--embedding-sync lagged --embedding-lag {lag}"
+            name = f"`embedding_sync` lagged `embedding_lag` {lag}"
             free = replace(pipeline, dictionary=replace(pipeline.dictionary, settings=looser))
             candidates.append((name, simulate(free).steps_per_second * self._spec.settings.train.batch_size))
         return candidates
@@ -215,15 +215,15 @@ def moves(stages: Stages) -> list[tuple[str, Stages]]:
         a, b = stages[left], stages[left + 1]
         if len(b) > 1:
             moved = (*stages[:left], range(a.start, a.stop + 1), range(b.start + 1, b.stop), *stages[left + 2 :])
-            found.append((f"layer {b.start + 1} to stage {left + 1} (--partition {listed(moved)})", moved))
+            found.append((f"layer {b.start + 1} to stage {left + 1} (`partition` {listed(moved)})", moved))
         if len(a) > 1:
             moved = (*stages[:left], range(a.start, a.stop - 1), range(b.start - 1, b.stop), *stages[left + 2 :])
-            found.append((f"layer {a.stop} to stage {left + 2} (--partition {listed(moved)})", moved))
+            found.append((f"layer {a.stop} to stage {left + 2} (`partition` {listed(moved)})", moved))
     return found
 
 
 def listed(stages: Stages) -> str:
-    """Sizes as ``--partition`` takes them: 3 2."""
+    """Sizes as ``partition`` takes them: 3 2."""
     return " ".join(str(len(layers)) for layers in stages)
 
 

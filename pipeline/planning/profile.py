@@ -453,14 +453,14 @@ def _gather(lines: list[Connection], spec: RunSpec) -> list[_Answer]:
         waiting = [line for rank, line in enumerate(lines) if rank not in answers]
         heard = multiprocessing.connection.wait(waiting, _TIMEOUT)
         if not heard:
-            raise RunError(f"timing the layers took longer than {_TIMEOUT:g} s. Give a smaller --batch-size or net.")
+            raise RunError(f"timing the layers took longer than {_TIMEOUT:g} s. Give a smaller `batch_size` or net.")
         for line in heard:
             assert isinstance(line, Connection)
             try:
                 answer = line.recv()
             except EOFError:
                 raise RunError(
-                    f"a process that timed the layers died, as it does where memory ends. --batch-size "
+                    f"a process that timed the layers died, as it does where memory ends. `batch_size` "
                     f"{spec.settings.train.batch_size} may be too large for this machine: give a smaller one."
                 ) from None
             if isinstance(answer, RunError | UserError):

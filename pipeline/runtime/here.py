@@ -33,7 +33,7 @@ def train(
     settings = settle_baseline(settings)
     pipe = settings.pipeline
     if pipe.executor == "ray":
-        raise UserError("executor ray is of `launch`; this process has the executors serial and threads.")
+        raise UserError("`executor` ray is of `launch`. Use `executor` serial or threads in this process.")
     dataset = open_data(settings)
     spec = build_run(settings, local_devices(pipe.device, pipe.threads), dataset=dataset)
     return train_here(spec, dataset, observer)

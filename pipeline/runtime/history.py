@@ -109,7 +109,7 @@ class History:
             which = "The last layer" if phase.layers.stop == self.num_layers else f"Layer {phase.layers.stop}"
             raise RunError(
                 f"{which}'s validation loss was a number in no epoch, so no weights are worth keeping. "
-                "A lower --lr or a higher --temperature helps most."
+                "A lower `lr` or a higher `temperature` helps most."
             )
         return best
 

@@ -119,8 +119,8 @@ class EdgeGroups:
                 shared[edge] = receivers.get(edge)
             elif edge.transport == "shm":
                 raise ResourcesError(
-                    f"{edge.name}: --transport shm needs both ends on one Linux machine, in one container, as one "
-                    "user. Use --transport auto, which takes gloo where that is not so."
+                    f"{edge.name}: `transport` shm needs both ends on one Linux machine, in one container, as one "
+                    "user. Use `transport` auto, which takes gloo where that is not so."
                 )
             elif mine is not None:
                 mine.close()

@@ -201,7 +201,7 @@ def test_a_damaged_shard_is_refused_when_strict(prepared: Prepared, kind: str) -
     folder = prepared()
     change, says = DAMAGES[kind]
     change(folder / "train-000001.tar")
-    with pytest.raises(UserError, match=rf"train-000001\.tar {says}.*leave out --strict-data to skip it"):
+    with pytest.raises(UserError, match=rf"train-000001\.tar {says}.*leave out `strict_data` to skip it"):
         Dataset(folder, seed=0, strict=True)
 
 

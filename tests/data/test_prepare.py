@@ -185,7 +185,7 @@ def test_an_unreachable_site_falls_back_to_the_package(tmp_path: Path, monkeypat
 
 
 def test_nothing_reachable_tells_what_to_get_and_how_to_give_it(tmp_path: Path, no_network: None) -> None:
-    with pytest.raises(UserError, match=r"cifar-100-binary\.tar\.gz or .*launch prepare cifar100 --from"):
+    with pytest.raises(UserError, match=r"cifar-100-binary\.tar\.gz or .*launch prepare cifar100` as `source`"):
         prepare.prepare("cifar100", data_dir=tmp_path)
 
 
@@ -264,8 +264,8 @@ def test_stl10_of_other_bytes_is_refused_packed_and_unpacked(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
-        ("digits", {"source": "x"}, "leave --from out"),
-        ("mnist", {"image_size": 3}, "--image-size 3 .*mnist has its own size"),
+        ("digits", {"source": "x"}, "leave `source` out"),
+        ("mnist", {"image_size": 3}, "`image_size` 3 .*mnist has its own size"),
         ("mnist", {"source": "/does/not/exist"}, "no such file or folder"),
     ],
 )
@@ -406,7 +406,7 @@ def test_labels_outside_the_classes_are_refused(tmp_path: Path) -> None:
 def test_a_data_folder_that_cannot_be_is_one_clear_message(tmp_path: Path, place: str, reason: str) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(UserError, match=rf"{place} cannot be created \({reason}\).*LOCALPIPE_DATA or --data-dir"):
+    with pytest.raises(UserError, match=rf"{place} cannot be created \({reason}\).*LOCALPIPE_DATA or `data_dir`"):
         prepare.prepare("digits", data_dir=tmp_path / place)
 
 
@@ -435,14 +435,14 @@ def test_a_folder_of_images_is_prepared_once_and_again_when_it_changes(tmp_path:
 
 
 def test_a_known_set_has_its_size_also_where_a_run_opens_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--image-size 16 .*cifar10 has its own size"):
+    with pytest.raises(UserError, match=r"`image_size` 16 .*cifar10 has its own size"):
         prepare.resolve("cifar10", data_dir=tmp_path, image_size=16)
 
 
 def test_a_prepared_folder_keeps_its_size(tmp_path: Path) -> None:
     folder = prepare.prepare("digits", data_dir=tmp_path)
     assert prepare.resolve(str(folder), image_size=8) == folder
-    with pytest.raises(UserError, match=r"--image-size 16: .*prepared already, with images of 8×8"):
+    with pytest.raises(UserError, match=r"`image_size` 16: .*prepared already, with images of 8×8"):
         prepare.resolve(str(folder), image_size=16)
 
 

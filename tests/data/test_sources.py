@@ -411,7 +411,7 @@ def test_unreadable_images_are_counted_or_refused(tmp_path: Path) -> None:
         ("cat/9.png", "unreadable image: in no format of images that Pillow knows"),
         ("dog/9.png", "unreadable image: image file is truncated"),
     ]
-    with pytest.raises(UserError, match=r"cat/9\.png is not a readable image: .*leave out --strict-data to skip it"):
+    with pytest.raises(UserError, match=r"cat/9\.png is not a readable image: .*leave out `strict_data` to skip it"):
         FolderSource(tmp_path, strict=True)
 
 
@@ -488,7 +488,7 @@ def test_a_truncated_foreign_shard_is_left_out_or_refused(tmp_path: Path, keep: 
     (shard,) = source.skipped
     assert shard.file == str(broken)
     assert shard.reason.startswith("broken shard: it is truncated")
-    with pytest.raises(UserError, match=r"shard-1\.tar is truncated.*leave out --strict-data to skip it"):
+    with pytest.raises(UserError, match=r"shard-1\.tar is truncated.*leave out `strict_data` to skip it"):
         WebDatasetSource(tmp_path, strict=True)
 
 
@@ -517,7 +517,7 @@ def test_a_sample_that_cannot_be_used_is_left_out_for_what_is_the_matter_with_it
 
 def test_a_sample_that_cannot_be_used_is_refused_when_strict(tmp_path: Path) -> None:
     write_shard(tmp_path / "shard-0.tar", {**numbered(20), "odd": {"png": picture()}})
-    with pytest.raises(UserError, match=r"sample 'odd' cannot be used, no label.*leave out --strict-data to skip it"):
+    with pytest.raises(UserError, match=r"sample 'odd' cannot be used, no label.*leave out `strict_data` to skip it"):
         WebDatasetSource(tmp_path, strict=True)
 
 

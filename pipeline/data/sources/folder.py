@@ -125,7 +125,7 @@ class FolderSource:
     def _skip(self, path: Path, cause: BaseException) -> None:
         if self._strict:
             raise UserError(
-                f"{path} is not a readable image: {images.why(cause)}. Remove it, or leave out --strict-data to skip "
+                f"{path} is not a readable image: {images.why(cause)}. Remove it, or leave out `strict_data` to skip "
                 "it."
             ) from None
         self.skipped.append(skipped.skip(path, "unreadable image", images.why(cause)))

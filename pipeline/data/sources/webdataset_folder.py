@@ -60,7 +60,7 @@ class WebDatasetSource:
             except _BrokenShardError as cause:
                 if strict:
                     raise UserError(
-                        f"Shard {path} {cause}. Replace it, or leave out --strict-data to skip it."
+                        f"Shard {path} {cause}. Replace it, or leave out `strict_data` to skip it."
                     ) from None
                 self.skipped.append(skipped.skip(path, "broken shard", f"it {cause}"))
         if not looks:
@@ -143,7 +143,7 @@ class WebDatasetSource:
         record = skipped.skip(path, matter, detail, sample=key)
         if self._strict:
             raise UserError(
-                f"Shard {path}: sample {key!r} cannot be used, {record.reason}. Remove it, or leave out --strict-data "
+                f"Shard {path}: sample {key!r} cannot be used, {record.reason}. Remove it, or leave out `strict_data` "
                 "to skip it."
             ) from None
         self.skipped.append(record)
