@@ -8,21 +8,20 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
-from launch.bench.child import Child
 from launch.bench.protocol import CannotRunError
 from pipeline.errors import RunError
 from pipeline.kind import Kind
+from pipeline.spawn import Child, ask_all
 from pipeline.telemetry.clock import Clock
 from pipeline.transport import Transport
 from pipeline.transport.channel import LocalChannel, Receiver, Sender
@@ -229,11 +228,10 @@ class Processes:
     """
 
     def __init__(self, name: str, makers: Sequence[dict[str, Callable[[], End]]]) -> None:
-        self._pool = ThreadPoolExecutor(len(makers))
-        self._children: list[Child] = []
-        starts = [partial(Child, f"{name}, end {rank + 1}", _Host, ends) for rank, ends in enumerate(makers)]
+        self._children: list[Child[Question | str, Turn | None]] = []
         try:
-            self._children += self._all(starts)
+            for rank, ends in enumerate(makers):
+                self._children.append(Child(f"{name}, end {rank + 1}", _Host, ends))
             self._ask("open")
         except BaseException:
             self.close()
@@ -248,29 +246,19 @@ class Processes:
     def close(self) -> None:
         for child in self._children:
             child.close()
-        self._pool.shutdown()
 
     def turn(self, name: str, index: int, seconds: float) -> Turn:
         """Has messages of size ``index`` go the way ``name`` for so many seconds."""
-        parts = self._ask(Question(name, index, seconds))
+        parts = [part for part in self._ask(Question(name, index, seconds)) if part is not None]
         received = parts[-1]
         return Turn(received.messages, received.seconds, tuple(cpu for part in parts for cpu in part.cpu))
 
-    def _ask(self, question: Question | str) -> list[Any]:
-        return self._all([partial(child.ask, question) for child in self._children])
-
-    def _all(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-        """What the calls return, made at the same time. Where one fails, the others' processes end."""
-        futures = [self._pool.submit(call) for call in calls]
-        wait(futures, return_when=FIRST_EXCEPTION)
-        failed = next((error for future in futures if future.done() and (error := future.exception())), None)
-        if failed is None:
-            return [future.result() for future in futures]
-        for child in self._children:  # what the other end waits for will not come
-            child.close()
-        if isinstance(failed, RunError):
-            raise CannotRunError(str(failed)) from failed
-        raise failed
+    def _ask(self, question: Question | str) -> list[Turn | None]:
+        try:
+            return ask_all(self._children, question)
+        except RunError as error:
+            self.close()  # what the other end waits for will not come
+            raise CannotRunError(str(error)) from error
 
 
 def alone(sizes: Sequence[int], *, depth: int) -> Processes:
