@@ -24,8 +24,9 @@ from pipeline.methods.cfl import LabelEmbeddingRule
 from pipeline.nets import Layer, NetConfig, VitSettings
 from pipeline.telemetry.clock import Clock
 from pipeline.transport import Transport
+from pipeline.transport.base import Edge
 from pipeline.transport.channel import Receiver, Sender
-from pipeline.transport.edges import Edge, EdgeGroups, Ends
+from pipeline.transport.edges import EdgeGroups, Ends
 
 CPU = torch.device("cpu")
 

@@ -23,9 +23,10 @@ from pipeline.errors import RunError
 from pipeline.kind import Kind
 from pipeline.spawn import Child, ask_all
 from pipeline.telemetry.clock import Clock
-from pipeline.transport import Transport
+from pipeline.transport import CARRIERS, Transport
+from pipeline.transport.base import Edge
 from pipeline.transport.channel import LocalChannel, Receiver, Sender
-from pipeline.transport.edges import Edge, EdgeGroups
+from pipeline.transport.edges import EdgeGroups
 from pipeline.transport.message import HEADER_BYTES, Message, message_bytes
 
 _TIMEOUT = 60.0  # seconds after which an end counts as stuck
@@ -161,9 +162,9 @@ class _ChannelEnd(End):
     """A channel as stages have it, an edge for each size."""
 
     def __init__(self, rank: int, groups: EdgeGroups, sizes: Sequence[int]) -> None:
-        nccl = groups.edges[0].transport == "nccl"
+        on_gpus = "cpu" not in CARRIERS[groups.edges[0].transport].devices
         self._rank, self._groups = rank, groups
-        self._device = torch.device("cuda", rank) if nccl else _CPU
+        self._device = torch.device("cuda", rank) if on_gpus else _CPU
         self._messages = [_message(size, self._device) for size in sizes]
 
     def open(self) -> None:
@@ -291,8 +292,8 @@ def channel(transport: Transport, sizes: Sequence[int], *, depth: int) -> Iterat
     Raises:
         CannotRunError: this machine does not have it.
     """
-    if transport == "nccl" and torch.cuda.device_count() < 2:
-        raise CannotRunError(f"nccl needs 2 GPUs, this machine has {torch.cuda.device_count()}")
+    if "cpu" not in CARRIERS[transport].devices and torch.cuda.device_count() < 2:
+        raise CannotRunError(f"{transport} needs 2 GPUs, this machine has {torch.cuda.device_count()}")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_TIMEOUT))
     payloads = [message_bytes(_message(size, torch.device("meta"))) for size in sizes]
     edges = tuple(

@@ -13,7 +13,7 @@ from pipeline.layers.transfer_dtype import cast_received, cast_to_send
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.feeder import IMAGES
 from pipeline.transport import Transport
-from pipeline.transport.edges import Edge
+from pipeline.transport.base import Edge
 from pipeline.transport.message import IDS, LABELS, Message, message_bytes
 
 _META = torch.device("meta")
