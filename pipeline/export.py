@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -22,9 +22,9 @@ from pipeline.layers.forward import Arithmetic, LayerForward
 from pipeline.layers.joined import JoinedFeatures
 from pipeline.layers.label_dictionary import VALUES
 from pipeline.layers.layer import Readout, State
-from pipeline.methods import METHODS, Activations, BatchPosition, MethodField, ModelInfo, Rule, StepContext
-from pipeline.nets import NETS, Layer, NetField, Shape
-from pipeline.registry import problems, unknown_keys
+from pipeline.methods import Activations, BatchPosition, MethodField, ModelInfo, Rule, StepContext
+from pipeline.nets import Layer, NetField, Shape
+from pipeline.registry import STRICT, problems, unknown_names
 from pipeline.tensor_file import save_tensors
 
 _AGAIN = "The file was changed: take it from the run folder again, or export the run again."
@@ -49,6 +49,8 @@ class Card:
         transfer_dtype, precision, threads: the run's, as in ``pipeline.layers.forward.Arithmetic``. The run's own bits
             come again in a process with as many threads (``torch.set_num_threads``).
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     net: NetField
     shape: Shape
@@ -239,24 +241,14 @@ def _read_card(text: str, file: Path) -> Card:
         raise UserError(f"{file}: its card is a table, not {values!r}. {other}")
     if values.get("format", _FORMAT) != _FORMAT:
         raise UserError(f"{file}: format {values['format']}, this version reads {_FORMAT}. {other}")
-    values = renamed(values)
-    unknown = unknown_keys(values, _template(values))
-    if unknown:
-        raise UserError(f"{file}: its card has fields that this version does not know: {', '.join(unknown)}. {other}")
     try:
-        return _CARD.validate_python(values)
+        return _CARD.validate_python(renamed(values))
     except ValidationError as error:
+        if unknown := ", ".join(unknown_names(error)):
+            raise UserError(
+                f"{file}: its card has fields that this version does not know: {unknown}. {other}"
+            ) from error
         raise UserError(f"{file}: in its card, {'; '.join(problems(error))}. {other}") from error
-
-
-def _template(values: dict[str, Any]) -> dict[str, Any]:
-    """Every field that a card may have, given the net and the method that it names."""
-    template: dict[str, Any] = {field.name: None for field in fields(Card)}
-    for name, registry in (("net", NETS), ("method", METHODS)):
-        chosen = values.get(name)
-        if isinstance(chosen, dict) and chosen.get("kind") in registry:
-            template[name] = registry.template(chosen["kind"])
-    return template
 
 
 def load(file: str | Path) -> Network:

@@ -9,9 +9,15 @@ import reprlib
 from collections.abc import Iterator
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+STRICT = ConfigDict(extra="forbid")
+"""For ``__pydantic_config__`` of settings that are saved: a name that they do not know is refused. Dataclasses inside
+them follow it."""
 
 _PLAIN_TYPES = ("int", "float", "str", "bool")
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's words for it
 
 T = TypeVar("T", bound="Registered")
 M = TypeVar("M", bound="Registered")
@@ -22,13 +28,18 @@ class Registered:
 
     kind: ClassVar[str]
     """The name it is saved under."""
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 class MisfitError(ValueError):
-    """Settings that do not fit a member; each argument is a problem that begins with the setting's name."""
+    """Settings that do not fit a member, with what pydantic found."""
+
+    def __init__(self, found: ValidationError) -> None:
+        super().__init__(found)
+        self.found = found
 
     def __str__(self) -> str:
-        return "; ".join(str(problem) for problem in self.args)
+        return "; ".join(problems(self.found))
 
 
 class Registry(Generic[T]):
@@ -60,9 +71,11 @@ class Registry(Generic[T]):
     def __contains__(self, kind: object) -> bool:
         return isinstance(kind, str) and kind in self._members
 
-    def template(self, kind: str) -> dict[str, Any]:
-        """The settings that a member of this kind can have, at their defaults."""
-        return self.dump(self._members[kind]())
+    def __getitem__(self, kind: object) -> type[T]:
+        """The member of this kind. Raises ValueError naming those that there are."""
+        if not isinstance(kind, str) or kind not in self._members:
+            raise ValueError(f"no {self.what} is called {kind!r}. There are: {', '.join(sorted(self._members))}")
+        return self._members[kind]
 
     def load(self, values: Any) -> T:
         """A member from what ``dump`` gave, or itself. Raises ValueError, which ``problems`` tells of."""
@@ -70,14 +83,12 @@ class Registry(Generic[T]):
             return cast("T", values)
         if not isinstance(values, dict):
             raise ValueError(f"a {self.what} is a table of settings, not {values!r}")
-        kind: Any = values.get("kind")
-        if kind not in self:
-            raise ValueError(f"no {self.what} is called {kind!r}. There are: {', '.join(sorted(self._members))}")
+        member = self[values.get("kind")]
         rest = {name: value for name, value in values.items() if name != "kind"}
         try:
-            loaded: T = TypeAdapter(self._members[kind]).validate_python(rest)
+            loaded: T = TypeAdapter(member).validate_python(rest)
         except ValidationError as error:
-            raise MisfitError(*problems(error)) from error
+            raise MisfitError(error) from error
         return loaded
 
     def dump(self, member: T) -> dict[str, Any]:
@@ -85,36 +96,40 @@ class Registry(Generic[T]):
         return {"kind": member.kind, **TypeAdapter(type(member)).dump_python(member, mode="json")}
 
 
-def unknown_keys(values: dict[str, Any], template: dict[str, Any], prefix: str = "") -> list[str]:
-    """Names in ``values`` that ``template``, the settings that there can be, does not have: "train.momentum"."""
-    unknown = []
-    for name, value in values.items():
-        if name not in template:
-            unknown.append(prefix + name)
-        elif isinstance(value, dict) and isinstance(template[name], dict):
-            unknown += unknown_keys(value, template[name], f"{prefix}{name}.")
-    return unknown
+def unknown_names(error: ValidationError) -> list[str]:
+    """Of what pydantic found, the names that no setting has: "train.momentum"."""
+    return [name for name, one in _found(error) if one["type"] in _UNKNOWN]
 
 
 def problems(error: ValidationError) -> list[str]:
     """What pydantic found, a clause for each setting: "train.epochs should be a valid integer, not 'many'"."""
     wanted: dict[str, list[str]] = {}
-    found: dict[str, str] = {}
-    for one in error.errors():
-        name = ".".join(str(part) for part in one["loc"] if not _is_choice(part))
+    given: dict[str, str] = {}
+    for name, one in _found(error):
         cause = one.get("ctx", {}).get("error")
-        if isinstance(cause, MisfitError):
-            wanted |= {f"{name}.{problem}": [] for problem in cause.args}
-        elif cause is not None:
+        if cause is not None:
             wanted[f"{name}: {cause}"] = []
         elif one["type"] == "missing":
             wanted[f"{name} is missing"] = []
+        elif one["type"] in _UNKNOWN:
+            wanted[f"{name} is not known"] = []
         else:
             wanted.setdefault(name, []).append(_wanted(one["msg"]))
-            found[name] = reprlib.repr(one["input"])
+            given[name] = reprlib.repr(one["input"])
     return [
-        f"{name} should be {' or '.join(each)}, not {found[name]}" if each else name for name, each in wanted.items()
+        f"{name} should be {' or '.join(each)}, not {given[name]}" if each else name for name, each in wanted.items()
     ]
+
+
+def _found(error: ValidationError, inside: str = "") -> Iterator[tuple[str, ErrorDetails]]:
+    """Each thing that pydantic found, with the full name of its setting, also in members of registries."""
+    for one in error.errors():
+        name = inside + ".".join(str(part) for part in one["loc"] if not _is_choice(part))
+        cause = one.get("ctx", {}).get("error")
+        if isinstance(cause, MisfitError):
+            yield from _found(cause.found, f"{name}.")
+        else:
+            yield name, one
 
 
 def _is_choice(part: int | str) -> bool:

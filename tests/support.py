@@ -26,8 +26,9 @@ from pipeline.runtime.observer import Observer
 from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.reports import PassReport
 from pipeline.transport import Transport
+from pipeline.transport.base import Edge
 from pipeline.transport.channel import Receiver, Sender
-from pipeline.transport.edges import Edge, EdgeGroups, Ends
+from pipeline.transport.edges import EdgeGroups, Ends
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.errors import ChannelError, PeerLostError
 from pipeline.kind import Kind
 from pipeline.telemetry.clock import Clock, TimeCategory
-from pipeline.transport import Transport
+from pipeline.transport import CARRIERS, Gloo, Transport
 from pipeline.transport.channel import LocalChannel
 from pipeline.transport.message import Message
 from tests.support import End, Pair, run_pair
@@ -239,6 +239,26 @@ def receive_varied(end: End, count: int) -> list[int]:
 def test_channel_keeps_order_and_content(depth: int, transport: Transport) -> None:
     _, wrong = run_pair(
         partial(send_varied, count=400), partial(receive_varied, count=400), depth=depth, transport=transport
+    )
+    assert wrong == []
+
+
+class Pigeon(Gloo):
+    """A transport from elsewhere."""
+
+    kind: ClassVar[str] = "pigeon"
+
+
+def learn_of_pigeons(rank: int) -> None:
+    CARRIERS.register(Pigeon)
+
+
+def test_a_transport_that_is_registered_carries_messages() -> None:
+    _, wrong = run_pair(
+        partial(send_varied, count=20),
+        partial(receive_varied, count=20),
+        transport="pigeon",
+        prepare=learn_of_pigeons,
     )
     assert wrong == []
 

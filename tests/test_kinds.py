@@ -121,8 +121,10 @@ def test_loading_leaves_what_it_loads_from_alone(shapes: Registry[Shape]) -> Non
     assert values == {"kind": "circle", "radius": 2.0}
 
 
-def test_template_has_every_setting_at_its_default(shapes: Registry[Shape]) -> None:
-    assert shapes.template("polygon") == shapes.dump(Polygon())
+def test_name_that_no_setting_has_is_refused_also_inside_another_one(shapes: Registry[Shape]) -> None:
+    with pytest.raises(ValueError, match="known") as refusal:
+        shapes.load({"kind": "polygon", "side": 3, "border": {"radios": 1.0}})
+    assert str(refusal.value) == "border.radios is not known; side is not known"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def test_every_net_and_method_survives_saving_with_each_setting_changed(
     assert type(again) is member
     assert again == chosen
     assert hash(again) == hash(chosen), "tuples come back as tuples"
-    assert all(saved[name] != value for name, value in registry.template(member.kind).items() if name != "kind")
+    assert all(saved[name] != value for name, value in registry.dump(member()).items() if name != "kind")
 
 
 def test_nets_and_methods_of_the_papers_are_there() -> None:

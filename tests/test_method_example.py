@@ -1,4 +1,4 @@
-"""The method and the net of docs/extending.md: a person who copies them has something that works."""
+"""The method, the net and the data set of docs/extending.md: a person who copies them has something that works."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.config import settings as settings_module
 from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.data.registry import DATASETS
 from pipeline.kind import Kind
 from pipeline.methods import METHODS
 from pipeline.nets import NETS, MlpSettings
@@ -27,7 +28,7 @@ GUIDE = Path(__file__).parent.parent / "docs" / "extending.md"
 def printed(registry: str) -> str:
     """The guide's block of Python that registers something there."""
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
-    (code,) = [block for block in blocks if f"@{registry}.register" in block]
+    (code,) = [block for block in blocks if f"{registry}.register" in block]
     return code
 
 
@@ -106,3 +107,22 @@ def test_the_net_learns_and_gives_the_serial_bits_in_three_stages(net: ModuleTyp
     assert tested is not None
     assert min(layer.accuracy or 0 for layer in tested) > 0.5
     assert settings_module.from_dict(settings_module.to_dict(settings), source="here") == settings
+
+
+def test_the_data_set_is_learned_and_gives_the_serial_bits_in_three_stages(tmp_path: Path) -> None:
+    with imported(printed("DATASETS"), "stripes_of_the_guide", tmp_path):
+        settings = Settings(
+            data=DataSettings(data="stripes", data_dir=str(tmp_path / "data")),
+            net=MlpSettings(width=32, depth=3),
+            train=TrainSettings(epochs=4, batch_size=32),
+            head=HeadSettings(mode="online", head_lr="lr"),
+            pipeline=PipelineSettings(executor="serial", device="cpu"),
+        )
+        try:
+            serial = train_serial(*make_run(settings))
+            assert_same(through_threads(settings, 3), serial)
+        finally:
+            del DATASETS["stripes"]
+    tested = serial.history.layers(Kind.TEST, 0)
+    assert tested is not None
+    assert min(layer.accuracy or 0 for layer in tested) > 0.9

@@ -225,7 +225,7 @@ def test_readouts_that_see_what_is_not_there_are_refused(
     greedy: Settings, seen: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(greedy.method), "readout_layers", lambda self, index, num_layers: seen)
-    with pytest.raises(UserError, match=r"each once\. Mend `readout_layers`"):
+    with pytest.raises(UserError, match=r"each once\. Mend its readout_layers"):
         make_run(greedy)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
+from launch.cli import main
 from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import Settings
+from pipeline.config.settings import Settings, from_dict
 from pipeline.errors import UserError
-from pipeline.transport import Transport
+from pipeline.transport import CARRIERS, Gloo, Transport
+from pipeline.transport.base import DeviceKind, automatic, kinds
 from tests.support import changed, tiny_spec
 from workers.placement import bundles_of
 
@@ -62,6 +65,46 @@ def test_two_stages_get_the_transport_that_fits_their_devices(
 def test_nccl_between_stages_that_share_a_gpu_is_refused_naming_gloo(small_settings: Settings) -> None:
     with pytest.raises(UserError, match=r"`transport` nccl: 2 stages share 1 GPU, .* Use `transport` gloo, or .* 1\."):
         placed(small_settings, "nccl", Devices("cuda", 1))
+
+
+class Pigeon(Gloo):
+    """A transport from elsewhere."""
+
+    kind: ClassVar[str] = "pigeon"
+    devices = frozenset[DeviceKind](("cpu",))
+    auto_place: ClassVar[int | None] = None
+
+
+@pytest.fixture
+def pigeon() -> Iterator[None]:
+    """It is registered, for the length of a test."""
+    CARRIERS.register(Pigeon)
+    yield
+    CARRIERS.forget("pigeon")
+
+
+def test_a_transport_that_is_registered_is_taken_where_it_works(small_settings: Settings, pigeon: None) -> None:
+    assert placed(small_settings, "pigeon", Devices("cpu", 2)).settings.pipeline.transport == "pigeon"
+    with pytest.raises(UserError, match=r"--transport pigeon works between CPUs only. Use --transport auto, nccl or"):
+        placed(small_settings, "pigeon", Devices("cuda", 2))
+    with pytest.raises(UserError, match=r"nccl works between GPUs only. Use --transport auto, shm, gloo or pigeon on"):
+        placed(small_settings, "nccl", Devices("cpu", 2))
+
+
+def test_auto_tries_those_that_say_so_in_their_order(pigeon: None) -> None:
+    assert [carrier.kind for carrier in automatic("cpu")] == ["shm", "gloo"]
+    assert [carrier.kind for carrier in automatic("cuda")] == ["nccl", "gloo"]
+    assert kinds() == ["gloo", "pigeon", "shm", "nccl"]
+
+
+def test_an_unknown_transport_names_those_that_there_are(capsys: Any) -> None:
+    with pytest.raises(ValueError, match=r"no transport is called 'owl'. There are: gloo, nccl, shm"):
+        CARRIERS["owl"]
+    with pytest.raises(UserError, match=r"pipeline.transport should be 'auto', 'gloo', 'shm' or 'nccl', not 'owl'"):
+        from_dict({"pipeline": {"transport": "owl"}}, source="here")
+    with pytest.raises(SystemExit):
+        main(["cff-vit", "--transport", "owl"])
+    assert "gloo" in capsys.readouterr().err
 
 
 def test_shared_memory_between_gpus_is_refused(small_settings: Settings) -> None:

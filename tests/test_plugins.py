@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,13 @@ from safetensors.torch import load_file
 from launch.cli import main
 from launch.presets import PRESETS
 from pipeline import plugins
+from pipeline.data.registry import DATASETS
 from pipeline.methods import METHODS
 from tests.support_documents import ROOT
 
 EXAMPLE = ROOT / "examples" / "plugin_centres.py"
 TWINS = ROOT / "examples" / "plugin_twin_views.py"
+TILES = ROOT / "examples" / "plugin_tiles.py"
 _SHORT = ("--epochs", "2", "--batch-size", "64")
 
 
@@ -32,13 +35,15 @@ def forget(name: str) -> None:
     sys.modules.pop(name, None)
     for member in [member for member in METHODS if member.__module__ == name]:
         METHODS.forget(member.kind)
+    for known in [known for known, facts in DATASETS.items() if getattr(facts.source, "__module__", "") == name]:
+        del DATASETS[known]
 
 
 @pytest.fixture(autouse=True)
 def unloaded() -> Iterator[None]:
     path = list(sys.path)
     yield
-    for name in ("plugin_centres", "plugin_twin_views", "broken", "statistics_of_mine"):
+    for name in ("plugin_centres", "plugin_twin_views", "plugin_tiles", "broken", "statistics_of_mine"):
         forget(name)
     sys.path[:] = path
 
@@ -94,6 +99,42 @@ def test_a_run_knows_its_plug_in(tmp_path: Path, monkeypatch: Any, capsys: Any) 
     assert main(["--config", "run/config.json", "--run-dir", "again"]) == 0
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "again"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_data_set_is_listed_prepared_trained_on_and_found_again(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setenv("LOCALPIPE_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    plugin = f"--plugin={TILES}"
+    assert main(["list", plugin]) == 0
+    assert re.search(r"tiles .*bright corner.*on first use", capsys.readouterr().out)
+    small = ["--dim", "16", "--heads", "2", "--depth", "2", *_SHORT, "--head-epochs", "8"]
+    assert main(["cff-vit", plugin, "--data", "tiles", *small, "--executor", "serial", "--run-dir", "run"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test_accuracy"] > 0.4, "a guess is right for one in four"
+    assert main(["list", plugin]) == 0
+    assert "400 train, 100 test" in " ".join(capsys.readouterr().out.split())
+    forget("plugin_tiles")
+    assert main(["eval", "run"]) == 0
+    forget("plugin_tiles")
+    assert main(["prepare", "tiles", plugin, "--data-dir", "elsewhere"]) == 0
+    assert (tmp_path / "elsewhere" / "tiles").is_dir()
+
+
+def test_a_data_set_of_a_taken_name_is_refused_naming_both(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "statistics_of_mine.py"
+    file.write_text(TILES.read_text().replace('name="tiles"', 'name="digits"'))
+    assert main(["list", "--plugin", str(file)]) == 2
+    assert "two data sets are called 'digits': Handwritten digits" in capsys.readouterr().err
+
+
+def test_a_data_set_that_does_not_say_how_it_is_opened_is_refused(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "statistics_of_mine.py"
+    file.write_text(TILES.read_text().replace("        source=TilesSource,\n", ""))
+    assert main(["list", "--plugin", str(file)]) == 2
+    assert "data set 'tiles': give either source, which needs no files, or open" in capsys.readouterr().err
+    assert "tiles" not in DATASETS
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from workers.coordinator import NAME as COORDINATOR
 from workers.coordinator import CoordinatorWorker
 from workers.failures import failure_of
 from workers.feeder import FeederWorker
+from workers.names import StageName
 from workers.placement import bundles_of, described, missing, runtime_env
 from workers.stage import StageWorker
 
@@ -73,9 +74,9 @@ class RayWorkers:
         self._spec, self._observer = spec, observer
         self._group: PlacementGroup | None = None
         self._coordinator: Any = None
-        self._stages: list[Any] = []
+        self._stages: dict[StageName, Any] = {}
         self._feeders: list[Any] = []
-        self._polls: dict[int, Any] = {}
+        self._polls: dict[StageName, Any] = {}
         self._fetch = _FETCH
         self._running: dict[ray.ObjectRef[None], str] = {}  # unfinished work of stages and feeders, and whose it is
         self.devices: list[str] = []
@@ -113,52 +114,52 @@ class RayWorkers:
         nodes = placement_group_table(group)["bundles_to_node_id"]
         bundles = sorted(range(self._spec.num_stages), key=lambda index: nodes[index])
 
-        def start(worker: type, role: str, *arguments: Any, beside: int = _BESIDE, **options: Any) -> Any:
-            actor: Any = ray.remote(worker).options(name=f"localpipe-{run}-{role}", max_concurrency=beside, **options)
+        def start(worker: type, name: str, *arguments: Any, beside: int = _BESIDE, **options: Any) -> Any:
+            actor: Any = ray.remote(worker).options(name=name, max_concurrency=beside, **options)
             return actor.remote(self._spec, *arguments)
 
         # Feeders work where the data was opened and checked. They and the coordinator take no core of their own.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         # They come first: they open the data, and so take longest to start.
         self._feeders = [
-            start(FeederWorker, f"feeder-{number + 1}", number, num_cpus=0, scheduling_strategy=here)
+            start(FeederWorker, f"localpipe-{run}-feeder-{number + 1}", number, num_cpus=0, scheduling_strategy=here)
             for number in range(pipe.feeders)
         ]
         if self._spec.has_shared_embeddings:
             # Every stage has a call waiting for the next version and another one with gradients.
             beside = _BESIDE + 2 * self._spec.num_stages
             self._coordinator = start(
-                CoordinatorWorker, "coordinator", beside=beside, num_cpus=0, scheduling_strategy=here
+                CoordinatorWorker, f"localpipe-{run}-coordinator", beside=beside, num_cpus=0, scheduling_strategy=here
             )
-        self._stages = [
-            start(
+        names = [StageName(index) for index in range(self._spec.num_stages)]
+        self._stages = {
+            name: start(
                 StageWorker,
-                f"stage-{index + 1}",
-                index,
+                name.actor(run),
+                name,
                 self._coordinator,
                 num_cpus=wanted[bundle].get("CPU", 0.0),
                 num_gpus=wanted[bundle].get("GPU", 0.0),
                 runtime_env=runtime_env(self._spec),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
             )
-            for index, bundle in enumerate(bundles)
-        ]
+            for name, bundle in zip(names, bundles, strict=True)
+        }
 
     def _connect(self) -> None:
-        names = [_name(self._spec, index) for index in range(len(self._stages))]
-        names += [f"feeder {number + 1}" for number in range(len(self._feeders))]
-        workers = [*self._stages, *self._feeders]
-        first, one = names[0], self._stages[0]
+        stages = {name.described(self._spec): stage for name, stage in self._stages.items()}
+        names = [*stages, *(f"feeder {number + 1}" for number in range(len(self._feeders)))]
+        workers = [*stages.values(), *self._feeders]
+        first, one = names[0], workers[0]
         host, port = self._all({first: one.open_store.remote()})[0]
         edges = edges_of(self._spec, self._all({first: one.edge_bytes.remote()})[0])
         pipe = self._spec.settings.pipeline
         self._observer.waits_for("joining neighbours")
         groups = EdgeGroups(edges, len(workers), host, port, pipe.stall_timeout, pipe.queue_depth)
         self._all({name: worker.connect.remote(groups) for name, worker in zip(names, workers, strict=True)})
-        described = {names[index]: stage.describe.remote() for index, stage in enumerate(self._stages)}
-        self.devices = self._all(described)
+        self.devices = self._all({name: stage.describe.remote() for name, stage in stages.items()})
         self._observer.waits_for("the first batch")
-        self._running = {stage.run.remote(): names[index] for index, stage in enumerate(self._stages)}
+        self._running = {stage.run.remote(): name for name, stage in stages.items()}
         if self._coordinator is not None:
             self._running[self._coordinator.watch.remote()] = COORDINATOR
 
@@ -198,27 +199,27 @@ class RayWorkers:
         for number, feeder in enumerate(self._feeders):
             self._running[feeder.feed.remote(passes)] = f"feeder {number + 1}"
         if not self._feeders:  # the first stage reads for itself
-            self._running[self._stages[0].feed.remote(passes)] = "the first stage's reader"
+            self._running[self._stages[StageName(0)].feed.remote(passes)] = "the first stage's reader"
 
     def interrupt(self) -> None:
         self._fetch = _FETCH_INTERRUPTED
-        for reader in self._feeders or self._stages[:1]:
+        for reader in self._feeders or [*self._stages.values()][:1]:
             reader.interrupt.remote()
 
     def poll(self) -> list[tuple[Status, list[PassReport]]]:
         # A question to a stage that is slow to answer stays open: its answer, with the reports in it, comes next time.
-        for index, stage in enumerate(self._stages):
-            if index not in self._polls:
-                self._polls[index] = stage.poll.remote()
+        for name, stage in self._stages.items():
+            if name not in self._polls:
+                self._polls[name] = stage.poll.remote()
         answered, _ = ray.wait(list(self._polls.values()), num_returns=len(self._polls), timeout=_ANSWER)
         polled = []
-        for index in [index for index, ref in self._polls.items() if ref in answered]:
+        for name in [name for name, ref in self._polls.items() if ref in answered]:
             try:
-                polled.append(ray.get(self._polls.pop(index)))
+                polled.append(ray.get(self._polls.pop(name)))
             except RayActorError:
                 continue  # it is dead: ``wait`` says so by name
             except RayError as error:
-                raise failure_of(_name(self._spec, index), error) from error
+                raise failure_of(name.described(self._spec), error) from error
         return polled
 
     def wait(self, seconds: float) -> bool:
@@ -242,13 +243,12 @@ class RayWorkers:
 
     def peak_bytes(self, *, reset: bool = False) -> list[int]:
         """Each stage's peak memory in bytes since the last reset."""
-        names = [_name(self._spec, index) for index in range(len(self._stages))]
-        asked = [stage.peak_bytes.remote(reset=reset) for stage in self._stages]
-        return self._all(dict(zip(names, asked, strict=True)))
+        stages = self._stages.items()
+        return self._all({name.described(self._spec): stage.peak_bytes.remote(reset=reset) for name, stage in stages})
 
     def give_back(self) -> None:
         """Has idle stages give freed memory back to the system."""
-        for stage in self._stages:
+        for stage in self._stages.values():
             stage.give_back.remote()
 
     def keep_only(self, best: int, upto: int) -> None:
@@ -267,7 +267,7 @@ class RayWorkers:
     @property
     def _owners(self) -> list[Any]:
         """The workers that hold what the run learns."""
-        return [*self._stages, *([self._coordinator] if self._coordinator is not None else [])]
+        return [*self._stages.values(), *([self._coordinator] if self._coordinator is not None else [])]
 
     def _merged(self, refs: list[Any]) -> State:
         try:
@@ -280,7 +280,7 @@ class RayWorkers:
         """Ends every actor at once; what they had to say has been fetched."""
         for worker in (*self._owners, *self._feeders):
             ray.kill(worker)
-        self._coordinator, self._stages, self._feeders, self._running = None, [], [], {}
+        self._coordinator, self._stages, self._feeders, self._running = None, {}, [], {}
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
@@ -293,9 +293,3 @@ def _workers(spec: RunSpec) -> str:
     parts += [f"{feeders} feeder{'s' if feeders > 1 else ''}"] if feeders else []
     parts += ["the coordinator"] if spec.has_shared_embeddings else []
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-def _name(spec: RunSpec, index: int) -> str:
-    layers = spec.stages[index]
-    numbers = str(layers[0] + 1) if len(layers) == 1 else f"{layers[0] + 1}-{layers[-1] + 1}"
-    return f"stage {index + 1} (layer{'s' if len(layers) > 1 else ''} {numbers})"

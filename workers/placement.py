@@ -10,19 +10,11 @@ import ray
 
 from pipeline.config.partition import partition
 from pipeline.config.run_spec import RunSpec
+from pipeline.transport import CARRIERS
 
 _GPU_ENVIRONMENT = {
     # Ray's masking of CUDA_VISIBLE_DEVICES slows NCCL on NVSwitch hosts; stages choose their device themselves.
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
-}
-_NCCL_ENVIRONMENT = {
-    # A kernel loaded on first use may wait for the whole context, and a posted NCCL receive never lets go of it.
-    "CUDA_MODULE_LOADING": "EAGER",
-    # A posted receive is a kernel that spins until its message comes, and one is always posted. What it occupies is
-    # lost to the layers. By default that may be 32 thread blocks; a few carry more than a stage sends.
-    "NCCL_MAX_CTAS": "4",
-    # Messages leave between two kernels of the layers, not behind all that are queued.
-    "TORCH_NCCL_HIGH_PRIORITY": "1",
 }
 
 
@@ -42,8 +34,8 @@ def runtime_env(spec: RunSpec) -> dict[str, Any] | None:
     """The environment of a stage's process where it is not the usual one; what the launching process has set stays."""
     if spec.device == "cpu":
         return None
-    nccl = _NCCL_ENVIRONMENT if spec.settings.pipeline.transport == "nccl" else {}
-    return {"env_vars": {name: os.environ.get(name, value) for name, value in {**_GPU_ENVIRONMENT, **nccl}.items()}}
+    wanted = {**_GPU_ENVIRONMENT, **CARRIERS[spec.settings.pipeline.transport].environment}
+    return {"env_vars": {name: os.environ.get(name, value) for name, value in wanted.items()}}
 
 
 def described(bundles: list[dict[str, float]]) -> str:

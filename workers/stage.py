@@ -27,24 +27,25 @@ from pipeline.transport.channel import Receiver, Sender
 from pipeline.transport.edges import EdgeGroups
 from workers.coordinator import RemoteEmbeddings
 from workers.feeder import open_source
+from workers.names import StageName
 
 
 class StageWorker:
     """Holds a stage and its channels. ``run`` works in one thread; all other calls are answered beside it."""
 
-    def __init__(self, spec: RunSpec, index: int, coordinator: Any = None) -> None:
-        self.spec, self.index = spec, index
+    def __init__(self, spec: RunSpec, name: StageName, coordinator: Any = None) -> None:
+        self.spec, self.name = spec, name
         self._reports: list[PassReport] = []
         self._clock = Clock()
         self._device = _own_device(spec)
         settle(spec, self._device)
-        embeddings = RemoteEmbeddings(spec, coordinator, spec.stages[index]) if coordinator is not None else None
+        embeddings = RemoteEmbeddings(spec, coordinator, spec.stages[name.stage]) if coordinator is not None else None
         self._stage = Stage(
-            spec, index, self._device, report=self._reports.append, clock=self._clock, embeddings=embeddings
+            spec, name.stage, self._device, report=self._report, clock=self._clock, embeddings=embeddings
         )
         self._reader = (
             SourceReceiver(open_source(spec), batch_size=spec.settings.train.batch_size, clock=self._clock)
-            if index == 0 and not spec.settings.pipeline.feeders
+            if name.stage == 0 and not spec.settings.pipeline.feeders
             else None
         )
         self._store: TCPStore | None = None
@@ -69,11 +70,13 @@ class StageWorker:
 
     def connect(self, groups: EdgeGroups) -> None:
         """Joins the run's process groups and opens the channels to both neighbours."""
-        ends = groups.join(self.index, self._device, self._clock, self._store, address=ray.util.get_node_ip_address())
+        ends = groups.join(
+            self.name.stage, self._device, self._clock, self._store, address=ray.util.get_node_ip_address()
+        )
         if self._reader is not None:
             self._inbox = self._reader
         else:
-            self._inbox = MergedReceiver(ends.inboxes) if self.index == 0 else ends.inboxes[0]
+            self._inbox = MergedReceiver(ends.inboxes) if self.name.stage == 0 else ends.inboxes[0]
         self._outbox = next(iter(ends.outboxes), None)
 
     def run(self) -> None:
@@ -105,9 +108,14 @@ class StageWorker:
 
     def poll(self) -> tuple[Status, list[PassReport]]:
         status = self._stage.status()
+        status.replica = self.name.replica
         status.device = self.describe()
         status.waiting = self._inbox.waiting if self._inbox is not None else 0
         return status, take(self._reports)
+
+    def _report(self, report: PassReport) -> None:
+        report.replica = self.name.replica
+        self._reports.append(report)
 
     def keep_only(self, best: int, upto: int) -> None:
         self._stage.keep_only(best, upto)

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from launch.bench.ablation_steps import STEPS, TUNED, AblationStep, train_step_by_step
 from launch.bench.arguments import BenchArguments, check, output_folder
-from launch.bench.child import Child
 from launch.bench.entries import Entry, compete
 from launch.bench.figures import Figures, figures_of, ratio
 from launch.bench.protocol import DeviceUse, Round, Runner
@@ -28,6 +27,7 @@ from pipeline.config.settings import Settings
 from pipeline.errors import UserError
 from pipeline.methods import CffSettings
 from pipeline.runtime.allocator import ENVIRONMENT
+from pipeline.spawn import Child
 
 
 class AblationRunner(Runner):
@@ -43,11 +43,11 @@ class AblationRunner(Runner):
         self.name = self.title = step.name
         self._spec = replace(spec, settings=replace(spec.settings, pipeline=step.settings(spec.settings.pipeline)))
         self._rung, self._warm = step, warm
-        self._child: Child | None = None
+        self._child: Child[tuple[int, int], tuple[float, float, int]] | None = None
         self.first_step = 0.0
 
     def start(self) -> None:
-        self._child = Child(self.name, train_step_by_step, (self._spec, self._rung))
+        self._child = Child(self.name, train_step_by_step, self._spec, self._rung)
         self.first_step = self._child.ask((0, 1))[0]
 
     def round(self, steps: int) -> Round:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from launch.bench.child import Answer
 from launch.bench.plain import Optimizations, PlainLoop
 from pipeline.config import build
 from pipeline.config.run_spec import RunSpec
@@ -95,9 +95,8 @@ class ProductLoop:
         return loss
 
 
-def train_step_by_step(work: tuple[RunSpec, AblationStep]) -> Answer:
+def train_step_by_step(spec: RunSpec, step: AblationStep) -> Callable[[tuple[int, int]], tuple[float, float, int]]:
     """In a process of its own: prepares the step of the ablation; answers (warm, steps) with what they took."""
-    spec, step = work
     device = spec.stage_device(0)
     if step.plain is None:
         settle(spec, device)

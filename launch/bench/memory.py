@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from launch.bench.arguments import output_folder
 from launch.bench.backprop.planning import backprop_spec
-from launch.bench.child import Answer, Child
 from launch.command_line.parse import parse
 from launch.command_line.setting_names import as_flags
 from launch.output.console import say
@@ -41,6 +41,7 @@ from pipeline.runtime import stage as stages
 from pipeline.runtime.feeder import IMAGES
 from pipeline.runtime.process import settle
 from pipeline.runtime.stage import Stage
+from pipeline.spawn import Child
 from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.memory import peak_bytes, reset_peak, resident_bytes
 from pipeline.transport.channel import LocalChannel
@@ -140,11 +141,8 @@ def measure(spec: RunSpec, what: What) -> Peak:
         spec = replace(spec, stages=partition(depth, 1)) if what == "serial" else backprop_spec(spec)
     name = f"{what} of {depth} layers"
     try:
-        child = Child(name, _work, (spec, index, shapes))
-        try:
+        with Child[None, int](name, _work, spec, index, shapes) as child:
             return Peak(depth=depth, what=what, bytes=child.ask(None))
-        finally:
-            child.close()
     except RunError as error:
         batch = spec.settings.train.batch_size
         advice = f"The batch was {batch} images. If memory ran out, a smaller --batch-size or --precision bf16 helps."
@@ -201,9 +199,8 @@ def _spec(settings: Settings, depth: int) -> RunSpec:
     return build_run(settings, Devices(kind, depth))
 
 
-def _work(argument: tuple[RunSpec, int, Shapes]) -> Answer:
+def _work(spec: RunSpec, index: int, shapes: Shapes) -> Callable[[None], int]:
     """In a process of its own: a stage between two queues, as it is in a pipeline."""
-    spec, index, shapes = argument
     device = spec.stage_device(0)
     tensors = _random(shapes)
     settle(spec, device)

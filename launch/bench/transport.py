@@ -25,20 +25,18 @@ from launch.output.summary import machine
 from launch.output.tables import print_table
 from pipeline.config.settings import PipelineSettings
 from pipeline.errors import UserError
-from pipeline.transport import Transport
+from pipeline.transport import CARRIERS
+from pipeline.transport.base import kinds
 
 _GLANCE = 0.05  # seconds of a measurement that only shows that it works
 _MB, _GB = 1e6, 1e9  # bytes
 _LARGEST = 1024.0  # MB
-_PRODUCT: tuple[Transport, ...] = ("gloo", "shm", "nccl")
 _TITLES = {
     "read": "the receiver's read alone",
     "copy": "a copy in memory",
     "local": "LocalChannel, two threads",
     "socket": "a plain TCP socket",
-    "gloo": "--transport gloo",
-    "shm": "--transport shm",
-    "nccl": "--transport nccl",
+    **{kind: f"--transport {kind}" for kind in kinds()},
 }
 
 
@@ -151,7 +149,7 @@ def conclude(costs: Sequence[Cost]) -> str:
     """Which channel to use here, from the largest messages: the one that takes the least CPU time from the stages."""
     largest = max(cost.bytes for cost in costs)
     there = {cost.way: cost for cost in costs if cost.bytes == largest}
-    ours = {name: there[name] for name in _PRODUCT if name in there and name != "nccl"}
+    ours = {name: there[name] for name in kinds() if name in there and "cpu" in CARRIERS[name].devices}
     best = min(ours.values(), key=lambda cost: cost.cpu_us)
     sentence = f"Between CPU stages of this machine use --transport {best.way}"
     if best.way == "shm":
@@ -186,7 +184,7 @@ def _open(stack: ExitStack, sizes: Sequence[int]) -> tuple[dict[str, Processes],
     one = stack.enter_context(alone(sizes, depth=depth))
     ways = {"read": one, "copy": one, "local": one, "socket": stack.enter_context(raw_socket(sizes))}
     absent: dict[str, str] = {}
-    for name in _PRODUCT:
+    for name in kinds():
         try:
             ways[name] = stack.enter_context(channel(name, sizes, depth=depth))
         except CannotRunError as error:

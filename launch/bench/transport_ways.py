@@ -8,25 +8,25 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
-from launch.bench.child import Child
 from launch.bench.protocol import CannotRunError
 from pipeline.errors import RunError
 from pipeline.kind import Kind
+from pipeline.spawn import Child, ask_all
 from pipeline.telemetry.clock import Clock
-from pipeline.transport import Transport
+from pipeline.transport import CARRIERS, Transport
+from pipeline.transport.base import Edge
 from pipeline.transport.channel import LocalChannel, Receiver, Sender
-from pipeline.transport.edges import Edge, EdgeGroups
+from pipeline.transport.edges import EdgeGroups
 from pipeline.transport.message import HEADER_BYTES, Message, message_bytes
 
 _TIMEOUT = 60.0  # seconds after which an end counts as stuck
@@ -162,9 +162,9 @@ class _ChannelEnd(End):
     """A channel as stages have it, an edge for each size."""
 
     def __init__(self, rank: int, groups: EdgeGroups, sizes: Sequence[int]) -> None:
-        nccl = groups.edges[0].transport == "nccl"
+        on_gpus = "cpu" not in CARRIERS[groups.edges[0].transport].devices
         self._rank, self._groups = rank, groups
-        self._device = torch.device("cuda", rank) if nccl else _CPU
+        self._device = torch.device("cuda", rank) if on_gpus else _CPU
         self._messages = [_message(size, self._device) for size in sizes]
 
     def open(self) -> None:
@@ -229,11 +229,10 @@ class Processes:
     """
 
     def __init__(self, name: str, makers: Sequence[dict[str, Callable[[], End]]]) -> None:
-        self._pool = ThreadPoolExecutor(len(makers))
-        self._children: list[Child] = []
-        starts = [partial(Child, f"{name}, end {rank + 1}", _Host, ends) for rank, ends in enumerate(makers)]
+        self._children: list[Child[Question | str, Turn | None]] = []
         try:
-            self._children += self._all(starts)
+            for rank, ends in enumerate(makers):
+                self._children.append(Child(f"{name}, end {rank + 1}", _Host, ends))
             self._ask("open")
         except BaseException:
             self.close()
@@ -248,29 +247,19 @@ class Processes:
     def close(self) -> None:
         for child in self._children:
             child.close()
-        self._pool.shutdown()
 
     def turn(self, name: str, index: int, seconds: float) -> Turn:
         """Has messages of size ``index`` go the way ``name`` for so many seconds."""
-        parts = self._ask(Question(name, index, seconds))
+        parts = [part for part in self._ask(Question(name, index, seconds)) if part is not None]
         received = parts[-1]
         return Turn(received.messages, received.seconds, tuple(cpu for part in parts for cpu in part.cpu))
 
-    def _ask(self, question: Question | str) -> list[Any]:
-        return self._all([partial(child.ask, question) for child in self._children])
-
-    def _all(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-        """What the calls return, made at the same time. Where one fails, the others' processes end."""
-        futures = [self._pool.submit(call) for call in calls]
-        wait(futures, return_when=FIRST_EXCEPTION)
-        failed = next((error for future in futures if future.done() and (error := future.exception())), None)
-        if failed is None:
-            return [future.result() for future in futures]
-        for child in self._children:  # what the other end waits for will not come
-            child.close()
-        if isinstance(failed, RunError):
-            raise CannotRunError(str(failed)) from failed
-        raise failed
+    def _ask(self, question: Question | str) -> list[Turn | None]:
+        try:
+            return ask_all(self._children, question)
+        except RunError as error:
+            self.close()  # what the other end waits for will not come
+            raise CannotRunError(str(error)) from error
 
 
 def alone(sizes: Sequence[int], *, depth: int) -> Processes:
@@ -303,8 +292,8 @@ def channel(transport: Transport, sizes: Sequence[int], *, depth: int) -> Iterat
     Raises:
         CannotRunError: this machine does not have it.
     """
-    if transport == "nccl" and torch.cuda.device_count() < 2:
-        raise CannotRunError(f"nccl needs 2 GPUs, this machine has {torch.cuda.device_count()}")
+    if "cpu" not in CARRIERS[transport].devices and torch.cuda.device_count() < 2:
+        raise CannotRunError(f"{transport} needs 2 GPUs, this machine has {torch.cuda.device_count()}")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_TIMEOUT))
     payloads = [message_bytes(_message(size, torch.device("meta"))) for size in sizes]
     edges = tuple(

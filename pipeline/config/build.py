@@ -21,7 +21,8 @@ from pipeline.data.sources.base import Progress
 from pipeline.errors import UserError
 from pipeline.methods import BaselineSettings
 from pipeline.nets.sizes import layer_features
-from pipeline.transport import Transport
+from pipeline.transport import CARRIERS, Transport
+from pipeline.transport.base import DeviceKind, automatic, between
 
 
 def open_data(settings: Settings, *, progress: Progress | None = None) -> Dataset:
@@ -203,21 +204,28 @@ def build_run(settings: Settings, devices: Devices, *, dataset: Dataset | None =
 
 def _transport(pipe: PipelineSettings, devices: Devices, stages: int) -> Transport:
     """How activations travel. "auto" stays between CPUs: neighbours find out whether they share a machine."""
-    if devices.kind == "cpu":
-        if pipe.transport == "nccl":
-            raise UserError("`transport` nccl works between GPUs only. Use `transport` auto, shm or gloo on CPUs.")
-        return pipe.transport
-    if pipe.transport == "shm":
-        raise UserError("`transport` shm works between CPUs only. Use `transport` auto, nccl or gloo on GPUs.")
-    shared = stages > devices.count
-    if pipe.transport == "nccl" and shared:
-        raise UserError(
-            f"`transport` nccl: {stages} stages share {devices.count} GPU{'s' if devices.count > 1 else ''}, and two "
-            f"ranks of NCCL cannot. Use `transport` gloo, or at most `stages` {devices.count}."
-        )
+    kind: DeviceKind = "cuda" if devices.kind == "cuda" else "cpu"
+    shared = kind == "cuda" and stages > devices.count
     if pipe.transport == "auto":
-        return "gloo" if shared or pipe.executor != "ray" else "nccl"
-    return pipe.transport
+        if kind == "cpu":
+            return "auto"
+        return next(one.kind for one in automatic(kind) if one.shares_gpu or not (shared or pipe.executor != "ray"))
+    carrier = CARRIERS[pipe.transport]
+    fitting = [one.kind for one in between(kind)]
+    if kind not in carrier.devices:
+        here, elsewhere = ("CPUs", "GPUs") if kind == "cpu" else ("GPUs", "CPUs")
+        others = " or ".join([", ".join(["auto", *fitting[:-1]]), fitting[-1]])
+        raise UserError(
+            f"`transport` {carrier.kind} works between {elsewhere} only. Use `transport` {others} on {here}."
+        )
+    if shared and not carrier.shares_gpu:
+        sharing = next(one.kind for one in between(kind) if one.shares_gpu)
+        raise UserError(
+            f"`transport` {carrier.kind}: {stages} stages share {devices.count} GPU{'s' if devices.count > 1 else ''}, "
+            f"and two ranks of {carrier.kind.upper()} cannot. Use `transport` {sharing}, or at most `stages` "
+            f"{devices.count}."
+        )
+    return carrier.kind
 
 
 def _divide(settings: Settings, stages: int) -> tuple[range, ...]:

@@ -89,7 +89,7 @@ def _check_method(method: MethodConfig, count: int) -> None:
     if [layer for phase in phases for layer in phase] != list(range(count)) or not all(phases):
         raise UserError(
             f"method {method.kind}: its phases are {', '.join(map(str, phases)) or 'none'}, and they must take the "
-            f"{count} layers in order, each once. Mend `phases`."
+            f"{count} layers in order, each once. Mend its phases()."
         )
     dictionary = method.dictionary()
     if len(phases) > 1 and dictionary is not None and dictionary.shared:
@@ -102,7 +102,7 @@ def _check_method(method: MethodConfig, count: int) -> None:
         if not seen or not set(seen) <= set(range(reader + 1)) or len(set(seen)) < len(seen):
             raise UserError(
                 f"method {method.kind}: the readout of layer {reader} sees the layers {seen}, and it can see itself "
-                f"and those before it, each once. Mend `readout_layers`."
+                f"and those before it, each once. Mend its readout_layers()."
             )
 
 

@@ -12,16 +12,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.errors import UserError
-from pipeline.methods import METHODS, CffSettings, MethodField
+from pipeline.methods import CffSettings, MethodField
 from pipeline.methods.baseline import Feedback
-from pipeline.nets import NETS, NetField, VitSettings
+from pipeline.nets import NetField, VitSettings
 from pipeline.plugins import load_plugin
-from pipeline.registry import problems, unknown_keys
+from pipeline.registry import STRICT, problems, unknown_names
 from pipeline.transport import Transport
 
 TransferDtype = Literal["fp32", "bf16"]
@@ -172,6 +172,7 @@ class PipelineSettings:
 class Settings:
     """One run."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     preset: str = field(default="cff-vit", metadata={"flag": None})
     data: DataSettings = field(default_factory=DataSettings)
     net: NetField = field(default_factory=VitSettings)
@@ -210,14 +211,13 @@ def from_dict(values: Any, *, source: str) -> Settings:
     for plugin in plugins if isinstance(plugins, (list, tuple)) else ():
         load_plugin(str(plugin))
     values = {name: renamed(group) if name == "pipeline" else group for name, group in values.items()}
-    unknown = unknown_keys(values, _template(values))
-    if unknown:
-        raise UserError(
-            f"{source}: unknown settings {', '.join(unknown)}. Remove them or use the version that wrote them."
-        )
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
+        if unknown := unknown_names(error):
+            raise UserError(
+                f"{source}: unknown settings {', '.join(unknown)}. Remove them or use the version that wrote them."
+            ) from error
         said = "; ".join(problems(error))
         raise UserError(f"{source}: {said}. Correct it, or use the version that wrote it.") from error
 
@@ -240,15 +240,3 @@ def load(path: Path) -> Settings:
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no settings. Give the config.json of a run folder.")
     return from_dict(values.get("settings", values), source=str(path))
-
-
-def _template(values: dict[str, Any]) -> dict[str, Any]:
-    """Every key that a settings file may have, given the net and the method that it names."""
-    template = to_dict(Settings())
-    for name, registry in (("net", NETS), ("method", METHODS)):
-        chosen = values.get(name)
-        if isinstance(chosen, dict) and "kind" in chosen:
-            kind = chosen["kind"]
-            # Of a kind that is not known everything is let through: loading says which kinds there are.
-            template[name] = registry.template(kind) if kind in registry else chosen
-    return template

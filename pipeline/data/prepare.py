@@ -13,7 +13,6 @@ from pipeline.data.build import build, exclusive
 from pipeline.data.index import INDEX_FILE, DataIndex
 from pipeline.data.registry import DATASETS
 from pipeline.data.sources.base import Progress, silent
-from pipeline.data.sources.digits import DigitsSource
 from pipeline.data.sources.folder import FolderSource, holds_images
 from pipeline.data.sources.webdataset_folder import WebDatasetSource, tars
 from pipeline.errors import UserError
@@ -130,14 +129,14 @@ def _prepare_known(name: str, source: str | None, data_dir: Path, report: Progre
     if _intact(target):
         return target
     facts = DATASETS[name]
-    if facts.embedded and source is not None:
+    if facts.source is not None and source is not None:
         raise UserError(f"{name} comes with an installed package: leave `source` out.")
     with exclusive(target):
         # Another process may have prepared it while this one waited to start.
         if _intact(target):
             return target
-        if facts.embedded:
-            build(DigitsSource(), name=name, target=target, progress=report)
+        if facts.source is not None:
+            build(facts.source(), name=name, target=target, progress=report)
         else:
             with acquire.acquired(facts, source, data_dir, report) as reader:
                 build(reader, name=name, target=target, progress=report)

@@ -12,6 +12,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.planning.ideal import ideal_speedup
 from pipeline.planning.profile import Profile
 from pipeline.planning.simulate import Cores, Dictionary, Edge, Feed, LayerWork, Limit, Pipeline, limit, simulate
+from pipeline.transport import CARRIERS
 from pipeline.versions import contributors
 
 Stages = tuple[range, ...]
@@ -125,7 +126,8 @@ class Planner:
         link = site.link
         if self._spec.device == "cuda":
             return Edge(send=copy, transfer=_LATENCY + size / (link or self._profile.link_bandwidth or ASSUMED_LINK))
-        if link is None and self._spec.settings.pipeline.transport != "gloo":
+        transport = self._spec.settings.pipeline.transport
+        if link is None and (transport == "auto" or CARRIERS[transport].one_machine):
             return Edge(send=copy, transfer=_LATENCY)
         copies = _SOCKET_COPIES * copy
         return Edge(send=copy + copies, transfer=_LATENCY + (size / link if link else 0.0), receive=copies)

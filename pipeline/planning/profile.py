@@ -6,15 +6,12 @@ moment slows all of them. Two stages on one CPU share memory and clock: they are
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
-import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
-from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +28,7 @@ from pipeline.layers.label_dictionary import FixedEmbeddings
 from pipeline.layers.layer import LocalLayer
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.process import settle
+from pipeline.spawn import Child, ChildDiedError, ChildFailedError, ask_all
 from pipeline.transport.message import IDS, LABELS, Message, message_bytes
 
 SECONDS = 4.0
@@ -135,7 +133,7 @@ class _Workbench:
 
     def __init__(self, spec: RunSpec, device: torch.device) -> None:
         settle(spec, device)
-        self._spec, self._device = spec, device
+        self.spec, self._device = spec, device
         embeddings = _Unchanging(_dictionary(spec), len(spec.classes)) if spec.has_shared_embeddings else None
         self._layers = [_Timed(LocalLayer(spec, index, device, embeddings)) for index in range(spec.num_layers)]
         self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device)
@@ -163,7 +161,7 @@ class _Workbench:
         while len(rounds) < _LEAST_ROUNDS or (time.perf_counter() < end and len(rounds) < _MOST_ROUNDS):
             rounds.append(self._round())
         share = 1.0
-        if self._device.type == "cpu" and self._spec.settings.pipeline.threads == 1:
+        if self._device.type == "cpu" and self.spec.settings.pipeline.threads == 1:
             share = (time.process_time() - worked) / (time.perf_counter() - begun)
             share = 1.0 if share > _UNDISTURBED else share
         costs = tuple(
@@ -185,7 +183,7 @@ class _Workbench:
 
     def _round(self, *, weigh: bool = False) -> list[_Phases]:
         """One step of every layer. Each gets what the one before passed on."""
-        where = self._spec.batch_position(Kind.TRAIN, 0, self._step)
+        where = self.spec.batch_position(Kind.TRAIN, 0, self._step)
         begun = self._now()
         rule = self._layers[0].layer.rule
         views = self._augment.views(self._images, epoch=0, position=0, num_views=rule.num_views)
@@ -352,24 +350,20 @@ def profile_here(spec: RunSpec, num_busy: int, *, seconds: float = SECONDS) -> P
         RunError: a process that timed them failed or died, as where a batch does not fit in memory.
     """
     begun = time.perf_counter()
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(num_busy)
-    workers = []
-    try:
-        for rank in range(num_busy):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(spec, rank, barrier, seconds, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            workers.append((process, ours))
-        answers = _gather([line for _, line in workers], spec)
-    finally:
-        for process, line in workers:
-            process.kill()
-            process.join()
-            line.close()
-    took = time.perf_counter() - begun
-    return replace(joined([answer.sample for answer in answers], spec), **answers[0].beside, took=took)
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Child("timing the layers", _workbench, spec)) for _ in range(num_busy)]
+        _ask(workers, _Workbench.warm, spec)
+        feed_seconds, link, alone = _ask(workers[:1], partial(_first_alone, seconds=seconds), spec)[0]
+        samples = [alone]
+        if num_busy > 1:
+            samples = _ask(workers, partial(_Workbench.run, seconds=seconds), spec)
+    return replace(
+        joined(samples, spec),
+        alone=alone.costs,
+        feed_seconds=feed_seconds,
+        link_bandwidth=link,
+        took=time.perf_counter() - begun,
+    )
 
 
 def joined(samples: Sequence[Sample], spec: RunSpec) -> Profile:
@@ -401,32 +395,37 @@ def joined(samples: Sequence[Sample], spec: RunSpec) -> Profile:
 _SIZES = ("weight_bytes", "optimizer_bytes", "activation_bytes")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """What a process says: its measurement amid the others, and the first one's that it made by itself."""
-
-    sample: Sample
-    beside: dict[str, Any] = field(default_factory=dict)
+_Task = Callable[[_Workbench], Any]
 
 
-def _work(spec: RunSpec, rank: int, barrier: Barrier, seconds: float, line: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process hears Ctrl-C, and ends it
+def _workbench(spec: RunSpec) -> Callable[[_Task], Any]:
+    """In a process of its own: does with its workbench whatever it is asked to."""
+    bench = _Workbench(spec, spec.stage_device(0))
+    return lambda task: task(bench)
+
+
+def _first_alone(bench: _Workbench, seconds: float) -> tuple[float, float | None, Sample]:
+    """What one process measures while the others sleep: seconds of a feeder, bytes per second of a link, the layers."""
+    return time_feed(bench.spec), link_bandwidth(bench.spec), bench.run(seconds)
+
+
+def _ask(workers: Sequence[Child[_Task, Any]], task: _Task, spec: RunSpec) -> list[Any]:
+    """What the task gives in every process. Raises RunError or UserError for what a person is to know."""
     try:
-        bench = _Workbench(spec, spec.stage_device(0))
-        bench.warm()
-        barrier.wait(_TIMEOUT)
-        beside: dict[str, Any] = {}
-        if rank == 0:
-            beside = {"feed_seconds": time_feed(spec), "link_bandwidth": link_bandwidth(spec)}
-            alone = bench.run(seconds)
-            beside["alone"] = alone.costs
-        barrier.wait(_TIMEOUT)
-        sample = bench.run(seconds) if barrier.parties > 1 else alone
-        line.send(_Answer(sample=sample, beside=beside))
-    except (RunError, UserError) as error:
-        line.send(error)
-    except Exception as error:  # noqa: BLE001 (whatever it is, the person reads it)
-        line.send(RunError(f"timing the layers failed: {type(error).__name__}: {error}"))
+        return ask_all(workers, task, timeout=_TIMEOUT)
+    except TimeoutError:
+        raise RunError(
+            f"timing the layers took longer than {_TIMEOUT:g} s. Give a smaller `batch_size` or net."
+        ) from None
+    except ChildDiedError as death:
+        raise RunError(
+            f"a process that timed the layers died, as it does where memory ends. `batch_size` "
+            f"{spec.settings.train.batch_size} may be too large for this machine: give a smaller one."
+        ) from death
+    except ChildFailedError as failure:
+        if isinstance(failure.error, RunError | UserError):
+            raise failure.error from None
+        raise
 
 
 def link_bandwidth(spec: RunSpec) -> float | None:
@@ -444,26 +443,3 @@ def link_bandwidth(spec: RunSpec) -> float | None:
         torch.cuda.synchronize(1)
         seconds.append(time.perf_counter() - begun)
     return source.nbytes / median(seconds)
-
-
-def _gather(lines: list[Connection], spec: RunSpec) -> list[_Answer]:
-    """What every process says, in their order. The first that fails ends it."""
-    answers: dict[int, _Answer] = {}
-    while len(answers) < len(lines):
-        waiting = [line for rank, line in enumerate(lines) if rank not in answers]
-        heard = multiprocessing.connection.wait(waiting, _TIMEOUT)
-        if not heard:
-            raise RunError(f"timing the layers took longer than {_TIMEOUT:g} s. Give a smaller `batch_size` or net.")
-        for line in heard:
-            assert isinstance(line, Connection)
-            try:
-                answer = line.recv()
-            except EOFError:
-                raise RunError(
-                    f"a process that timed the layers died, as it does where memory ends. `batch_size` "
-                    f"{spec.settings.train.batch_size} may be too large for this machine: give a smaller one."
-                ) from None
-            if isinstance(answer, RunError | UserError):
-                raise answer
-            answers[lines.index(line)] = answer
-    return [answers[rank] for rank in range(len(lines))]

@@ -14,7 +14,7 @@ from pipeline.layers.joined import JoinedFeatures
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.feeder import IMAGES
 from pipeline.transport import Transport
-from pipeline.transport.edges import Edge
+from pipeline.transport.base import Edge
 from pipeline.transport.message import IDS, LABELS, Message, message_bytes
 
 _META = torch.device("meta")

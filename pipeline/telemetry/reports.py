@@ -24,6 +24,7 @@ class Status:
         device: what the stage runs on, for people.
         restored: whether it has taken the best epoch's weights.
         account: the stage's clock.
+        replica: which of the stage's workers, 0-based.
     """
 
     stage: int
@@ -36,6 +37,7 @@ class Status:
     waiting: int = 0
     device: str = ""
     restored: bool = False
+    replica: int = 0
 
 
 @dataclass(kw_only=True)
@@ -80,6 +82,8 @@ class PassReport:
     """One stage's report on a finished pass."""
 
     stage: int
+    replica: int = 0
+    """Which of the stage's workers it is of, 0-based."""
     kind: Kind
     epoch: int
     layers: list[LayerReport]

@@ -20,6 +20,7 @@ import select
 import struct
 import sys
 import termios
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from torch import Tensor
 
 from pipeline.errors import PeerLostError
 from pipeline.telemetry.clock import Clock, TimeCategory
+from pipeline.transport.base import CARRIERS, Carrier, DeviceKind, Edge, Meeting
+from pipeline.transport.channel import Receiver, Sender
 from pipeline.transport.message import HEADER_BYTES, Message, pack, unpack
 
 PROCESSES = Path("/proc")
@@ -222,6 +225,43 @@ class SharedReceiver(_SharedEnd):
         """Frees the slot of the message before, which is done with."""
         with suppress(BrokenPipeError):  # a sender that has sent all and gone wants no slot; what it sent is there
             self._credits.write(_CREDIT)
+
+
+@CARRIERS.register
+class SharedMemory(Carrier):
+    """Memory that both ends see."""
+
+    kind: ClassVar[str] = "shm"
+    devices = frozenset[DeviceKind](("cpu",))
+    one_machine = True
+    auto_place: ClassVar[int | None] = 0
+    needs = "both ends on one Linux machine, in one container, as one user"
+
+    def connect(self, meeting: Meeting, edges: Sequence[Edge]) -> dict[Edge, Sender | Receiver | None]:
+        rank, store, depth = meeting.rank, meeting.store, meeting.queue_depth
+        offers: dict[Edge, Offer | None] = {}
+        for edge in edges:
+            if rank == edge.sender:
+                offer = offers[edge] = create_offer(edge.payload, depth)
+                store.set(f"{edge.name}: offer", (offer.address if offer is not None else NOWHERE).pack())
+        receivers: dict[Edge, SharedReceiver | None] = {}
+        for edge in edges:
+            if rank == edge.receiver:
+                address = Address.unpack(store.get(f"{edge.name}: offer").decode())
+                receiver = receivers[edge] = attach(
+                    address, edge.name, edge.payload, depth, stall_timeout=meeting.timeout, clock=meeting.clock
+                )
+                store.set(f"{edge.name}: answer", "no" if receiver is None else "taken")
+        joined: dict[Edge, Sender | Receiver | None] = {}
+        for edge in edges:
+            taken, mine = store.get(f"{edge.name}: answer") == b"taken", offers.get(edge)
+            if taken and mine is not None:
+                joined[edge] = mine.accept(edge.name, stall_timeout=meeting.timeout, clock=meeting.clock)
+            elif taken:
+                joined[edge] = receivers.get(edge)
+            elif mine is not None:
+                mine.close()
+        return joined
 
 
 def _pipe() -> tuple[io.FileIO, io.FileIO]:

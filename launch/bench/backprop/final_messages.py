@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 
 import torch
 
@@ -22,9 +21,8 @@ def kind_of(error: BaseException | None) -> str:
     return "failed"
 
 
-def keep_quiet(said: str) -> None:
-    """Sends what is printed to a file, and leaves Ctrl-C to whoever started this process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def print_into(said: str) -> None:
+    """Sends to a file what this process prints."""
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -7,7 +7,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,12 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 
 from launch.bench.backprop import loader, rank
 from launch.bench.backprop.batches import FedSource, in_memory
+from launch.bench.backprop.final_messages import kind_of
 from launch.bench.backprop.job import Job
 from launch.bench.protocol import CannotRunError
 from pipeline.data.loader import Dataset
 from pipeline.errors import StageFailedError
+from pipeline.spawn import Child, ChildDiedError, ChildFailedError, ready
 
 # Every process is forked from one that has imported what all need: that takes five seconds of a core, once. What they
 # measure is their own, as nothing has run in that one.
@@ -32,11 +33,10 @@ _LAST_WORDS = 400  # characters of what a process printed last
 
 @dataclass
 class _Member:
-    """A process of the group."""
+    """A process of the group: what people call it, itself, and the file that it prints into."""
 
     name: str
-    process: Any
-    line: Connection
+    child: Child[rank.Question, Any]
     said: Path
 
 
@@ -70,6 +70,7 @@ class WorkerGroup:
         self._folder = tempfile.TemporaryDirectory(prefix="localpipe-bench-")
         self._store: TCPStore | None = None
         self._members: list[_Member] = []
+        self._queues: list[Any] = []  # kept: a process that starts opens them by names that end with them
         try:
             self._start(name, dataset)
         except BaseException:
@@ -85,32 +86,28 @@ class WorkerGroup:
         if dataset is not None:
             sources = in_memory(job, dataset)
         else:
-            queues = [_FORKED.Queue(maxsize=_AHEAD) for _ in range(job.num_ranks)]
-            sources = [FedSource(queue) for queue in queues]
+            self._queues = [_FORKED.Queue(maxsize=_AHEAD) for _ in range(job.num_ranks)]
+            sources = [FedSource(queue) for queue in self._queues]
         for number in range(job.num_ranks):
             self._begin(job.rank_name(number), f"{name} rank {number + 1}", rank.work, number, port, sources[number])
         if dataset is None:
-            self._begin("the loader", f"{name} loader", loader.read, queues)
-        self._hear()
+            self._begin("the loader", f"{name} loader", loader.read, self._queues)
 
-    def _begin(self, name: str, process_name: str, target: Any, *arguments: Any) -> None:
-        ours, theirs = _FORKED.Pipe()
+    def _begin(self, name: str, process_name: str, make: Any, *arguments: Any) -> None:
         said = Path(self._folder.name, f"{len(self._members)}.txt")
-        process = _FORKED.Process(
-            target=target, args=(self._job, *arguments, theirs, str(said)), name=process_name, daemon=True
-        )
-        process.start()
-        theirs.close()  # so that the line breaks where the process dies
-        self._members.append(_Member(name, process, ours, said))
+        child: Child[rank.Question, Any] = Child(process_name, make, self._job, *arguments, str(said), context=_FORKED)
+        self._members.append(_Member(name, child, said))
 
     def ask(self, *question: Any) -> list[Any]:
-        """Every rank's answer. The ranks work on it at once."""
+        """Every rank's answer. The ranks work on it at once.
+
+        Raises:
+            CannotRunError: there is no memory for this batch, or this net cannot be trained this way.
+            StageFailedError: a process failed or died. Every process has ended then.
+        """
         assert self._members, "it has not ended"
         for member in self._ranks:
-            try:
-                member.line.send(question)
-            except OSError:
-                break  # it is dead, which listening shows
+            member.child.send(question)
         return self._hear()
 
     @property
@@ -134,19 +131,15 @@ class WorkerGroup:
     def _listen(self, answers: dict[str, Any], failures: list[_Failure], timeout: float | None) -> None:
         """Waits for the next words or deaths and adds them to the answers and the failures, in order."""
         fallen = {failure.member for failure in failures}
-        members = {member.line: member for member in self._members if member.name not in fallen}
-        for line in wait(list(members), timeout):
-            assert isinstance(line, Connection)
-            member = members[line]
+        members = {member.child: member for member in self._members if member.name not in fallen}
+        for child in ready(members, timeout):
+            member = members[child]
             try:
-                kind, value = line.recv()
-            except (EOFError, OSError):  # also amid its words
-                failures.append(_death(member))
-                continue
-            if kind == "answer":
-                answers[member.name] = value
-            else:
-                failures.append(_Failure(member.name, kind, value))
+                answers[member.name] = child.receive()
+            except ChildDiedError as death:
+                failures.append(_death(member, death))
+            except ChildFailedError as failure:
+                failures.append(_Failure(member.name, kind_of(failure.error), failure.said))
 
     def _error(self, failure: _Failure) -> Exception:
         what = f"{self._title}: {failure.member} {failure.text}"
@@ -159,20 +152,15 @@ class WorkerGroup:
     def close(self) -> None:
         """Ends every process, at once: none holds anything that is to be kept."""
         for member in self._members:
-            member.process.kill()
-        for member in self._members:
-            member.process.join()
-            member.line.close()
+            member.child.close()
         self._members.clear()
+        self._queues.clear()
         self._store = None
         self._folder.cleanup()
 
 
-def _death(member: _Member) -> _Failure:
-    member.process.join()
-    code = member.process.exitcode
-    if code == -signal.SIGKILL:
+def _death(member: _Member, death: ChildDiedError) -> _Failure:
+    if death.exit_status == -signal.SIGKILL:
         return _Failure(member.name, "killed", "was killed, as Linux does with a process when memory runs out.")
-    how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
     last = member.said.read_text(errors="replace")[-_LAST_WORDS:].strip() if member.said.exists() else ""
-    return _Failure(member.name, "died", f"ended {how}. It last printed: {last or 'nothing'}")
+    return _Failure(member.name, "died", f"ended {death.how}. It last printed: {last or 'nothing'}")

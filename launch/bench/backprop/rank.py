@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.connection import Connection
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from launch.bench.backprop.batches import Source
-from launch.bench.backprop.final_messages import keep_quiet, kind_of
+from launch.bench.backprop.final_messages import print_into
 from launch.bench.backprop.job import Job
 from launch.bench.backprop.trainer import Trainer
 from launch.bench.protocol import DeviceUse
@@ -34,31 +35,28 @@ class Share:
     loss: float | None
 
 
-def work(job: Job, rank: int, port: int, source: Source, line: Connection, said: str) -> None:
-    """A rank's process: answers each question on ``line`` until nobody asks any more.
+Question = tuple[Any, ...]
+"""("round", warm-up steps, steps), whose answer is a ``Share``, or ("weights",)."""
+
+
+def work(job: Job, rank: int, port: int, source: Source, said: str) -> Callable[[Question], Any]:
+    """In a rank's process: joins the others. Returns what answers questions.
 
     Args:
         port: of the store at which the ranks meet.
         said: file for what libraries print.
     """
-    keep_quiet(said)
-    try:
-        device = job.device(rank)
-        keep_freed_memory()
-        torch.set_num_threads(job.spec.settings.pipeline.threads)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        if job.num_ranks > 1:
-            _join(job, rank, port)
-        here = _trainer(job, rank)
-        give_back(device)
-        line.send(("answer", None))
-        while True:
-            line.send(("answer", _answer(here, source, line.recv())))
-    except (EOFError, BrokenPipeError):
-        return  # whoever asked is gone
-    except Exception as error:  # noqa: BLE001 - whatever it was, whoever asked is to hear it
-        line.send((kind_of(error), f"{type(error).__name__}: {error}"))
+    print_into(said)
+    device = job.device(rank)
+    keep_freed_memory()
+    torch.set_num_threads(job.spec.settings.pipeline.threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if job.num_ranks > 1:
+        _join(job, rank, port)
+    here = _trainer(job, rank)
+    give_back(device)
+    return partial(_answer, here, source)
 
 
 def _trainer(job: Job, rank: int) -> Trainer:
@@ -87,7 +85,7 @@ def _join(job: Job, rank: int, port: int) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=job.num_ranks, timeout=timeout)
 
 
-def _answer(here: Trainer, source: Source, question: tuple[Any, ...]) -> Any:
+def _answer(here: Trainer, source: Source, question: Question) -> Any:
     match question:
         case ("round", int(warm), int(steps)):
             answer: Any = _round(here, source, warm, steps)

@@ -1,0 +1,114 @@
+"""What a transport is to the rest of the system: between what it works, and how it joins two ends."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, Literal
+
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
+
+from pipeline.registry import Registered, Registry
+from pipeline.telemetry.clock import Clock
+from pipeline.transport.channel import Receiver, Sender
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A channel between two ranks. Stages are ranks 0 … S−1, feeders follow.
+
+    Attributes:
+        payload: bytes of the largest message.
+        transport: kind of its carrier, or auto: the first of those that auto takes by which both ends can be joined.
+    """
+
+    name: str
+    sender: int
+    receiver: int
+    payload: int
+    transport: str
+
+    @property
+    def header_name(self) -> str:
+        return f"{self.name} (headers)"
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What a rank has when edges are opened, by all ranks at the same time.
+
+    Attributes:
+        store: at which all ranks meet.
+        device: this rank's.
+        timeout: seconds without a message after which a neighbour counts as stuck.
+        queue_depth: messages that may wait on an edge.
+        address: this machine's in the network that messages are to take; None: whichever the carrier finds.
+    """
+
+    rank: int
+    num_ranks: int
+    store: TCPStore
+    device: torch.device
+    clock: Clock
+    timeout: float
+    queue_depth: int
+    address: str | None = None
+
+
+DeviceKind = Literal["cpu", "cuda"]
+
+
+class Carrier(ABC, Registered):
+    """A way that messages take from one process to another; its ``kind`` is the value of the setting ``transport``.
+
+    Attributes:
+        devices: kinds of device that both ends may be on.
+        one_machine: both ends have to be on the same one.
+        shares_gpu: both ends may be on one GPU.
+        auto_place: of those that ``transport`` auto takes where they work, the lowest is tried first; None: auto
+            leaves this one out.
+        needs: what both ends must have, for the message where they do not.
+        environment: variables that a stage's process on a GPU has; what the launching process has set stays.
+    """
+
+    devices: ClassVar[frozenset[DeviceKind]]
+    one_machine: ClassVar[bool] = False
+    shares_gpu: ClassVar[bool] = True
+    auto_place: ClassVar[int | None] = None
+    needs: ClassVar[str] = "a network between both ends"
+    environment: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    @abstractmethod
+    def connect(self, meeting: Meeting, edges: Sequence[Edge]) -> dict[Edge, Sender | Receiver | None]:
+        """Opens these edges. Every rank calls it at the same time with the same ones, also those between others.
+
+        Returns those that could be opened, the same on every rank, each with this rank's end: None where it has none.
+        """
+
+
+CARRIERS: Registry[Carrier] = Registry("transport")
+"""Every transport by its kind."""
+
+
+def between(device: DeviceKind) -> list[type[Carrier]]:
+    """The transports between two devices of this kind: those that auto tries, in this order, then all others."""
+    return [carrier for carrier in in_turn() if device in carrier.devices]
+
+
+def automatic(device: DeviceKind) -> list[type[Carrier]]:
+    """What auto tries between two devices of this kind, in this order."""
+    return [carrier for carrier in between(device) if carrier.auto_place is not None]
+
+
+def kinds() -> list[str]:
+    """The name of every transport, those between CPUs first."""
+    return sorted((carrier.kind for carrier in CARRIERS), key=lambda kind: ("cpu" not in CARRIERS[kind].devices, kind))
+
+
+def in_turn() -> list[type[Carrier]]:
+    """Every transport, in the order of ``Carrier.auto_place``."""
+    return sorted(CARRIERS, key=lambda carrier: math.inf if carrier.auto_place is None else carrier.auto_place)

@@ -1,0 +1,25 @@
+"""What the workers of a run are called: by the actors' names in Ray, and by people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.run_spec import RunSpec
+
+
+@dataclass(frozen=True)
+class StageName:
+    """Which stage's worker, and which of its replicas. Both 0-based; there is one replica of each stage."""
+
+    stage: int
+    replica: int = 0
+
+    def actor(self, run: str) -> str:
+        """Its name in Ray, for a run that is called so there."""
+        return f"localpipe-{run}-stage-{self.stage + 1}-replica-{self.replica + 1}"
+
+    def described(self, spec: RunSpec) -> str:
+        """Its name for people: "stage 1 (layers 1-2)"."""
+        layers = spec.stages[self.stage]
+        numbers = str(layers[0] + 1) if len(layers) == 1 else f"{layers[0] + 1}-{layers[-1] + 1}"
+        return f"stage {self.stage + 1} (layer{'s' if len(layers) > 1 else ''} {numbers})"
