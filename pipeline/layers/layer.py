@@ -18,6 +18,7 @@ from pipeline.layers.label_dictionary import EmbeddingSource
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.layers.transfer_dtype import cast_received, cast_to_send
 from pipeline.methods import Activations, BatchPosition, StepContext
+from pipeline.methods.adamw import AdamW
 from pipeline.nets import Dropout, Layer
 
 State = dict[str, Tensor]
@@ -84,7 +85,7 @@ class LocalLayer:
         )
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._head_lr = settings.train.lr if settings.head.head_lr == "lr" else settings.head.head_lr
-        self.readout_optimizer = torch.optim.AdamW(self.readout.parameters(), lr=self._head_lr, fused=True)
+        self.readout_optimizer = AdamW(self.readout.parameters(), lr=self._head_lr, fused=True)
         last = index == spec.num_layers - 1
         self.has_readout = settings.head.mode != "none" and (settings.head.head_layers == "all" or last)
         self.readout_trained = False
