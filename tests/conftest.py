@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -24,6 +25,7 @@ from pipeline.config.settings import DataSettings, HeadSettings, PipelineSetting
 from pipeline.data.loader import Dataset
 from pipeline.methods import CffSettings
 from pipeline.nets import VitSettings
+from tests.support_pictures import write_blank
 
 hypothesis.settings.register_profile("busy machine", deadline=None)  # a slow example is no wrong one
 hypothesis.settings.load_profile("busy machine")
@@ -48,20 +50,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 # Two tests at a time: `pytest -n 2`, as `make pytest` does. Without -n nothing here changes anything.
 
 _HERE = Path(__file__).parent
-_PRESETS = "tests/test_every_preset.py"
+_CLUSTER = "cluster"
+_LONGEST = ("tests/test_documented_commands.py", _CLUSTER, "tests/test_analyse.py", "tests/test_rivals.py")
+"""Groups of tests that begin first, the longest first, so that neither process ends long before the other."""
+
+_SLOW = {"cluster", "launched_run", "runs", "reader"}
+"""Fixtures that start processes, every one of which imports torch, or train and draw for long."""
 
 
 class _OneCluster(LoadFileScheduling):  # type: ignore[misc]  # it has no types
-    """A file's tests share what they make, so they go to one process; all files with tests on Ray go to one together,
-    but for the presets', which are a third of that work and go to the other process, with a cluster of its own.
+    """A file's tests share what they make, so they go to one process; all files with tests on Ray go to one together.
 
-    These take the longest and begin first, as they are the most tests. A mark that names a test's group would do, but
-    pytest-xdist 3.8 does not see it with pytest 9.2.
+    A mark that names a test's group would do, but pytest-xdist 3.8 does not see it with pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::", maxsplit=1)[0]
-        return "cluster" if _asks_for_cluster(_HERE.parent / file) and file != _PRESETS else file
+        return _group_of(nodeid)
+
+
+def _group_of(nodeid: str) -> str:
+    file = nodeid.split("::", maxsplit=1)[0]
+    return _CLUSTER if _asks_for_cluster(_HERE.parent / file) else file
 
 
 @cache
@@ -70,14 +79,25 @@ def _asks_for_cluster(file: Path) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes part in a Ray cluster is slow: every actor imports torch."""
+    """Tests on what is slow to make are slow. Of two processes' work, the longest first, then the files with the most
+    tests."""
     for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()):
+        if not _SLOW.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        counts = Counter(_group_of(item.nodeid) for item in items)
+        longest = {group: place for place, group in enumerate(_LONGEST)}
+
+        def place(item: pytest.Item) -> tuple[int, int]:
+            group = _group_of(item.nodeid)
+            return longest.get(group, len(_LONGEST)), -counts[group]
+
+        items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _OneCluster:
+    config.option.loadscopereorder = False  # the order above, rather than that of the numbers of tests
     return _OneCluster(config, log)
 
 
@@ -141,6 +161,14 @@ def cluster() -> Iterator[None]:
         )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and analyses lay out their pictures but write blank ones, which takes a tenth of the time: what pictures
+    look like is shown by the tests marked ``pictures``."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr("launch.output.pictures.write", write_blank)
 
 
 @pytest.fixture(autouse=True)

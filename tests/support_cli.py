@@ -58,7 +58,7 @@ class Launched:
                 found[int(entry.name)] = command
         return found
 
-    def assert_nothing_left(self, seconds: float = 5) -> None:
+    def assert_nothing_left(self, seconds: float = 30) -> None:
         """Every process that the command started is gone, soon after it has ended."""
         end = time.monotonic() + seconds
         while (left := self.descendants()) and time.monotonic() < end:

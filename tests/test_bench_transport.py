@@ -17,6 +17,7 @@ from launch.bench.transport_ways import End, Processes, Turn, channel
 from pipeline.errors import UserError
 
 
+@pytest.mark.slow
 def test_every_channel_of_this_machine_is_measured_beside_a_copy_and_a_socket(tmp_path: Path) -> None:
     console = Console(width=120, record=True)
     arguments = ["--sizes", "0", "0.01", "--seconds", "0.02", "--rounds", "2", "--out", str(tmp_path / "out")]
@@ -88,6 +89,7 @@ class _Breaks(End):
         raise ConnectionResetError("the sender is gone")
 
 
+@pytest.mark.slow
 def test_an_end_that_fails_is_named_and_the_other_one_does_not_wait_for_it() -> None:
     with (
         Processes("socket", [{"socket": _Waits}, {"socket": _Breaks}]) as processes,

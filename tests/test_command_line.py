@@ -209,6 +209,7 @@ def test_a_learning_rate_below_zero_quotes_no_paper(capsys: Any) -> None:
     assert "paper" not in said
 
 
+@pytest.mark.slow
 def test_completion_completes_in_a_real_shell(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(_ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     script = subprocess.run(

@@ -115,7 +115,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     write_photos(home / "photos")
     shutil.copy(ROOT / "examples" / "plugin_centres.py", home / "my_method.py")
     for name in ("cifar10", "mnist", "fashion-mnist"):
-        prepare_made_up(home / "data", name, num_train=1200, num_test=100)
+        prepare_made_up(home / "data", name, num_train=600, num_test=50)
     return Reader(home)
 
 

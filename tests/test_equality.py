@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.settings import AugmentSettings, DataSettings, HeadSettings, Settings
+from pipeline.config.settings import AugmentSettings, HeadSettings, PipelineSettings, Settings
 from pipeline.data.augment import Augment
 from pipeline.kind import Kind
 from pipeline.layers.evaluate import evaluate
@@ -26,8 +26,22 @@ from pipeline.telemetry.reports import LayerReport
 from tests.conftest import make_run
 
 
-@cache
+@pytest.fixture(scope="module")
+def small_settings(small_settings: Settings) -> Settings:
+    """Of the images so many that there are two epochs of 16 steps."""
+    return replace(small_settings, data=replace(small_settings.data, train_fraction=0.4))
+
+
 def serial(settings: Settings) -> RunResult:
+    """The reference, once for all settings that differ only in how a pipeline carries its messages."""
+    pipe = PipelineSettings()
+    return _serial(
+        replace(settings, pipeline=replace(settings.pipeline, feeders=pipe.feeders, queue_depth=pipe.queue_depth))
+    )
+
+
+@cache
+def _serial(settings: Settings) -> RunResult:
     return train_serial(*make_run(settings))
 
 
@@ -83,8 +97,9 @@ def test_the_reference_takes_at_least_thirty_steps_with_validation_between(small
     assert history.epochs(Kind.VALIDATE) == [0, 1]
 
 
-_EVERY_DAY = ((1, 1, 2), (2, 4, 2), (3, 1, 1), (4, 1, 2))
-"""Stages, depth and views of which `make test` has Ray's bits; `make test-all` has the others."""
+_EVERY_DAY = ((1, 1, 2), (2, 4, 1), (4, 1, 2))
+"""Stages, depth and views of which `make test` has Ray's bits; `make test-all` has the others. Three stages are in
+`test_embedding_equality.py`."""
 
 
 @pytest.mark.parametrize(
@@ -117,9 +132,7 @@ VARIANTS = {
     "RandAugment, flip and crop": lambda s: replace(
         s, augment=AugmentSettings(crop_padding=2, flip="on", randaugment_ops=2)
     ),
-    "images that fit no memory": lambda s: replace(
-        s, data=DataSettings(data="digits", memory_budget=0, shuffle_window=300)
-    ),
+    "images that fit no memory": lambda s: replace(s, data=replace(s.data, memory_budget=0, shuffle_window=300)),
     # So slow that every epoch has the same accuracy, of which the first is the best, whatever the machine's arithmetic.
     "a best epoch before the last": lambda s: replace(
         s,
@@ -133,40 +146,53 @@ VARIANTS = {
         train=replace(s.train, last_batch="keep", validation_views="augmented"),
         head=HeadSettings(head_epochs=4, head_keep="best", head_lr=0.5),
     ),
-    "two CPU threads": lambda s: replace(s, pipeline=replace(s.pipeline, threads=2)),
+    # Threads of several stages wait for each other's cores: few images.
+    "two CPU threads": lambda s: replace(
+        s, data=replace(s.data, train_fraction=0.2), pipeline=replace(s.pipeline, threads=2)
+    ),
     "batches in parts": lambda s: replace(s, net=replace(s.net, patch=1), train=replace(s.train, batch_size=128)),
     "class token": lambda s: replace(s, net=replace(s.net, pooling="token")),
     "MLP": lambda s: replace(s, net=MlpSettings(width=24, depth=3)),
-    "less data, wrong labels": lambda s: replace(
-        s, data=DataSettings(data="digits", train_fraction=0.6, label_noise=0.2)
-    ),
+    "less data, wrong labels": lambda s: replace(s, data=replace(s.data, train_fraction=0.6, label_noise=0.2)),
 }
+TOGETHER = ("three feeders", "bf16 transfer", "as the authors' program of CFF")
+"""Variants of which `make test` has Ray's bits in one run; `make test-all` has each alone."""
 
 
+def together(settings: Settings) -> Settings:
+    for name in TOGETHER:
+        settings = VARIANTS[name](settings)
+    return settings
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "compiled"])  # compiling is slow: below alone
 def test_every_setting_gives_the_serial_bits(small_settings: Settings, variant: str) -> None:
     settings = VARIANTS[variant](small_settings)
     assert_same(through_threads(settings, 3), serial(settings))
 
 
+def test_ray_gives_the_serial_bits_with_many_settings_at_once(small_settings: Settings, cluster: None) -> None:
+    settings = together(small_settings)
+    assert (settings.pipeline.feeders, settings.pipeline.transfer_dtype, settings.head.head_keep) == (3, "bf16", "best")
+    assert_same(through_ray(settings, 2), serial(settings))
+
+
+def test_a_stage_that_reads_the_data_itself_gives_the_serial_bits(small_settings: Settings, cluster: None) -> None:
+    settings = VARIANTS["no feeder"](small_settings)
+    assert_same(through_ray(settings, 2), serial(settings))
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    "variant",
-    [
-        "no feeder",
-        "three feeders",
-        "bf16 transfer",
-        "as the authors' program of CFF",
-        *(
-            pytest.param(name, marks=pytest.mark.exhaustive)
-            for name in ("online readouts", "two CPU threads", "compiled", "a best epoch before the last")
-        ),
-    ],
+    "variant", [*TOGETHER, "online readouts", "two CPU threads", "compiled", "a best epoch before the last"]
 )
 def test_ray_gives_the_serial_bits_with(small_settings: Settings, cluster: None, variant: str) -> None:
     settings = VARIANTS[variant](small_settings)
     assert_same(through_ray(settings, 2), serial(settings))
 
 
+@pytest.mark.slow
 def test_of_the_readouts_epochs_the_best_is_kept(small_settings: Settings) -> None:
     """By each layer's cross-entropy on validation images; its weights are those that are tested and exported."""
     settings = VARIANTS["as the authors' program of CFF"](small_settings)
@@ -230,6 +256,6 @@ def test_another_seed_gives_other_bits(small_settings: Settings) -> None:
 
 
 def test_where_images_are_kept_does_not_change_the_numbers(small_settings: Settings) -> None:
-    kept = replace(small_settings, data=DataSettings(data="digits", shuffle_window=300))
+    kept = replace(small_settings, data=replace(small_settings.data, shuffle_window=300))
     streamed = VARIANTS["images that fit no memory"](small_settings)
     assert_same(serial(streamed), serial(kept))

@@ -21,6 +21,11 @@ PUBLISHED = [name for name, preset in PRESETS.items() if not DATASETS[preset.set
 """Presets whose data set has to be prepared."""
 
 
+OVER_RAY = ("cfl-fc", "dcl-fc")
+"""Presets that `make test` runs over Ray, with label embeddings of either kind; those of CFF are among the commands of
+the README, which are run as well. `make test-all` runs the others too."""
+
+
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with made-up images under the name of every data set that a preset is for."""
@@ -31,21 +36,45 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset",
+    [pytest.param(name, marks=() if name in OVER_RAY else pytest.mark.exhaustive) for name in PRESETS],
+)
 def test_a_preset_without_flags_trains(
     preset: str, made_up: Path, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LOCALPIPE_DATA", str(made_up))
+    in_folder(tmp_path, made_up, monkeypatch)
+    assert_recorded(preset, assert_trained(preset, main([preset]), tmp_path, capsys))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_trains_in_threads(
+    preset: str, made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Its net, method, data and stages, in batches that take a tenth of the time; the batch of its own is checked."""
+    in_folder(tmp_path, made_up, monkeypatch)
+    assert main([preset, "--dry-run"]) == 0
+    assert not list(tmp_path.iterdir())
+    assert_trained(preset, main([preset, "--executor", "threads", "--batch-size", "64"]), tmp_path, capsys)
+
+
+def in_folder(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LOCALPIPE_DATA", str(data))
     monkeypatch.setenv("LOCALPIPE_MAX_STEPS", "1")
-    assert main([preset]) == 0
-    (folder,) = (tmp_path / "runs").iterdir()
+
+
+def assert_trained(preset: str, status: int, place: Path, capsys: Any) -> Path:
+    """The run that is in a folder took its step and says so; returns where it is."""
+    assert status == 0
+    (folder,) = (place / "runs").iterdir()
     assert folder.name.startswith(f"{preset}-")
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["preset"], summary["epochs_finished"]) == ("finished", preset, 1)
     assert summary["seconds"]["start_up"] > 0
     assert "first batch" in capsys.readouterr().out
-    assert_recorded(preset, folder)
+    return folder
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)

@@ -24,7 +24,7 @@ _SMALL = ["--dim", "32", "--depth", "3", "--batch-size", "64", "--epochs", "6", 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def launched_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A small run through Ray with two stages, by command: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("run")
     launched = launch(folder, "cff-vit", *_SMALL, "--stages", "2", "--run-dir", str(folder / "it"))
@@ -34,8 +34,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def summary(run: tuple[Path, str]) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((run[0] / "summary.json").read_text())
+def summary(launched_run: tuple[Path, str]) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((launched_run[0] / "summary.json").read_text())
     return loaded
 
 
@@ -45,8 +45,8 @@ def test_a_run_learns(summary: dict[str, Any]) -> None:
     assert summary["epochs_finished"] == 6
 
 
-def test_the_summary_holds_what_was_printed(run: tuple[Path, str], summary: dict[str, Any]) -> None:
-    _, text = run
+def test_the_summary_holds_what_was_printed(launched_run: tuple[Path, str], summary: dict[str, Any]) -> None:
+    _, text = launched_run
     assert f"test accuracy {summary['test_accuracy']:.2%}" in text
     assert f"{summary['speed']['measured_speedup']:.2f}× measured" in text
     assert f"{summary['speed']['ideal_speedup']:.2f}× ideal" in text
@@ -84,43 +84,43 @@ def test_no_run_is_faster_than_its_ideal(summary: dict[str, Any]) -> None:
 
 
 def test_the_summary_says_how_long_the_start_took_and_what_is_best(
-    run: tuple[Path, str], summary: dict[str, Any]
+    launched_run: tuple[Path, str], summary: dict[str, Any]
 ) -> None:
     seconds = summary["seconds"]
     assert 1 < seconds["start_up"] < seconds["total"] - seconds["layers"]
     assert summary["best_by"] == "lowest validation loss of layer 3"
-    assert f"kept epoch {summary['best_epoch']} (lowest validation loss of layer 3)" in run[1]
+    assert f"kept epoch {summary['best_epoch']} (lowest validation loss of layer 3)" in launched_run[1]
     for waited_for in ("opening digits, starting Ray …", "starting 2 stages and 1 feeder …", "the first batch …"):
-        assert waited_for in run[1]
+        assert waited_for in launched_run[1]
 
 
-def test_tensorboard_events_lie_beside_it(run: tuple[Path, str]) -> None:
-    events = EventAccumulator(str(run[0])).Reload()
+def test_tensorboard_events_lie_beside_it(launched_run: tuple[Path, str]) -> None:
+    events = EventAccumulator(str(launched_run[0])).Reload()
     tags = events.Tags()["scalars"]
     assert {"train loss/layer 1", "validate loss/layer 3", "test accuracy/layer 3", "step loss/layer 2"} <= set(tags)
     assert len(events.Scalars("validate loss/layer 3")) == 6
 
 
-def test_predictions_give_the_accuracy(run: tuple[Path, str], summary: dict[str, Any]) -> None:
-    with (run[0] / "predictions.csv").open() as file:
+def test_predictions_give_the_accuracy(launched_run: tuple[Path, str], summary: dict[str, Any]) -> None:
+    with (launched_run[0] / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == summary["data"]["test"]
     correct = sum(row["label"] == row["prediction"] for row in rows)
     assert correct / len(rows) == summary["test_accuracy"]
 
 
-def test_eval_repeats_the_accuracy(run: tuple[Path, str], summary: dict[str, Any], capsys: Any) -> None:
-    assert main(["eval", str(run[0])]) == 0
+def test_eval_repeats_the_accuracy(launched_run: tuple[Path, str], summary: dict[str, Any], capsys: Any) -> None:
+    assert main(["eval", str(launched_run[0])]) == 0
     printed = capsys.readouterr().out
     for layer in summary["layers"]:
         assert f"{layer['test_accuracy']:.2%}" in printed
 
 
 def test_export_loads_without_ray(
-    run: tuple[Path, str], summary: dict[str, Any], tmp_path: Path, data_dir: Path
+    launched_run: tuple[Path, str], summary: dict[str, Any], tmp_path: Path, data_dir: Path
 ) -> None:
     file = tmp_path / "digits.safetensors"
-    assert main(["export", str(run[0]), str(file)]) == 0
+    assert main(["export", str(launched_run[0]), str(file)]) == 0
     program = f"import sys; from pipeline import load; load({str(file)!r}); assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)
 
@@ -131,28 +131,30 @@ def test_export_loads_without_ray(
     assert (guesses == test[0].labels).float().mean().item() == pytest.approx(summary["test_accuracy"], abs=1e-6)
 
 
-def test_predict_names_the_class(run: tuple[Path, str], tmp_path: Path, data_dir: Path, capsys: Any) -> None:
+def test_predict_names_the_class(launched_run: tuple[Path, str], tmp_path: Path, data_dir: Path, capsys: Any) -> None:
     batch = next(iter(Dataset(data_dir / "digits", seed=0).batches("test", epoch=0, batch_size=50)))
-    guesses = load(run[0] / "model.safetensors")(batch.images).argmax(dim=1)
+    guesses = load(launched_run[0] / "model.safetensors")(batch.images).argmax(dim=1)
     hit = int((guesses == batch.labels).nonzero()[0])
     # Larger than the network's images, not square and in colour: brought to its shape.
     Image.fromarray(batch.images[hit, 0].numpy()).resize((24, 24), Image.Resampling.NEAREST).convert("RGB").save(
         tmp_path / "digit.png"
     )
-    assert main(["predict", str(run[0]), str(tmp_path / "digit.png")]) == 0
+    assert main(["predict", str(launched_run[0]), str(tmp_path / "digit.png")]) == 0
     said = capsys.readouterr().out.split("digit.png: ", 1)[1]
-    assert said.startswith(f"{load(run[0] / 'model.safetensors').classes[int(batch.labels[hit])]} ")
+    assert said.startswith(f"{load(launched_run[0] / 'model.safetensors').classes[int(batch.labels[hit])]} ")
 
 
-def test_the_saved_configuration_repeats_the_run(run: tuple[Path, str], tmp_path: Path, capsys: Any) -> None:
+def test_the_saved_configuration_repeats_the_run(launched_run: tuple[Path, str], tmp_path: Path, capsys: Any) -> None:
     again = tmp_path / "again"
-    arguments = ["cff-vit", "--config", str(run[0] / "config.json"), "--executor", "serial", "--stages", "auto"]
+    saved = str(launched_run[0] / "config.json")
+    arguments = ["cff-vit", "--config", saved, "--executor", "serial", "--stages", "auto"]
     assert main([*arguments, "--run-dir", str(again)]) == 0
-    want, got = load_file(run[0] / "last.safetensors"), load_file(again / "last.safetensors")
+    want, got = load_file(launched_run[0] / "last.safetensors"), load_file(again / "last.safetensors")
     assert want.keys() == got.keys()
     assert all(torch.equal(got[name], value) for name, value in want.items())
 
 
+@pytest.mark.slow
 def test_online_readouts_report_accuracy_every_epoch(tmp_path: Path, capsys: Any) -> None:
     arguments = ["cff-vit", *_SMALL, "--executor", "threads", "--head", "online", "--run-dir", str(tmp_path / "it")]
     assert main(arguments) == 0

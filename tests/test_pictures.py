@@ -24,6 +24,8 @@ from launch.output.pictures.matrices import DIAGONAL
 from launch.output.pictures.plane import COLOURS
 from launch.output.timeline import Step, Window
 
+pytestmark = pytest.mark.pictures
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Colours
 

@@ -261,6 +261,7 @@ def test_other_partitions_stay_as_they_are(small_settings: Settings) -> None:
 _SMALL = ["--dim", "16", "--heads", "2", "--device", "cpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_plan_prints_a_table_and_writes_every_figure(tmp_path: Path, capsys: Any) -> None:
     assert main(["plan", "cff-vit", *_SMALL, "--stages", "2", "--out", str(tmp_path)]) == 0

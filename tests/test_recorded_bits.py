@@ -46,6 +46,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_serial_run_learns_the_recorded_numbers(
     command: str, made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

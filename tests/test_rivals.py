@@ -99,6 +99,7 @@ def without_key_biases(state: State) -> State:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["memory", "feeder"])
 def test_one_device_learns_the_bits_of_the_serial_loop(
     run: tuple[RunSpec, Dataset], learned: tuple[State, float], source: str
@@ -113,6 +114,7 @@ def test_one_device_learns_the_bits_of_the_serial_loop(
     assert (done.images, done.bytes_per_step, done.loss) == (_BATCH, 0, pytest.approx(loss, rel=1e-6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "microbatches", "source"),
     [("ddp", 1, "memory"), ("gpipe", 8, "memory"), ("1f1b", 8, "feeder")],
@@ -152,6 +154,7 @@ def test_several_devices_learn_what_one_learns(
         assert device.peak_bytes > 50 << 20  # Python and PyTorch alone
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_round_by_name(run: tuple[RunSpec, Dataset]) -> None:
     with started(rival_of(run, "ddp", source="feeder")) as runner:
         pids = processes(runner)
@@ -165,6 +168,7 @@ def test_a_killed_rank_ends_the_round_by_name(run: tuple[RunSpec, Dataset]) -> N
         assert not processes(runner)
 
 
+@pytest.mark.slow
 def test_a_loader_that_fails_is_named_with_what_it_said(run: tuple[RunSpec, Dataset], tmp_path: Path) -> None:
     spec, _ = run
     runner = BackpropRunner(replace(spec, data_folder=str(tmp_path / "gone")), "backprop", 2, dataset=None)

@@ -47,7 +47,11 @@ def with_executor(settings: Settings, executor: Executor, stages: int | None = 2
     return replace(settings, pipeline=replace(settings.pipeline, executor=executor, stages=stages or "auto"))
 
 
-@pytest.mark.parametrize("executor", ["serial", "threads", "ray"])
+@pytest.mark.pictures
+@pytest.mark.parametrize(
+    "executor",
+    ["serial", "threads", pytest.param("ray", marks=pytest.mark.exhaustive)],  # test_failures.py sees them over Ray
+)
 def test_every_run_leaves_its_pictures(
     small_settings: Settings, executor: Executor, cluster: None, tmp_path: Path, capsys: Any
 ) -> None:
@@ -76,6 +80,7 @@ def run_and_draw(
     return spec, result, said, warnings
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("executor", ["serial", "threads"])
 def test_a_run_that_was_stopped_is_drawn_as_far_as_it_came(
     small_settings: Settings, executor: Executor, tmp_path: Path

@@ -50,6 +50,7 @@ def test_a_process_knows_when_it_was_started() -> None:
     assert process_began() < asked
 
 
+@pytest.mark.slow
 def test_ray_leaves_sigterm_to_the_program_from_the_moment_it_has_started() -> None:
     """Symptom: exit 134 with a stack, where SIGTERM came while data were opened and Ray had started."""
     program = (

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline import rng
 from pipeline.errors import EmbeddingError, PeerLostError, UserError
+from pipeline.methods.adamw import AdamW
 from pipeline.versions import Update
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class LabelEmbeddings:
         self._lr = train.lr if settings.embedding_lr == "lr" else settings.embedding_lr
         in_turn = settings.embedding_mode == "in-turn"
         self._optimizers = {
-            prefix: torch.optim.AdamW([self._values], lr=self._lr, weight_decay=train.weight_decay, fused=True)
+            prefix: AdamW([self._values], lr=self._lr, weight_decay=train.weight_decay, fused=True)
             for prefix in ([f"layers.{layer}." for layer in range(spec.num_layers)] if in_turn else [""])
         }
         self._version = 0

@@ -18,6 +18,7 @@ from pipeline.layers.joined import JoinedFeatures
 from pipeline.layers.label_dictionary import EmbeddingSource
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import Activations, BatchPosition, StepContext
+from pipeline.methods.adamw import AdamW
 from pipeline.nets import Dropout
 
 State = dict[str, Tensor]
@@ -77,7 +78,7 @@ class LocalLayer:
         )
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._head_lr = settings.train.lr if settings.head.head_lr == "lr" else settings.head.head_lr
-        self.readout_optimizer = torch.optim.AdamW(self.readout.parameters(), lr=self._head_lr, fused=True)
+        self.readout_optimizer = AdamW(self.readout.parameters(), lr=self._head_lr, fused=True)
         self.has_readout = index in spec.readouts
         self.readout_trained = False
         self._best_readout: tuple[float, State] | None = None  # its cross-entropy, and its weights

@@ -16,6 +16,7 @@ import torch
 from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor, nn
 
+from pipeline.methods.adamw import AdamW
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets.base import Layer, NetConfig
 from pipeline.registry import Registered, Registry
@@ -167,7 +168,7 @@ class MethodConfig(ABC, Registered):
     ) -> torch.optim.Optimizer:
         """The optimizer of layer ``index``'s parameters, net and rule: AdamW (Loshchilov & Hutter 2019) unless it says
         otherwise. It may give the layer a learning rate of its own in place of the run's."""
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        return AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
     def lr_factor(self, index: int, where: BatchPosition) -> float:
         """What layer ``index``'s learning rate is multiplied by at a training step, beside the run's milestones."""
