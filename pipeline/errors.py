@@ -33,8 +33,8 @@ class PeerLostError(RunError):
     """The neighbour at the other end of a channel is gone."""
 
 
-class EmbeddingError(RunError):
-    """Something is wrong with the shared label embeddings: a gradient missing, repeated or no number."""
+class SharedStateError(RunError):
+    """Something is wrong with the state that layers share: a contribution missing, repeated or no number."""
 
 
 class NonFiniteLossError(RunError):

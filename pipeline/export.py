@@ -20,8 +20,8 @@ from pipeline.data.augment import normalize_, shift_and_scale
 from pipeline.errors import UserError
 from pipeline.layers.forward import Arithmetic, LayerForward
 from pipeline.layers.joined import JoinedFeatures
-from pipeline.layers.label_dictionary import VALUES
 from pipeline.layers.layer import Readout, State
+from pipeline.layers.shared_state import VALUES
 from pipeline.methods import Activations, BatchPosition, MethodField, ModelInfo, Rule, StepContext
 from pipeline.nets import Layer, NetField, Shape
 from pipeline.registry import STRICT, problems, unknown_names
@@ -146,7 +146,7 @@ class Network(nn.Module):
         pixels = images.to(torch.float32, copy=True) if images.dtype == torch.uint8 else 255 * images.float()
         x = normalize_(pixels, self.shift, self.scale)
         nobody = torch.zeros(len(x), dtype=torch.int64, device=x.device)  # labels, which a prediction does not know
-        context = StepContext(labels=nobody, where=BatchPosition(), embeddings=self.embeddings)
+        context = StepContext(labels=nobody, where=BatchPosition(), shared=self.embeddings)
         activations: Activations = {}
         for index, (layer, rule, forward) in enumerate(zip(self.layers, self.rules, self._forwards, strict=True)):
             assert isinstance(layer, Layer) and isinstance(rule, Rule)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.layers.label_dictionary import FixedEmbeddings
 from pipeline.layers.layer import LocalLayer
+from pipeline.layers.shared_state import FixedState
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import BatchPosition, CflSettings, ModelInfo, StepContext
 from pipeline.methods.cfl import CflRule, batch_contrast, feature_contrast
@@ -314,7 +314,7 @@ def context_of(dictionary: Tensor | None, labels: Tensor = LABELS, noise_seed: i
     """In training, with noise from a generator seeded so, or in evaluation, without."""
     random = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
     where = BatchPosition(training=noise_seed is not None)
-    return StepContext(labels=labels, where=where, embeddings=dictionary, generator=random)
+    return StepContext(labels=labels, where=where, shared=dictionary, generator=random)
 
 
 def features_and_dictionary(width: int = 4, length: int = 4) -> tuple[Tensor, Tensor]:
@@ -556,7 +556,7 @@ BATCH = torch.tensor([0, 1, 2, 0, 1, 2])
 def local_layer(index: int, noise: float = 1.0) -> LocalLayer:
     """Always with the same initial weights, as each run's layer has them."""
     method = CflSettings(embedding_noise=noise, feature_weight=0.0).resolve([8, 8, 8])
-    embeddings = FixedEmbeddings(random_rows(3, 8, 35).float(), 3)
+    embeddings = FixedState(random_rows(3, 8, 35).float())
     return LocalLayer(tiny_spec(net=MlpSettings(width=8, depth=3), method=method), index, CPU, embeddings)
 
 

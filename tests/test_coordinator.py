@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from pipeline.config.settings import Settings
-from pipeline.errors import EmbeddingError, NonFiniteLossError, RunError
-from pipeline.layers.label_dictionary import LabelEmbeddings
+from pipeline.errors import NonFiniteLossError, RunError, SharedStateError
+from pipeline.layers.shared_state import VersionedState
 from pipeline.methods import BatchPosition, DclSettings
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
-from pipeline.runtime.stage import AwaitedEmbeddings
+from pipeline.runtime.stage import AwaitedState
 from pipeline.runtime.threads import train_threads
 from pipeline.telemetry.clock import Clock, TimeCategory
 from tests.conftest import make_run
@@ -67,7 +67,7 @@ def test_a_dictionary_that_is_no_number_ends_the_run_naming_the_version(
     embedding = EmbeddingSettings(embedding_mode="last", embedding_lag=9, embedding_lr=3e38)
     settings = replace(settings_with(), method=DclSettings(embedding=embedding))
     begun = time.monotonic()
-    with pytest.raises(EmbeddingError, match=r"^label embeddings: version 1 is not a number"):
+    with pytest.raises(SharedStateError, match=r"^label embeddings: version 1 is not a number"):
         train(settings, executor, stages)
     assert time.monotonic() - begun < 200  # not the stall timeout
 
@@ -76,7 +76,7 @@ def test_a_stage_that_waits_for_embeddings_ends_when_another_fails() -> None:
     settings = settings_with(mode="shared-sum", lag=0, method=DclSettings())
     settings = replace(settings, train=replace(settings.train, lr=1e18))
     begun = time.monotonic()
-    with pytest.raises((NonFiniteLossError, EmbeddingError)) as failure:
+    with pytest.raises((NonFiniteLossError, SharedStateError)) as failure:
         train(settings, "threads", 4)
     assert isinstance(failure.value, RunError)
     assert time.monotonic() - begun < 200  # not the stall timeout
@@ -85,8 +85,8 @@ def test_a_stage_that_waits_for_embeddings_ends_when_another_fails() -> None:
 def test_waiting_for_a_version_counts_as_sync_and_reading_one_that_is_there_does_not() -> None:
     embedding = EmbeddingSettings(embedding_mode="last", embedding_lag=0, embedding_width=8)
     spec = tiny_spec(method=DclSettings(embedding=embedding))
-    dictionary, clock = LabelEmbeddings(spec), Clock()
-    source = AwaitedEmbeddings(dictionary, clock)
+    dictionary, clock = VersionedState(spec), Clock()
+    source = AwaitedState(dictionary, clock)
     last = spec.num_layers - 1
     source.read(last, BatchPosition(step=0, training=True))
     assert clock.read().seconds[TimeCategory.SYNC] < 0.05

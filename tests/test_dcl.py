@@ -68,7 +68,7 @@ def loss_of(
     rule: DclRule, layer: Layer, activations: Tensor, dictionary: Tensor | None, noise_seed: int | None = None
 ) -> Tensor:
     random = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
-    context = StepContext(labels=LABELS, where=BatchPosition(training=True), embeddings=dictionary, generator=random)
+    context = StepContext(labels=LABELS, where=BatchPosition(training=True), shared=dictionary, generator=random)
     return rule.loss(layer, outputs_of(layer, activations, rule), context)
 
 
@@ -165,7 +165,7 @@ def test_layer_predicts_by_the_similarities_that_its_loss_sees() -> None:
     scores = rule.scores(
         vit_layer(),
         outputs_of(vit_layer(), tokens),
-        StepContext(labels=LABELS, where=BatchPosition(), embeddings=dictionary),
+        StepContext(labels=LABELS, where=BatchPosition(), shared=dictionary),
     )
     assert scores is not None
     torch.testing.assert_close(scores, torch.tensor(over_classes_and_vectors(tokens, dictionary)), rtol=1e-5, atol=1e-6)

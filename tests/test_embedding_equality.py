@@ -13,8 +13,8 @@ from pipeline import rng
 from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
 from pipeline.data.augment import Augment
 from pipeline.kind import Kind
-from pipeline.layers.label_dictionary import VALUES, LabelEmbeddings
 from pipeline.layers.layer import LocalLayer
+from pipeline.layers.shared_state import VALUES, VersionedState
 from pipeline.methods import BatchPosition, CflSettings, DclSettings, MethodConfig, StepContext
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import ConvSettings, MlpSettings, NetConfig, VitSettings
@@ -160,7 +160,7 @@ def sequential(settings: Settings) -> dict[str, Tensor]:
     spec, dataset = make_run(settings)
     cpu = torch.device("cpu")
     parts = [LocalLayer(spec, index, cpu, NoDictionary()) for index in range(spec.num_layers)]  # initial weights
-    start = LabelEmbeddings(spec).weights()[VALUES]
+    start = VersionedState(spec).weights()[VALUES]
     dictionary = torch.nn.Parameter(start.clone())
     decay = settings.train.weight_decay
     optimizers = [torch.optim.AdamW(part.net.parameters(), weight_decay=decay, fused=True) for part in parts]
@@ -180,7 +180,7 @@ def sequential(settings: Settings) -> dict[str, Tensor]:
                 part._generator.manual_seed(reference_seed(settings, index, step))
                 out = part.net(x)
                 read = dictionary.detach().clone().requires_grad_()
-                context = StepContext(labels=batch.labels, where=BatchPosition(training=True), embeddings=read)
+                context = StepContext(labels=batch.labels, where=BatchPosition(training=True), shared=read)
                 optimizer.zero_grad()
                 part.rule.loss(part.net, outputs_of(part.net, out), context).backward()
                 optimizer.step()
@@ -257,7 +257,7 @@ def test_a_dictionary_for_each_layer_needs_no_coordination() -> None:
 def test_static_embeddings_never_change() -> None:
     settings = case("static")
     spec, _ = make_run(settings)
-    assert torch.equal(serial(settings).last[VALUES], LabelEmbeddings(spec).weights()[VALUES])
+    assert torch.equal(serial(settings).last[VALUES], VersionedState(spec).weights()[VALUES])
 
 
 def test_methods_learn_from_their_embeddings() -> None:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config.run_spec import RunSpec
-from pipeline.errors import EmbeddingError, PeerLostError, RunError, UserError
-from pipeline.layers.label_dictionary import VALUES, FixedEmbeddings, LabelEmbeddings
+from pipeline.errors import PeerLostError, RunError, SharedStateError, UserError
+from pipeline.layers.shared_state import VALUES, FixedState, VersionedState
 from pipeline.methods import BatchPosition, CflSettings
 from pipeline.methods.embeddings import EmbeddingSettings, pool_embeddings
 from pipeline.nets import MlpSettings
@@ -309,8 +309,8 @@ class Plan:
         assert spec.steps_per_epoch == STEPS_PER_EPOCH
         return changed(changed(spec, "train", **self.train), "pipeline", stall_timeout=self.timeout)
 
-    def build(self) -> LabelEmbeddings:
-        return LabelEmbeddings(self.spec())
+    def build(self) -> VersionedState:
+        return VersionedState(self.spec())
 
     @property
     def contributors(self) -> tuple[int, ...]:
@@ -321,7 +321,7 @@ def gradient(layer: int, step: int) -> Tensor:
     return torch.randn(NUM_CLASSES, WIDTH, generator=torch.Generator().manual_seed(100 * step + layer))
 
 
-def learn(dictionary: LabelEmbeddings, plan: Plan, steps: Sequence[int] | range) -> list[Tensor]:
+def learn(dictionary: VersionedState, plan: Plan, steps: Sequence[int] | range) -> list[Tensor]:
     """Pushes every contributor's gradients of these steps, in order. Returns the version that each step made."""
     made = []
     for step in steps:
@@ -531,9 +531,9 @@ def test_version_stays_as_it_was_read() -> None:
 # Gradients that are refused
 
 
-def refused(dictionary: LabelEmbeddings, layer: int, step: int, values: Tensor | None = None) -> str:
+def refused(dictionary: VersionedState, layer: int, step: int, values: Tensor | None = None) -> str:
     """What the refusal says."""
-    with pytest.raises(EmbeddingError) as refusal:
+    with pytest.raises(SharedStateError) as refusal:
         dictionary.push(layer, step, gradient(layer, step) if values is None else values)
     return str(refusal.value)
 
@@ -556,7 +556,7 @@ def test_gradient_that_comes_again_after_its_step_is_refused_by_name() -> None:
 def test_gradient_of_a_layer_that_does_not_contribute_is_refused(mode: Mode, layer: int) -> None:
     said = refused(Plan(mode=mode).build(), layer, 0)
     assert f"layer {layer + 1}, step 1" in said
-    assert f"`embedding_mode` {mode}" in said
+    assert f"mode {mode} takes no gradient" in said
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
@@ -660,7 +660,7 @@ def test_version_that_never_comes_ends_in_an_error_naming_what_is_missing() -> N
     learn(dictionary, plan, range(1))
     dictionary.push(1, 1, gradient(1, 1))
     began = time.perf_counter()
-    with pytest.raises(EmbeddingError) as failure:
+    with pytest.raises(SharedStateError) as failure:
         dictionary.read(2, BatchPosition(step=4, training=True))
     assert 0.3 <= time.perf_counter() - began < 3
     assert str(failure.value) == (
@@ -758,7 +758,7 @@ def test_layer_may_read_after_the_last_one_has_learned_from_the_same_batch(num_l
             assert torch.equal(values, versions[max(0, step + layer - (num_layers - 1) - lag)])
 
 
-def epochs_of(plan: Plan, count: int) -> tuple[LabelEmbeddings, list[Tensor]]:
+def epochs_of(plan: Plan, count: int) -> tuple[VersionedState, list[Tensor]]:
     """A dictionary after some epochs, and how it was at the end of each."""
     dictionary = plan.build()
     return dictionary, learn(dictionary, plan, range(STEPS_PER_EPOCH * count))[STEPS_PER_EPOCH - 1 :: STEPS_PER_EPOCH]
@@ -849,17 +849,11 @@ def test_weights_state_and_candidates_are_copies() -> None:
 
 def test_fixed_dictionary_is_read_the_same_everywhere() -> None:
     values = random_embeddings(WIDTH)
-    fixed = FixedEmbeddings(values, NUM_CLASSES)
+    fixed = FixedState(values)
     for layer, where in ((0, BatchPosition()), (2, BatchPosition(epoch=3, step=17))):
         assert torch.equal(fixed.read(layer, where), values)
 
 
-@pytest.mark.parametrize("num_classes", [NUM_CLASSES - 1, NUM_CLASSES + 1])
-def test_fixed_dictionary_of_other_classes_than_the_datas_is_refused(num_classes: int) -> None:
-    with pytest.raises(UserError, match=f"of {NUM_CLASSES} classes, the data has {num_classes}"):
-        FixedEmbeddings(random_embeddings(WIDTH), num_classes)
-
-
 def test_fixed_dictionary_takes_no_gradient() -> None:
-    with pytest.raises(EmbeddingError):
-        FixedEmbeddings(random_embeddings(WIDTH), NUM_CLASSES).push(0, 0, gradient(0, 0))
+    with pytest.raises(SharedStateError):
+        FixedState(random_embeddings(WIDTH)).push(0, 0, gradient(0, 0))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pipeline.errors import NonFiniteLossError
 from pipeline.kind import Kind
-from pipeline.layers.label_dictionary import FixedEmbeddings
 from pipeline.layers.layer import LocalLayer, State
+from pipeline.layers.shared_state import FixedState
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import Activations, BatchPosition, CffSettings, CflSettings, DclSettings, Rule, StepContext
 from pipeline.methods.embeddings import EmbeddingSettings
@@ -484,7 +484,7 @@ def inputs(index: int) -> Activations:
 
 
 def loss_with(layer: LocalLayer, activations: Activations, embeddings: Tensor) -> Tensor:
-    context = StepContext(labels=LABELS_OF_BATCH, where=LEARNING, embeddings=embeddings)
+    context = StepContext(labels=LABELS_OF_BATCH, where=LEARNING, shared=embeddings)
     return layer.rule.loss(layer.net, layer.rule.forward(layer.net, activations, context), context)
 
 
@@ -619,7 +619,7 @@ def test_version_skew_is_by_how_many_updates_a_layer_reads_behind(mode: Mode, sy
     """Layer l of 3 reads D_{t + l − 2 − 1} at step t, with a lag of 1."""
     chosen = EmbeddingSettings(embedding_mode=mode, embedding_width=12, embedding_sync=sync, embedding_lag=1)
     spec = tiny_spec(net=MLP, method=CflSettings(embedding=chosen))
-    source = FixedEmbeddings(torch.randn(3, 12), 3)
+    source = FixedState(torch.randn(3, 12))
     for index, expected in skews.items():
         layer = LocalLayer(spec, index, CPU, source if chosen.shared else None)
         assert [layer.version_skew(BatchPosition(step=step, training=True)) for step in range(6)] == expected

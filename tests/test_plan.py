@@ -22,8 +22,8 @@ from pipeline.config.devices import Devices
 from pipeline.config.partition import partition, sized
 from pipeline.config.settings import Settings
 from pipeline.errors import UserError
-from pipeline.layers.label_dictionary import FixedEmbeddings
 from pipeline.layers.layer import LocalLayer
+from pipeline.layers.shared_state import FixedState
 from pipeline.methods import CflSettings, MethodConfig
 from pipeline.nets import VitSettings
 from pipeline.planning.predict import Planner, Site, listed, moves, shown
@@ -163,7 +163,7 @@ def test_a_profile_has_every_phase_and_size(method: MethodConfig | None) -> None
         assert min(one.forward, one.loss, one.backward, one.update, one.activation_bytes) > 0
         assert one.seconds == pytest.approx(one.before + one.after)
     for index, one in enumerate(costs):
-        layer = LocalLayer(spec, index, CPU, FixedEmbeddings(torch.zeros(3, 8), 3))
+        layer = LocalLayer(spec, index, CPU, FixedState(torch.zeros(3, 8)))
         trained = list(layer.net.parameters())
         weights = sum(parameter.nbytes for parameter in trained)
         assert one.weight_bytes == weights + sum(parameter.nbytes for parameter in layer.readout.parameters())

@@ -14,6 +14,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from pipeline.config.build import num_stages
+from pipeline.config.checks import num_layers
 from pipeline.config.devices import Devices, local_devices, num_cores
 from pipeline.config.settings import PipelineSettings, Settings
 from pipeline.errors import ResourcesError
@@ -140,8 +141,7 @@ def _join_or_start(settings: Settings) -> Devices:
         # More stages than cores take turns; Ray must not refuse them on a machine that is theirs alone. It starts as
         # many processes ahead of the actors as it has cores: one for each actor, feeders and coordinator included.
         cores = max(num_cores(), num_stages(settings, devices.count) * pipe.threads)
-        dictionary = settings.method.dictionary()
-        coordinators = 1 if dictionary is not None and dictionary.shared else 0
+        coordinators = 1 if settings.method.shared_versions(num_layers(settings), 1) is not None else 0
         ray.init(
             address="local",
             num_cpus=cores + pipe.feeders + coordinators,

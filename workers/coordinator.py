@@ -1,4 +1,4 @@
-"""The coordinator: the label dictionary in a Ray actor of its own, and the stages' line to it.
+"""The coordinator: the state that layers share in a Ray actor of its own, and the stages' line to it.
 
 Stages never wait for an answer to a gradient, and versions come before they are asked for: a thread beside the stage
 sends, another one fetches. What the stage may wait for is a version that does not exist yet.
@@ -19,29 +19,29 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from pipeline.config.run_spec import RunSpec
-from pipeline.errors import EmbeddingError, PeerLostError, RunError
-from pipeline.layers.label_dictionary import LabelEmbeddings
+from pipeline.errors import PeerLostError, RunError, SharedStateError
 from pipeline.layers.layer import State
+from pipeline.layers.shared_state import VersionedState
 from pipeline.methods import BatchPosition
 from workers.failures import own_error
 
 NAME = "coordinator (label embeddings)"
 
 Gradient = tuple[int, int, NDArray[np.float32]]
-"""Layer, step, gradient (Z, C_D)."""
+"""Layer, step and what the layer contributes."""
 
 
 class CoordinatorWorker:
-    """Owns the dictionary. Its calls are answered beside each other; ``watch`` ends when something is wrong."""
+    """Owns the shared state. Its calls are answered beside each other; ``watch`` ends when something is wrong."""
 
     def __init__(self, spec: RunSpec) -> None:
         torch.set_num_threads(1)
-        self._dictionary = LabelEmbeddings(spec)
+        self._state = VersionedState(spec)
         self._failure: RunError | None = None
         self._failed = threading.Event()
 
     def watch(self) -> None:
-        """Returns never; raises what made the dictionary useless."""
+        """Returns never; raises what made the state useless."""
         self._failed.wait()
         assert self._failure is not None
         raise self._failure
@@ -50,7 +50,7 @@ class CoordinatorWorker:
         """Takes gradients, in the order in which a stage made them."""
         try:
             for layer, step, gradient in gradients:
-                self._dictionary.push(layer, step, torch.from_numpy(gradient.copy()))
+                self._state.push(layer, step, torch.from_numpy(gradient.copy()))
         except RunError as error:
             self._failure = error
             self._failed.set()
@@ -58,29 +58,29 @@ class CoordinatorWorker:
 
     def wait_from(self, version: int) -> dict[int, NDArray[np.float32]]:
         """This version, when it is there, and all that follow it."""
-        return {number: values.numpy() for number, values in self._dictionary.wait_from(version).items()}
+        return {number: values.numpy() for number, values in self._state.wait_from(version).items()}
 
     def freeze(self, epoch: int) -> NDArray[np.float32]:
-        """The dictionary at the end of an epoch, which is from now on the one that the run keeps."""
-        self._dictionary.freeze(epoch)
-        values: NDArray[np.float32] = self._dictionary.candidate(epoch).numpy()
+        """The state at the end of an epoch, which is from now on the one that the run keeps."""
+        self._state.freeze(epoch)
+        values: NDArray[np.float32] = self._state.candidate(epoch).numpy()
         return values
 
     def keep_only(self, best: int, upto: int) -> None:
-        self._dictionary.keep_only(best, upto)
+        self._state.keep_only(best, upto)
 
     def candidate(self, epoch: int) -> State:
-        return self._dictionary.candidate_weights(epoch)
+        return self._state.candidate_weights(epoch)
 
     def weights(self) -> State:
-        return self._dictionary.weights()
+        return self._state.weights()
 
     def trained(self) -> State:
-        return self._dictionary.state()
+        return self._state.state()
 
 
-class RemoteEmbeddings:
-    """The dictionary as one stage sees it. Implements ``pipeline.layers.label_dictionary.EmbeddingSource``.
+class RemoteState:
+    """The shared state as one stage sees it. Implements ``pipeline.layers.shared_state.StateSource``.
 
     Args:
         coordinator: the actor.
@@ -88,9 +88,9 @@ class RemoteEmbeddings:
     """
 
     def __init__(self, spec: RunSpec, coordinator: Any, layers: range) -> None:
-        settings = spec.settings.method.dictionary()
-        assert settings is not None and settings.shared, "asked for only where layers share a dictionary"
-        self._schedule, self._layers = settings.versions(spec.num_layers, spec.steps_per_epoch), layers
+        versions = spec.shared_versions
+        assert versions is not None, "asked for only where layers share a state"
+        self._schedule, self._layers = versions, layers
         self._timeout = spec.settings.pipeline.stall_timeout
         self._coordinator = coordinator
         self._versions: dict[int, Tensor] = {}
@@ -105,10 +105,10 @@ class RemoteEmbeddings:
             self._start("label embeddings: send", self._send)
 
     def read(self, layer: int, where: BatchPosition) -> Tensor:
-        """As ``LabelEmbeddings.read``; waits for a version that is not there yet.
+        """As ``VersionedState.read``; waits for a version that is not there yet.
 
         Raises:
-            EmbeddingError: it does not come within the stall timeout.
+            SharedStateError: it does not come within the stall timeout.
             RunError: the coordinator failed or died.
         """
         if self._frozen is not None and not where.training:
@@ -121,7 +121,7 @@ class RemoteEmbeddings:
             if self._failure is not None:
                 raise self._failure
             if version not in self._versions:
-                raise EmbeddingError(f"{NAME}: version {version} did not come within {self._timeout:g} s")
+                raise SharedStateError(f"{NAME}: version {version} did not come within {self._timeout:g} s")
             for number in [number for number in self._versions if number < oldest]:
                 del self._versions[number]
             return self._versions[version]

@@ -125,7 +125,7 @@ class RayWorkers:
             start(FeederWorker, f"localpipe-{run}-feeder-{number + 1}", number, num_cpus=0, scheduling_strategy=here)
             for number in range(pipe.feeders)
         ]
-        if self._spec.has_shared_embeddings:
+        if self._spec.shared_versions is not None:
             # Every stage has a call waiting for the next version and another one with gradients.
             beside = _BESIDE + 2 * self._spec.num_stages
             self._coordinator = start(
@@ -291,5 +291,5 @@ def _workers(spec: RunSpec) -> str:
     feeders = spec.settings.pipeline.feeders
     parts = [f"{spec.num_stages} stage{'s' if spec.num_stages > 1 else ''}"]
     parts += [f"{feeders} feeder{'s' if feeders > 1 else ''}"] if feeders else []
-    parts += ["the coordinator"] if spec.has_shared_embeddings else []
+    parts += ["the coordinator"] if spec.shared_versions is not None else []
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -25,7 +25,7 @@ from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.transport.channel import Receiver, Sender
 from pipeline.transport.edges import EdgeGroups
-from workers.coordinator import RemoteEmbeddings
+from workers.coordinator import RemoteState
 from workers.feeder import open_source
 from workers.names import StageName
 
@@ -39,10 +39,8 @@ class StageWorker:
         self._clock = Clock()
         self._device = _own_device(spec)
         settle(spec, self._device)
-        embeddings = RemoteEmbeddings(spec, coordinator, spec.stages[name.stage]) if coordinator is not None else None
-        self._stage = Stage(
-            spec, name.stage, self._device, report=self._report, clock=self._clock, embeddings=embeddings
-        )
+        shared = RemoteState(spec, coordinator, spec.stages[name.stage]) if coordinator is not None else None
+        self._stage = Stage(spec, name.stage, self._device, report=self._report, clock=self._clock, shared=shared)
         self._reader = (
             SourceReceiver(open_source(spec), batch_size=spec.settings.train.batch_size, clock=self._clock)
             if name.stage == 0 and not spec.settings.pipeline.feeders

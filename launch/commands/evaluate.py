@@ -15,8 +15,8 @@ from pipeline.analysis.superclasses import require_embeddings
 from pipeline.data.augment import Augment
 from pipeline.kind import Kind
 from pipeline.layers.evaluate import evaluate
-from pipeline.layers.label_dictionary import VALUES, FixedEmbeddings
 from pipeline.layers.layer import LocalLayer
+from pipeline.layers.shared_state import VALUES, FixedState
 
 
 def evaluate_run(
@@ -33,8 +33,8 @@ def evaluate_run(
     if superclasses is not None:
         require_embeddings(spec.settings.method)
         groups = read_superclasses(superclasses, spec.classes)
-    embeddings = FixedEmbeddings(opened.weights[VALUES], len(spec.classes)) if spec.has_shared_embeddings else None
-    layers = [LocalLayer(spec, index, device, embeddings) for index in range(spec.num_layers)]
+    shared = FixedState(opened.weights[VALUES]) if spec.shared_versions is not None else None
+    layers = [LocalLayer(spec, index, device, shared) for index in range(spec.num_layers)]
     for layer in layers:
         layer.load_weights({name: value.to(device) for name, value in opened.weights.items()})
     augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device)

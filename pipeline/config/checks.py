@@ -91,11 +91,10 @@ def _check_method(method: MethodConfig, count: int) -> None:
             f"method {method.kind}: its phases are {', '.join(map(str, phases)) or 'none'}, and they must take the "
             f"{count} layers in order, each once. Mend its phases()."
         )
-    dictionary = method.dictionary()
-    if len(phases) > 1 and dictionary is not None and dictionary.shared:
+    if len(phases) > 1 and method.shared_versions(count, 1) is not None:
         raise UserError(
-            f"method {method.kind}: layers that share label embeddings learn at the same time. Use embeddings of each "
-            "layer's own (per-layer), or one phase."
+            f"method {method.kind}: layers that share a state, such as label embeddings, learn at the same time. Use "
+            "one phase, or a state of each layer's own."
         )
     for reader in range(count):
         seen = method.readout_layers(reader, count)

@@ -15,7 +15,9 @@ from pipeline.config.settings import Settings
 from pipeline.data.augment import AugmentConfig
 from pipeline.kind import Kind
 from pipeline.methods import BatchPosition, ModelInfo
+from pipeline.methods.shared_state import SharedState, TrainingInfo
 from pipeline.nets import NetConfig, Shape
+from pipeline.versions import Versions
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,24 @@ class RunSpec:
                 return how
 
     @property
-    def has_shared_embeddings(self) -> bool:
-        """Whether layers share a label dictionary."""
-        dictionary = self.settings.method.dictionary()
-        return dictionary is not None and dictionary.shared
+    def shared_versions(self) -> Versions | None:
+        """The versions of the state that layers share; None where they share none."""
+        return self.settings.method.shared_versions(self.num_layers, self.steps_per_epoch)
+
+    def shared_state(self) -> SharedState:
+        """That state, as it begins."""
+        train = self.settings.train
+        return self.settings.method.shared_state(
+            TrainingInfo(
+                num_layers=self.num_layers,
+                num_classes=len(self.classes),
+                steps_per_epoch=self.steps_per_epoch,
+                seed=train.seed,
+                lr=train.lr,
+                weight_decay=train.weight_decay,
+                lr_factor=train.lr_factor,
+            )
+        )
 
     @property
     def num_stages(self) -> int:

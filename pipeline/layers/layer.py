@@ -15,7 +15,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.errors import NonFiniteLossError
 from pipeline.layers.forward import Arithmetic, LayerForward, Outputs
 from pipeline.layers.joined import JoinedFeatures
-from pipeline.layers.label_dictionary import EmbeddingSource
+from pipeline.layers.shared_state import StateSource
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.methods.adamw import AdamW
@@ -46,12 +46,10 @@ class LocalLayer:
     """Layer ``index`` of a run. Its numbers depend on the spec and its index alone, not on which stage holds it.
 
     Args:
-        embeddings: the label dictionary, for methods whose layers share one.
+        shared: the state that layers share, such as label embeddings, for methods that have one.
     """
 
-    def __init__(
-        self, spec: RunSpec, index: int, device: torch.device, embeddings: EmbeddingSource | None = None
-    ) -> None:
+    def __init__(self, spec: RunSpec, index: int, device: torch.device, shared: StateSource | None = None) -> None:
         settings = spec.settings
         self.index = index
         self._prefix = f"layers.{index}"
@@ -87,12 +85,9 @@ class LocalLayer:
         for module in self.net.modules():
             if isinstance(module, Dropout):
                 module.generator = self._generator
-        self._embeddings = embeddings
-        dictionary = settings.method.dictionary()
-        shared = dictionary is not None and dictionary.shared
-        self._versions = dictionary.versions(spec.num_layers, spec.steps_per_epoch) if dictionary and shared else None
+        self._shared, self._versions = shared, spec.shared_versions
         self._contributes = self._versions is not None and index in self._versions.contributors
-        assert embeddings is not None or not spec.has_shared_embeddings, "a shared dictionary has a source"
+        assert shared is not None or self._versions is None, "a shared state has a source"
         # Reading a loss is free on a CPU and stalls a GPU. There the losses are looked at now and then, and until then
         # this flag, which never falls, keeps a fused optimizer from applying an update that is no number. With another
         # optimizer every loss is looked at.
@@ -116,7 +111,7 @@ class LocalLayer:
         Raises:
             NonFiniteLossError: on CPU, before the update. On CUDA the caller looks at the losses at intervals; no
                 update is made from the bad one on.
-            EmbeddingError, PeerLostError: the label embeddings that the layer needs do not come.
+            SharedStateError, PeerLostError: the label embeddings that the layer needs do not come.
         """
         self._generator.manual_seed(rng.torch_seed(self._train.seed, "layer", self.index, where.step))
         context = StepContext(labels=labels, where=where, generator=self._generator)
@@ -125,7 +120,7 @@ class LocalLayer:
             outputs = self.forward.outputs(activations, context, training=True)
         passed = self._to_send(outputs, context)
         send(passed)
-        context = self._with_embeddings(context)
+        context = self._with_shared(context)
         loss = self.rule.loss(self.net, outputs.own, context)
         if self._not_finite is None:
             if not torch.isfinite(loss):
@@ -139,11 +134,8 @@ class LocalLayer:
         with self._updating:
             self.optimizer.step()
         if self._contributes:
-            assert context.embeddings is not None and self._embeddings is not None
-            gradient = context.embeddings.grad
-            # None: the loss's terms that compare with embeddings are switched off.
-            gradient = torch.zeros_like(context.embeddings) if gradient is None else gradient
-            self._embeddings.push(self.index, where.step, gradient)
+            assert self._shared is not None, "it was read"
+            self._shared.push(self.index, where.step, self.rule.contribution(self.net, outputs.own, context))
         if self.has_readout and self._head.mode == "online":
             _set_rate(self.readout_optimizer, self._head_lr * self._milestones(where))
             self._update_readout(outputs, labels)
@@ -240,7 +232,7 @@ class LocalLayer:
             send({})
             return {}
         outputs, passed = self._pass_through(activations, context, send)
-        context = self._with_embeddings(context)
+        context = self._with_shared(context)
         features = self.forward.features(outputs)
         tally.add(
             loss=self.rule.loss(self.net, outputs.own, context),
@@ -252,7 +244,7 @@ class LocalLayer:
         return passed
 
     def version_skew(self, where: BatchPosition) -> int | None:
-        """By how many updates the label embeddings that the layer reads there lag behind; None where it shares none."""
+        """By how many updates the shared state that the layer reads there lags behind; None where it shares none."""
         return self._versions.behind(self.index, where.step) if self._versions is not None else None
 
     @torch.no_grad()
@@ -276,12 +268,12 @@ class LocalLayer:
             self.net.train(training)
             self.rule.train(training)
 
-    def _with_embeddings(self, context: StepContext) -> StepContext:
-        """The context with the label embeddings of its place. Waits for them."""
-        if self._embeddings is None:
+    def _with_shared(self, context: StepContext) -> StepContext:
+        """The context with the version of the shared state that is read at its place. Waits for it."""
+        if self._shared is None:
             return context
-        values = self._embeddings.read(self.index, context.where).to(self.device, non_blocking=True).detach()
-        return replace(context, embeddings=values.requires_grad_(self._contributes and context.where.training))
+        values = self._shared.read(self.index, context.where).to(self.device, non_blocking=True).detach()
+        return replace(context, shared=values.requires_grad_(self._contributes and context.where.training))
 
     def weights(self) -> State:
         """Copies of the layer's and, once trained, its (best) readout's parameters. Safe from any thread."""

@@ -17,9 +17,11 @@ from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor, nn
 
 from pipeline.methods.adamw import AdamW
-from pipeline.methods.embeddings import EmbeddingSettings
+from pipeline.methods.embeddings import EmbeddingSettings, LabelDictionary
+from pipeline.methods.shared_state import SharedState, TrainingInfo
 from pipeline.nets.base import Layer, NetConfig
 from pipeline.registry import Registered, Registry
+from pipeline.versions import Versions
 
 Activations = dict[str, Tensor]
 
@@ -51,13 +53,14 @@ class StepContext:
     Attributes:
         labels: (N,) int64, shared by all views.
         where: its position in the run.
-        embeddings: the label dictionary (Z, C_D) that this layer reads now; None for methods without one.
+        shared: the version that this layer reads of the state that layers share, such as label embeddings (Z, C_D);
+            None for methods without any.
         generator: random numbers of this layer and step, on the layer's device; None outside training.
     """
 
     labels: Tensor
     where: BatchPosition
-    embeddings: Tensor | None = None
+    shared: Tensor | None = None
     generator: torch.Generator | None = None
 
 
@@ -90,6 +93,15 @@ class Rule(nn.Module, ABC):
         """What the next layer receives: detached, computed before this layer's own update."""
         # Contiguous, as it would be received: another layout may mean other rounding in the next layer.
         return {name: tensor.detach().contiguous() for name, tensor in outputs.items()}
+
+    def contribution(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
+        """What the layer contributes to the shared state, as large as that: the gradient of its loss.
+
+        Asked for after the layer's update, of methods whose layers share a state.
+        """
+        assert context.shared is not None, "asked for only where layers share a state"
+        # No gradient: the loss's terms that look at it are switched off.
+        return torch.zeros_like(context.shared) if context.shared.grad is None else context.shared.grad
 
     def features(self, layer: Layer, outputs: Activations) -> Tensor:
         """Pooled features (V·N, C) that analyses see."""
@@ -158,6 +170,19 @@ class MethodConfig(ABC, Registered):
     def dictionary(self) -> EmbeddingSettings | None:
         """The label embeddings that the layers share; None where they share none."""
         return None
+
+    def shared_versions(self, num_layers: int, steps_per_epoch: int) -> Versions | None:
+        """The versions of the state that layers share, such as a dictionary of label embeddings; None: none."""
+        dictionary = self.dictionary()
+        if dictionary is None or not dictionary.shared:
+            return None
+        return dictionary.versions(num_layers, steps_per_epoch)
+
+    def shared_state(self, info: TrainingInfo) -> SharedState:
+        """That state as it begins, with the same versions. Asked for once in a run, by whoever keeps it."""
+        dictionary = self.dictionary()
+        assert dictionary is not None, "a method that shares another state says so here"
+        return LabelDictionary(dictionary, info)
 
     def predicts(self) -> bool:
         """Whether layers predict on their own (``Rule.scores``), without a readout."""

@@ -115,7 +115,7 @@ class LabelEmbeddingRule(PooledRule):
 
     def targets(self, layer: Layer, context: StepContext) -> Tensor:
         """Every class's embedding as this layer sees it (Z, C)."""
-        embeddings = self.embeddings if self.embeddings is not None else context.embeddings
+        embeddings = self.embeddings if self.embeddings is not None else context.shared
         assert embeddings is not None, "the method names a dictionary, so whoever trains the layer reads it"
         return pool_embeddings(self.compared(embeddings), layer.features)
 

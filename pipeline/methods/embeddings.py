@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
+from pipeline import rng
 from pipeline.errors import UserError
-from pipeline.versions import Mode, Versions
-
-if TYPE_CHECKING:
-    pass
+from pipeline.methods.adamw import AdamW
+from pipeline.methods.shared_state import SharedState, TrainingInfo
+from pipeline.versions import Mode, Update, Versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,3 +95,53 @@ def _bins(width: int, length: int, dtype: torch.dtype, device: torch.device) -> 
         first, end = i * width // length, -(-(i + 1) * width // length)
         bins[first:end, i] = 1 / (end - first)
     return bins.to(device)
+
+
+class LabelDictionary(SharedState):
+    """The dictionary of label embeddings (Z, C_D) as the layers share it, with its AdamW.
+
+    A version takes one optimizer's step on the layers' combined gradient, or in turn a step of each layer's own one.
+    """
+
+    title = "label embeddings"
+    advice = "A lower `lr` or `embedding_lr` helps most."
+
+    def __init__(self, settings: EmbeddingSettings, info: TrainingInfo) -> None:
+        assert settings.shared, "asked for only where layers share one"
+        assert settings.embedding_width != "auto", "resolve() settles the width"
+        self._mode, self._info = settings.embedding_mode, info
+        self.versions = settings.versions(info.num_layers, info.steps_per_epoch)
+        generator = torch.Generator().manual_seed(rng.torch_seed(info.seed, "init-embeddings"))
+        shape = (info.num_classes, settings.embedding_width)
+        self.values = self._parameter = torch.nn.Parameter(torch.randn(shape, generator=generator))
+        self._lr = info.lr if settings.embedding_lr == "lr" else settings.embedding_lr
+        in_turn = self._mode == "in-turn"
+        self._optimizers = {
+            prefix: AdamW([self._parameter], lr=self._lr, weight_decay=info.weight_decay, fused=True)
+            for prefix in ([f"layers.{layer}." for layer in range(info.num_layers)] if in_turn else [""])
+        }
+
+    def update(self, contributions: Mapping[Update, Tensor], updates: Sequence[Update]) -> None:
+        if self._mode == "in-turn":
+            for layer, step in updates:
+                self._step(f"layers.{layer}.", contributions[layer, step], step)
+            return
+        combined = torch.zeros_like(self._parameter)
+        for update in updates:
+            combined += contributions[update]
+        if self._mode == "shared-mean":
+            combined /= len(updates)
+        self._step("", combined, updates[0][1])
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{prefix}{name}": value
+            for prefix, optimizer in self._optimizers.items()
+            for name, value in optimizer.state.get(self._parameter, {}).items()
+        }
+
+    def _step(self, prefix: str, gradient: Tensor, step: int) -> None:
+        optimizer = self._optimizers[prefix]
+        self._parameter.grad = gradient
+        optimizer.param_groups[0]["lr"] = self._lr * self._info.lr_factor(step // self._info.steps_per_epoch)
+        optimizer.step()

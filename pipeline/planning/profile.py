@@ -24,8 +24,8 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.data.augment import Augment
 from pipeline.errors import RunError, UserError
 from pipeline.kind import Kind
-from pipeline.layers.label_dictionary import FixedEmbeddings
 from pipeline.layers.layer import LocalLayer
+from pipeline.layers.shared_state import FixedState
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.process import settle
 from pipeline.spawn import Child, ChildDiedError, ChildFailedError, ask_all
@@ -134,8 +134,8 @@ class _Workbench:
     def __init__(self, spec: RunSpec, device: torch.device) -> None:
         settle(spec, device)
         self.spec, self._device = spec, device
-        embeddings = _Unchanging(_dictionary(spec), len(spec.classes)) if spec.has_shared_embeddings else None
-        self._layers = [_Timed(LocalLayer(spec, index, device, embeddings)) for index in range(spec.num_layers)]
+        shared = _Unchanging(spec.shared_state().values.detach()) if spec.shared_versions is not None else None
+        self._layers = [_Timed(LocalLayer(spec, index, device, shared)) for index in range(spec.num_layers)]
         self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device)
         generator = torch.Generator().manual_seed(spec.settings.train.seed)
         batch = spec.settings.train.batch_size
@@ -303,18 +303,11 @@ class _Timed:
         return passed, sum(kept.values())
 
 
-class _Unchanging(FixedEmbeddings):
-    """A dictionary that takes gradients and stays as it is: versions are always there."""
+class _Unchanging(FixedState):
+    """A state that takes contributions and stays as it is: versions are always there."""
 
-    def push(self, layer: int, step: int, gradient: Tensor) -> None:
-        """Takes a gradient."""
-
-
-def _dictionary(spec: RunSpec) -> Tensor:
-    settings = spec.settings.method.dictionary()
-    assert settings is not None and settings.embedding_width != "auto", "resolve() settles the width"
-    generator = torch.Generator().manual_seed(spec.settings.train.seed)
-    return torch.randn(len(spec.classes), settings.embedding_width, generator=generator)
+    def push(self, layer: int, step: int, contribution: Tensor) -> None:
+        """Takes a contribution."""
 
 
 def _spread(samples: Sequence[Sequence[float]]) -> float:

@@ -1,7 +1,7 @@
 """What a pipeline would do: its schedule, event by event, with made-up seconds instead of tensors.
 
 Who waits for whom is what ``pipeline.runtime.stage``, ``pipeline.transport.channel`` and
-``pipeline.layers.label_dictionary`` make of it:
+``pipeline.layers.shared_state`` make of it:
 
   stage     receive → first layers → the last layer's forward pass → send → its loss, backward pass and update
   edge      a message leaves the sender's hand once the receiver has a free buffer: ``queue_depth`` wait there, beside

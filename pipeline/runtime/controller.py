@@ -64,15 +64,15 @@ class WorkerGroup(Protocol):
         ...
 
     def candidate(self, epoch: int) -> State:
-        """All layers' weights, and the label embeddings, at the validation of an epoch."""
+        """All layers' weights, and the shared state, at the validation of an epoch."""
         ...
 
     def weights(self) -> State:
-        """All layers' weights, and the label embeddings, now."""
+        """All layers' weights, and the shared state, now."""
         ...
 
     def trained(self) -> State:
-        """All weights, label embeddings and optimizers at the end of the layers' training, or now."""
+        """All weights, the shared state and optimizers at the end of the layers' training, or now."""
         ...
 
 

@@ -16,8 +16,8 @@ from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch, Dataset, Split
 from pipeline.kind import Kind
 from pipeline.layers.evaluate import evaluate
-from pipeline.layers.label_dictionary import LabelEmbeddings
 from pipeline.layers.layer import LocalLayer, State
+from pipeline.layers.shared_state import VersionedState
 from pipeline.layers.tallies import TrainTally
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.history import RunResult
@@ -52,21 +52,21 @@ class SerialRun:
     def __init__(self, spec: RunSpec, dataset: Dataset, watch: Watch) -> None:
         self.spec, self.dataset, self.watch = spec, dataset, watch
         self.device = spec.stage_device(0)
-        self.embeddings = LabelEmbeddings(spec) if spec.has_shared_embeddings else None
-        self.layers = [LocalLayer(spec, index, self.device, self.embeddings) for index in range(spec.num_layers)]
+        self.shared = VersionedState(spec) if spec.shared_versions is not None else None
+        self.layers = [LocalLayer(spec, index, self.device, self.shared) for index in range(spec.num_layers)]
         self.rule = self.layers[0].rule
         self.augment = Augment(spec.augment, seed=spec.settings.train.seed, device=self.device)
-        self.owners: list[LocalLayer | LabelEmbeddings] = [
+        self.owners: list[LocalLayer | VersionedState] = [
             *self.layers,
-            *([self.embeddings] if self.embeddings else []),
+            *([self.shared] if self.shared else []),
         ]
 
     def train(self) -> None:
         epochs, head = self.spec.epochs, self.spec.settings.head
         for phase in self.spec.phases:
             best = self.train_phase(phase)
-        if self.embeddings is not None:
-            self.embeddings.freeze(best)
+        if self.shared is not None:
+            self.shared.freeze(best)
         self.watch.layers_trained()
         for epoch in range(epochs, epochs + (head.head_epochs if head.mode == "after" else 0)):
             self.train_readouts(epoch)

@@ -18,8 +18,8 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.data.augment import Augment
 from pipeline.errors import ChannelError, NonFiniteLossError
 from pipeline.kind import Kind
-from pipeline.layers.label_dictionary import EmbeddingSource
 from pipeline.layers.layer import LocalLayer, State, nowhere
+from pipeline.layers.shared_state import StateSource
 from pipeline.layers.tallies import EvaluationTally, TrainTally
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.feeder import IMAGES
@@ -40,7 +40,7 @@ class Stage:
     Args:
         report: gets a report at the end of every pass, in the stage's own thread.
         clock: the stage's clock; the caller accounts for waiting with it.
-        embeddings: the label dictionary, for methods whose layers share one.
+        shared: the state that layers share, for methods that have one.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Stage:
         *,
         report: Callable[[PassReport], None],
         clock: Clock,
-        embeddings: EmbeddingSource | None = None,
+        shared: StateSource | None = None,
     ) -> None:
         self.spec, self.index, self.device = spec, index, device
-        self._embeddings = AwaitedEmbeddings(embeddings, clock) if embeddings is not None else None
-        self.layers = [LocalLayer(spec, layer, device, self._embeddings) for layer in spec.stages[index]]
+        self._shared = AwaitedState(shared, clock) if shared is not None else None
+        self.layers = [LocalLayer(spec, layer, device, self._shared) for layer in spec.stages[index]]
         self._rule = self.layers[0].rule
         self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device) if index == 0 else None
         self._report, self._clock = report, clock
@@ -96,15 +96,15 @@ class Stage:
         return True
 
     def _restore(self, epoch: int) -> None:
-        """Takes the weights of a phase's best epoch. After the last phase layers and label embeddings stay so."""
+        """Takes the weights of a phase's best epoch. After the last phase layers and shared state stay so."""
         last = self.spec.phase_of(epoch) == self.spec.phases[-1]
         if last:
             self._trained = self._state()
         candidate = self.candidate(epoch)
         for layer in self.layers:
             layer.load_weights(candidate)
-        if last and self._embeddings is not None:
-            self._embeddings.freeze(epoch)
+        if last and self._shared is not None:
+            self._shared.freeze(epoch)
         self._restored = last
 
     def _check_order(self, message: Message) -> None:
@@ -290,19 +290,19 @@ class Stage:
             self._candidates[epoch] = weights
 
 
-class AwaitedEmbeddings:
-    """A source of label embeddings whose waiting counts as such on the stage's clock."""
+class AwaitedState:
+    """A source of shared state whose waiting counts as such on the stage's clock."""
 
-    def __init__(self, source: EmbeddingSource, clock: Clock) -> None:
+    def __init__(self, source: StateSource, clock: Clock) -> None:
         self._source, self._clock = source, clock
 
     def read(self, layer: int, where: BatchPosition) -> Tensor:
         with self._clock.measure(TimeCategory.SYNC):
             return self._source.read(layer, where)
 
-    def push(self, layer: int, step: int, gradient: Tensor) -> None:
+    def push(self, layer: int, step: int, contribution: Tensor) -> None:
         with self._clock.measure(TimeCategory.SYNC):
-            self._source.push(layer, step, gradient)
+            self._source.push(layer, step, contribution)
 
     def freeze(self, epoch: int) -> None:
         with self._clock.measure(TimeCategory.SYNC):

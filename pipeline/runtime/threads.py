@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import PeerLostError, RunError, StageFailedError
-from pipeline.layers.label_dictionary import LabelEmbeddings
 from pipeline.layers.layer import State
+from pipeline.layers.shared_state import VersionedState
 from pipeline.runtime import stage as stages
 from pipeline.runtime.controller import control
 from pipeline.runtime.feeder import MergedReceiver, Passes, Source, SourceReceiver, messages
@@ -48,7 +48,7 @@ class ThreadWorkers:
         self.devices = [str(device) for device in devices]
         self._clocks = [Clock() for _ in devices]
         self._reports: list[list[PassReport]] = [[] for _ in devices]
-        self._embeddings = LabelEmbeddings(spec) if spec.has_shared_embeddings else None
+        self._shared = VersionedState(spec) if spec.shared_versions is not None else None
         self._stages = [
             Stage(
                 spec,
@@ -56,7 +56,7 @@ class ThreadWorkers:
                 device,
                 report=self._reports[index].append,
                 clock=self._clocks[index],
-                embeddings=self._embeddings,
+                shared=self._shared,
             )
             for index, device in enumerate(devices)
         ]
@@ -107,8 +107,8 @@ class ThreadWorkers:
                 failed = StageFailedError(f"{name} failed: {type(error).__name__}: {error}")
                 failed.__cause__ = error
                 self._failures.append(failed)
-            if self._embeddings is not None:
-                self._embeddings.break_off()  # other stages may be waiting for what this one cannot give
+            if self._shared is not None:
+                self._shared.break_off()  # other stages may be waiting for what this one cannot give
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()
@@ -168,19 +168,19 @@ class ThreadWorkers:
     def keep_only(self, best: int, upto: int) -> None:
         for stage in self._stages:
             stage.keep_only(best, upto)
-        if self._embeddings is not None:
-            self._embeddings.keep_only(best, upto)
+        if self._shared is not None:
+            self._shared.keep_only(best, upto)
 
     def candidate(self, epoch: int) -> State:
-        shared = self._embeddings.candidate_weights(epoch) if self._embeddings is not None else {}
+        shared = self._shared.candidate_weights(epoch) if self._shared is not None else {}
         return _merged([*(stage.candidate(epoch) for stage in self._stages), shared])
 
     def weights(self) -> State:
-        shared = self._embeddings.weights() if self._embeddings is not None else {}
+        shared = self._shared.weights() if self._shared is not None else {}
         return _merged([*(stage.weights() for stage in self._stages), shared])
 
     def trained(self) -> State:
-        shared = self._embeddings.state() if self._embeddings is not None else {}
+        shared = self._shared.state() if self._shared is not None else {}
         return _merged([*(stage.trained() for stage in self._stages), shared])
 
     def close(self) -> None:
@@ -192,8 +192,8 @@ class ThreadWorkers:
         self._passes.close()
         for channel in [*self._feeds, *self._edges]:
             channel.break_off()
-        if self._embeddings is not None:
-            self._embeddings.break_off()
+        if self._shared is not None:
+            self._shared.break_off()
         end = time.perf_counter() + _LEAVE
         for thread in [*self._feed_threads, *self._stage_threads]:
             thread.join(max(0.0, end - time.perf_counter()))
