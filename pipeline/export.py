@@ -107,7 +107,8 @@ class Network(nn.Module):
     Attributes:
         classes: class names in the order of the scores.
         shape: (channels, height, width) that ``forward`` takes.
-        embeddings: label dictionary (Z, C_D) of methods whose layers share one, else None.
+        embeddings: label dictionary (Z, C_D) of methods whose layers share one, or the other state that they share, else
+            None.
     """
 
     shift: Tensor
@@ -115,9 +116,9 @@ class Network(nn.Module):
     embeddings: Tensor | None
 
     def __init__(
-        self, card: Card, *, readouts: Collection[int] = (), embeddings: tuple[int, int] | None = None
+        self, card: Card, *, readouts: Collection[int] = (), embeddings: tuple[int, ...] | None = None
     ) -> None:
-        """Untrained. ``readouts`` are the layers that have one, ``embeddings`` the dictionary's shape."""
+        """Untrained. ``readouts`` are the layers that have one, ``embeddings`` the shape of what layers share."""
         super().__init__()
         self.classes, self.shape, self.card = card.classes, card.shape, card
         net = card.method.adapt(card.net)
@@ -279,7 +280,9 @@ def network_of(weights: State, card: Card, *, source: str = "model.safetensors")
     """
     _check_card(card, source)
     dictionary = weights.get(VALUES)
-    shape = (dictionary.shape[0], dictionary.shape[1]) if dictionary is not None and dictionary.ndim == 2 else None
+    shape = None
+    if dictionary is not None and (dictionary.ndim == 2 or card.method.dictionary() is None):
+        shape = tuple(dictionary.shape)
     num_layers = card.method.adapt(card.net).num_layers
     readouts = set()
     renamed = {"embeddings": dictionary} if dictionary is not None else {}
