@@ -107,8 +107,7 @@ class Network(nn.Module):
     Attributes:
         classes: class names in the order of the scores.
         shape: (channels, height, width) that ``forward`` takes.
-        embeddings: label dictionary (Z, C_D) of methods whose layers share one, or the other state that they share, else
-            None.
+        embeddings: what the layers share, such as a label dictionary (Z, C_D); None where they share nothing.
     """
 
     shift: Tensor
