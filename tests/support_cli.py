@@ -23,7 +23,7 @@ class Launched:
     def text(self) -> str:
         return self.output.read_text()
 
-    def wait_for(self, text: str, seconds: float = 120) -> None:
+    def wait_for(self, text: str, seconds: float = 240) -> None:
         """Waits until the output holds the text."""
         end = time.monotonic() + seconds
         while text not in self.text():
@@ -58,7 +58,7 @@ class Launched:
                 found[int(entry.name)] = command
         return found
 
-    def assert_nothing_left(self, seconds: float = 30) -> None:
+    def assert_nothing_left(self, seconds: float = 60) -> None:
         """Every process that the command started is gone, soon after it has ended."""
         end = time.monotonic() + seconds
         while (left := self.descendants()) and time.monotonic() < end:

@@ -36,6 +36,8 @@ from tests.support import Watching
 from tests.support_cli import launch
 from tests.test_equality import assert_same, serial, through_ray
 
+pytestmark = pytest.mark.timeout(600)  # a busy machine takes minutes to start a run
+
 _LONG = ["cff-vit", "--dim", "32", "--batch-size", "64", "--epochs", "500", "--stages", "2", "--device", "cpu"]
 _LABELLED = ["cfl-fc", "--data", "digits", "--width", "48", "--groups", "3", "--depth", "4", "--batch-size", "64"]
 _LABELLED += ["--epochs", "500", "--milestones", "400", "--stages", "2", "--device", "cpu"]
