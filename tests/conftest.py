@@ -25,6 +25,7 @@ from pipeline.config.settings import DataSettings, HeadSettings, PipelineSetting
 from pipeline.data.loader import Dataset
 from pipeline.methods import CffSettings
 from pipeline.nets import VitSettings
+from tests.support_cli import end_all
 from tests.support_pictures import write_blank
 
 hypothesis.settings.register_profile("busy machine", deadline=None)  # a slow example is no wrong one
@@ -169,6 +170,13 @@ def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     look like is shown by the tests marked ``pictures``."""
     if request.node.get_closest_marker("pictures") is None:
         monkeypatch.setattr("launch.output.pictures.write", write_blank)
+
+
+@pytest.fixture(autouse=True)
+def commands_end() -> Iterator[None]:
+    """A command that outlives its test, which failed then, would slow all others down."""
+    yield
+    end_all()
 
 
 @pytest.fixture(autouse=True)

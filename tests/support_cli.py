@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
+_launched: list[Launched] = []
 
 
 @dataclass
@@ -69,8 +71,8 @@ class Launched:
 def launch(folder: Path, *arguments: str) -> Launched:
     """Starts `launch` with arguments."""
     output = folder / "output.txt"
-    # As in a terminal: a shell that starts the tests in the background lets them, and theirs, ignore Ctrl-C.
-    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # As in a terminal: a shell that starts the tests in the background lets them, and theirs, ignore these.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         with output.open("w") as file:
             process = subprocess.Popen(
@@ -82,5 +84,18 @@ def launch(folder: Path, *arguments: str) -> Launched:
                 cwd=_ROOT,
             )
     finally:
-        signal.signal(signal.SIGINT, ours)
-    return Launched(process, output)
+        signal.signal(signal.SIGINT, ours[0])
+        signal.signal(signal.SIGHUP, ours[1])
+    launched = Launched(process, output)
+    _launched.append(launched)
+    return launched
+
+
+def end_all() -> None:
+    """Ends what a test that failed has left running, with all that belongs to it."""
+    while _launched:
+        launched = _launched.pop()
+        for pid in [*launched.descendants(), *([launched.process.pid] if launched.process.poll() is None else [])]:
+            with contextlib.suppress(ProcessLookupError):  # it ended while we looked
+                os.kill(pid, signal.SIGKILL)
+        launched.process.wait()
