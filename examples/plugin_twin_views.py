@@ -42,7 +42,7 @@ class TwinViewsSettings(MethodConfig):
         return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, weight_decay=weight_decay)
 
     def lr_factor(self, index: int, where: BatchPosition) -> float:
-        return min(1.0, (where.step + 1) / self.warm_up)
+        return min(1.0, (where.phase_step + 1) / self.warm_up)
 
     def build(self, index: int, layer: Layer, model_info: ModelInfo) -> TwinViewsRule:
         return TwinViewsRule(self.view_temperature)

@@ -115,6 +115,8 @@ def test_milestones_count_from_the_beginning_of_a_phase(greedy: Settings) -> Non
         range(2, 3),
         range(2, 3),
     ]
+    places = [spec.batch_position(Kind.TRAIN, epoch, 3) for epoch in (0, 1, 2, 3)]
+    assert [(where.step, where.phase_step) for where in places] == [(3, 3), (23, 23), (43, 3), (63, 23)]
     never = serial(replace(greedy, train=replace(greedy.train, milestones=())))
     for layer in range(3):
         whole, halved = (run.history.step_losses()[f"layer {layer + 1}"] for run in (never, serial(greedy)))

@@ -109,10 +109,16 @@ class RunSpec:
                 before = (epoch + 1) * self.steps_per_epoch
             case _:
                 before = self.epochs * self.steps_per_epoch
-        phase = None
-        if kind in (Kind.TRAIN, Kind.VALIDATE) and len(self.phases) > 1:
-            phase = self.phase_of(epoch).layers
-        return BatchPosition(epoch=epoch, step=before, position=position, training=kind is Kind.TRAIN, phase=phase)
+        phase = self.phase_of(epoch) if kind in (Kind.TRAIN, Kind.VALIDATE) else self.phases[-1]
+        several = kind in (Kind.TRAIN, Kind.VALIDATE) and len(self.phases) > 1
+        return BatchPosition(
+            epoch=epoch,
+            step=before,
+            position=position,
+            training=kind is Kind.TRAIN,
+            phase_step=before - phase.epochs.start * self.steps_per_epoch,
+            phase=phase.layers if several else None,
+        )
 
     def evaluation_views(self, kind: Kind, num_views: int) -> int:
         """Random views that an evaluation sees of an image, of a method that trains on so many; 0: the plain image."""

@@ -35,6 +35,7 @@ class BatchPosition:
         step: training steps before this batch, over all epochs.
         position: place of the batch's first sample in the epoch's order.
         training: whether the layers learn from this batch.
+        phase_step: training steps of this phase before this batch; as ``step`` where all layers learn at once.
         phase: the layers that learn in this part of the run, of a method that trains some after others; None where all
             layers take part.
     """
@@ -43,6 +44,7 @@ class BatchPosition:
     step: int = 0
     position: int = 0
     training: bool = False
+    phase_step: int = 0
     phase: range | None = None
 
 
