@@ -42,7 +42,7 @@ class History:
     @classmethod
     def of(cls, spec: RunSpec) -> History:
         """The empty history of a run."""
-        return cls(spec.num_layers, spec.settings.train.keep, spec.phases)
+        return cls(spec.num_layers, spec.settings.train.keep, spec.phases if len(spec.phases) > 1 else ())
 
     def add(self, report: PassReport) -> None:
         key = (report.kind, report.epoch)
