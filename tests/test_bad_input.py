@@ -157,6 +157,37 @@ def test_an_unreachable_cluster(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("reasons", "said"),
+    [
+        (["The current node timed out during startup."] * 3, "timed out during startup"),
+        (
+            ["The current node timed out during startup.", "no room for the object store"],
+            "no room for the object store",
+        ),
+    ],
+)
+def test_a_machine_on_which_ray_does_not_start_is_one_message(
+    reasons: list[str], said: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: on a busy machine Ray gave up after 30 seconds, with a traceback. Now it may try again."""
+    left = list(reasons)
+
+    def init(**_: object) -> None:
+        raise Exception(left.pop(0))
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert main(["cff-vit", "--run-dir", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert not left
+    assert said in error and "--executor threads" in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_full_disk_is_seen_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     full = shutil._ntuple_diskusage(10**9, 10**9, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)

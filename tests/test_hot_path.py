@@ -214,7 +214,7 @@ def test_wire_halves_what_every_layer_passes_on_and_the_next_one_works_in_float3
 
 def test_compile_without_a_compiler_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match=r"C\+\+ compiler.*--compile off"):
+    with pytest.raises(UserError, match=r"C\+\+ compiler.*`compile` off"):
         check_compiler("cpu")
     check_compiler("cuda")  # Triton brings its own
 

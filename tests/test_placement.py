@@ -85,9 +85,9 @@ def pigeon() -> Iterator[None]:
 
 def test_a_transport_that_is_registered_is_taken_where_it_works(small_settings: Settings, pigeon: None) -> None:
     assert placed(small_settings, "pigeon", Devices("cpu", 2)).settings.pipeline.transport == "pigeon"
-    with pytest.raises(UserError, match=r"--transport pigeon works between CPUs only. Use --transport auto, nccl or"):
+    with pytest.raises(UserError, match=r"`transport` pigeon works between CPUs only. Use `transport` auto, nccl or"):
         placed(small_settings, "pigeon", Devices("cuda", 2))
-    with pytest.raises(UserError, match=r"nccl works between GPUs only. Use --transport auto, shm, gloo or pigeon on"):
+    with pytest.raises(UserError, match=r"nccl works between GPUs only. Use `transport` auto, shm, gloo or pigeon on"):
         placed(small_settings, "nccl", Devices("cpu", 2))
 
 

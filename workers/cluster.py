@@ -24,6 +24,8 @@ _CONNECT_TIMEOUT = 5.0
 _OBJECT_STORE = 256 << 20  # bytes; only set-up, metrics and weights pass through it
 _DEFAULT_PORT = 6379
 _SIGACTION = 512  # bytes that hold a C library's struct sigaction, whichever it is
+_ATTEMPTS = 3  # to start Ray
+_TOO_SLOW = "timed out during startup"
 _LOOK = 0.1  # seconds between two looks at a thread, in which signals are heard
 
 _RAY_ENVIRONMENT = {
@@ -142,14 +144,7 @@ def _join_or_start(settings: Settings) -> Devices:
         # many processes ahead of the actors as it has cores: one for each actor, feeders and coordinator included.
         cores = max(num_cores(), num_stages(settings, devices.count) * pipe.threads)
         coordinators = 1 if settings.method.shared_versions(num_layers(settings), 1) is not None else 0
-        ray.init(
-            address="local",
-            num_cpus=cores + pipe.feeders + coordinators,
-            object_store_memory=_OBJECT_STORE,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        _start_here(cores + pipe.feeders + coordinators)
         return devices
     _reach(address)
     try:
@@ -172,6 +167,36 @@ def _cluster_devices(settings: PipelineSettings) -> Devices:
     if settings.device == "cuda" or (settings.device == "auto" and gpus):
         return Devices("cuda", gpus)
     return Devices("cpu", max(1, int(there.get("CPU", 1)) // settings.threads))
+
+
+def _start_here(num_cpus: int) -> None:
+    """Starts a Ray cluster of this machine alone.
+
+    Raises:
+        ResourcesError: it cannot be started.
+    """
+    import ray  # noqa: PLC0415
+
+    for attempt in range(_ATTEMPTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=_OBJECT_STORE,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        except Exception as error:  # Ray raises nothing more special
+            # It gives its processes 30 seconds, which a busy machine may not have for them.
+            if _TOO_SLOW in str(error) and attempt < _ATTEMPTS - 1:
+                continue
+            raise ResourcesError(
+                f"Ray cannot be started on this machine: {str(error).strip() or type(error).__name__} Wait until it is "
+                "less busy, or use `executor` threads, which needs no Ray."
+            ) from error
+        else:
+            return
 
 
 def _reach(address: str) -> None:
