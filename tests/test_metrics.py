@@ -9,7 +9,7 @@ import math
 import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import Tensor
 
+from launch.output.display import Display
 from pipeline.config.run_spec import Phase
 from pipeline.errors import NonFiniteLossError, RunError
 from pipeline.kind import Kind
@@ -477,3 +479,18 @@ def test_training_losses_do_not_make_an_epoch_the_best() -> None:
     layer = LayerReport(layer=1, losses=np.ones(1, np.float32), loss=0.0)
     history.add(PassReport(stage=1, kind=Kind.TRAIN, epoch=2, layers=[layer]))
     assert history.best_epoch == 0
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_epochs_line_is_said_once_whichever_stage_reports_last(order: tuple[int, int], capsys: Any) -> None:
+    """Symptom: between two looks at the stages the last one's report could come first, and its line was left out."""
+    spec = tiny_spec(net=VitSettings(dim=8, heads=2, depth=2, patch=2), stages=2)
+    display = Display(spec, 12, Console(width=200), began=0.0)
+    for kind in (Kind.TRAIN, Kind.VALIDATE):
+        for stage in order:
+            layer = LayerReport(layer=stage, losses=np.zeros(0, np.float32), loss=1.0 + stage)
+            clock = Clock()
+            clock.restart()
+            report = PassReport(stage=stage, kind=kind, epoch=0, layers=[layer], account=clock.lap())
+            display.observe(report)
+    assert capsys.readouterr().out.count("loss 1.000 2.000, validation 1.000 2.000") == 1

@@ -137,7 +137,8 @@ class Display:
         self._history.add(report)
         kind = report.kind
         layers = self._history.layers(kind, report.epoch)
-        if self._live is not None or layers is None or kind is Kind.TRAIN or report.stage != self._spec.num_stages - 1:
+        # The stage whose report comes last completes the epoch; that need not be the last stage.
+        if self._live is not None or layers is None or kind is Kind.TRAIN:
             return
         settings = self._spec.settings
         if kind is Kind.VALIDATE:
