@@ -44,7 +44,7 @@ def test_a_layer_takes_no_compiler() -> None:
         "from tests.support import tiny_spec\n"
         "labelled = tiny_spec(method=DclSettings(embedding=EmbeddingSettings(embedding_width=8)))\n"
         "dictionary, layer = VersionedState(labelled), LocalLayer(tiny_spec(), 0, torch.device('cpu'))\n"
-        "for optimizer in (*dictionary._optimizers.values(), layer.optimizer, layer.readout_optimizer):\n"
+        "for optimizer in (*dictionary._state._optimizers.values(), layer.optimizer, layer.readout_optimizer):\n"
         "    for parameter in optimizer.param_groups[0]['params']:\n"
         "        parameter.grad = torch.ones_like(parameter)\n"
         "    optimizer.step()\n"
