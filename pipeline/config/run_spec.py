@@ -6,6 +6,7 @@ One "auto" stays: between CPUs, neighbours find out for themselves whether they 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -71,7 +72,7 @@ class RunSpec:
         """What rules may know of the run."""
         return ModelInfo(num_layers=self.num_layers, num_classes=len(self.classes))
 
-    @property
+    @cached_property  # asked for with every batch
     def phases(self) -> tuple[Phase, ...]:
         """Which layers learn when."""
         each = self.settings.train.epochs

@@ -48,7 +48,7 @@ class Outputs:
 
     Attributes:
         own: its rule's outputs.
-        arrived: what came along for readouts that see earlier layers; None where nothing did.
+        arrived: what came along for readouts that see earlier layers, float32; None where nothing did.
     """
 
     own: Activations
@@ -91,6 +91,8 @@ class LayerForward:
             torch.compiler.cudagraph_mark_step_begin()
         device = next(iter(activations.values())).device
         activations, arrived = self._joined.arrived(activations)
+        if arrived is not None:
+            arrived = cast_received({JOINED: arrived}, self._transfer_dtype)[JOINED]
         with nullcontext() if self._autocast is None else torch.autocast(device.type, dtype=self._autocast):
             parts = [self._part(run, part, context) for part in self._parts(activations, device)]
         outputs = (
@@ -108,10 +110,9 @@ class LayerForward:
                 see of this one and of earlier ones goes along.
         """
         sent = self._rule.outputs_to_send(self._net, outputs.own, context)
-        if for_readouts and self._joined.travels:
-            arrived = None if outputs.arrived is None else self._received(outputs.arrived)
-            onward = self._joined.onward(self._own_readout_input(outputs).detach(), arrived)
-            sent = sent if onward is None else {**sent, JOINED: onward}
+        if for_readouts and self._joined.goes_on:
+            own = self._own_readout_input(outputs).detach()
+            sent = {**sent, JOINED: self._joined.onward(own, outputs.arrived)}
         return cast_to_send(sent, self._transfer_dtype)
 
     def features(self, outputs: Outputs) -> Tensor:
@@ -120,14 +121,10 @@ class LayerForward:
 
     def readout_input(self, outputs: Outputs) -> Tensor:
         """What a readout of the layer sees (V·N, width), float32."""
-        arrived = None if outputs.arrived is None else self._received(outputs.arrived)
-        return self._joined.seen(self._own_readout_input(outputs), arrived)
+        return self._joined.seen(self._own_readout_input(outputs), outputs.arrived)
 
     def _own_readout_input(self, outputs: Outputs) -> Tensor:
         return self._rule.readout_input(self._net, outputs.own).float()
-
-    def _received(self, arrived: Tensor) -> Tensor:
-        return cast_received({JOINED: arrived}, self._transfer_dtype)[JOINED]
 
     def _part(
         self, run: Callable[[Layer, Activations, StepContext], Activations], part: Activations, context: StepContext
