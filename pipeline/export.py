@@ -279,9 +279,11 @@ def network_of(weights: State, card: Card, *, source: str = "model.safetensors")
     """
     _check_card(card, source)
     dictionary = weights.get(VALUES)
-    shape = None
-    if dictionary is not None and (dictionary.ndim == 2 or card.method.dictionary() is None):
+    shape: tuple[int, ...] | None = None
+    if dictionary is not None and card.method.dictionary() is None:
         shape = tuple(dictionary.shape)
+    elif dictionary is not None and dictionary.ndim == 2:
+        shape = (len(card.classes), dictionary.shape[1])
     num_layers = card.method.adapt(card.net).num_layers
     readouts = set()
     renamed = {"embeddings": dictionary} if dictionary is not None else {}

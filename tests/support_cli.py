@@ -91,6 +91,13 @@ def launch(folder: Path, *arguments: str) -> Launched:
     return launched
 
 
+def in_fresh_python(program: str) -> str:
+    """What a program prints in an interpreter of its own, in which nothing is imported yet. It must succeed."""
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=_ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def end_all() -> None:
     """Ends what a test that failed has left running, with all that belongs to it."""
     while _launched:

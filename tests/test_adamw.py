@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from pipeline.methods.adamw import AdamW
-from tests.support_documents import ROOT
+from tests.support_cli import in_fresh_python
 
 
 def test_it_learns_the_bits_of_torch_s() -> None:
@@ -52,5 +49,4 @@ def test_a_layer_takes_no_compiler() -> None:
         "    optimizer.load_state_dict(optimizer.state_dict())\n"
         "assert not {'torch._dynamo', 'sympy'} & sys.modules.keys()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    in_fresh_python(program)

@@ -26,6 +26,7 @@ from launch.output.tables import print_table
 from launch.presets import PRESETS
 from pipeline.config import settings as settings_module
 from pipeline.errors import UserError
+from tests.support_cli import in_fresh_python
 
 _NAMES = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _ROOT = Path(__file__).parent.parent
@@ -93,9 +94,9 @@ def test_help_without_a_name_lists_everything(capsys: Any) -> None:
 
 def test_version_needs_no_torch() -> None:
     program = "import sys; from launch.cli import main; main(['--version']); assert 'torch' not in sys.modules"
-    said = subprocess.run([sys.executable, "-c", program], cwd=_ROOT, check=True, capture_output=True, text=True)
-    assert said.stdout.startswith("localpipe ")
-    assert "torch 2." in said.stdout
+    said = in_fresh_python(program)
+    assert said.startswith("localpipe ")
+    assert "torch 2." in said
 
 
 @pytest.mark.parametrize(

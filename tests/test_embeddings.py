@@ -19,6 +19,8 @@ from torch import Tensor
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import PeerLostError, RunError, SharedStateError, UserError
+from pipeline.export import card_of, network_of
+from pipeline.layers.layer import LocalLayer
 from pipeline.layers.shared_state import VALUES, FixedState, VersionedState
 from pipeline.methods import BatchPosition, CflSettings
 from pipeline.methods.embeddings import EmbeddingSettings, pool_embeddings
@@ -852,6 +854,16 @@ def test_fixed_dictionary_is_read_the_same_everywhere() -> None:
     fixed = FixedState(values)
     for layer, where in ((0, BatchPosition()), (2, BatchPosition(epoch=3, step=17))):
         assert torch.equal(fixed.read(layer, where), values)
+
+
+@pytest.mark.parametrize("num_classes", [NUM_CLASSES - 1, NUM_CLASSES + 1])
+def test_a_dictionary_of_other_classes_than_the_nets_is_refused(num_classes: int) -> None:
+    spec = Plan().spec()
+    layers = [LocalLayer(spec, index, torch.device("cpu"), FixedState(random_embeddings(WIDTH))) for index in range(3)]
+    weights = {name: value for layer in layers for name, value in layer.weights().items()}
+    network_of(weights | {VALUES: torch.randn(NUM_CLASSES, WIDTH)}, card_of(spec))
+    with pytest.raises(UserError, match=f"embeddings is {num_classes}×{WIDTH} and should be {NUM_CLASSES}×{WIDTH}"):
+        network_of(weights | {VALUES: torch.randn(num_classes, WIDTH)}, card_of(spec))
 
 
 def test_fixed_dictionary_takes_no_gradient() -> None:

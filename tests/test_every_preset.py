@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,8 @@ from launch.cli import main
 from launch.presets import PRESETS
 from pipeline.data.registry import DATASETS
 from tests.support_bits import assert_recorded
+from tests.support_cli import in_fresh_python
 from tests.support_data import prepare_made_up
-from tests.support_documents import ROOT
 
 PUBLISHED = [name for name, preset in PRESETS.items() if not DATASETS[preset.settings.data.data].embedded]
 """Presets whose data set has to be prepared."""
@@ -104,5 +102,4 @@ def test_the_sizes_of_nets_take_no_compiler() -> None:
         "    assert num_parameters(net, (3, 32, 32)) == sum(p.numel() for layer in built for p in layer.parameters())\n"
         "    assert not {'torch._dynamo', 'sympy'} & sys.modules.keys(), name\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    in_fresh_python(program)

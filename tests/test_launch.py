@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from launch.cli import main
 from pipeline import load
 from pipeline.data.loader import Dataset
-from tests.support_cli import launch
+from tests.support_cli import in_fresh_python, launch
 
 _SMALL = ["--dim", "32", "--depth", "3", "--batch-size", "64", "--epochs", "6", "--head-epochs", "6", "--device", "cpu"]
 
@@ -122,7 +120,7 @@ def test_export_loads_without_ray(
     file = tmp_path / "digits.safetensors"
     assert main(["export", str(launched_run[0]), str(file)]) == 0
     program = f"import sys; from pipeline import load; load({str(file)!r}); assert 'ray' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)
+    in_fresh_python(program)
 
     network = load(file)
     test = list(Dataset(data_dir / "digits", seed=0).batches("test", epoch=0, batch_size=1000))
