@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from pipeline import Settings, train
-from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, TrainSettings
+from pipeline.config.settings import DataSettings, PipelineSettings, ReadoutSettings, TrainSettings
 from pipeline.kind import Kind
 from pipeline.methods import CffSettings
 from pipeline.nets import NETS, Layer, NetConfig, Shape
@@ -56,7 +56,7 @@ result = train(
         net=BottleneckSettings(),
         method=CffSettings(views=1),
         train=TrainSettings(epochs=5, batch_size=64),
-        head=HeadSettings(head_epochs=5),
+        readout=ReadoutSettings(readout_epochs=5),
         pipeline=PipelineSettings(executor="threads", stages=3),
     )
 )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from launch.presets.base import Preset
-from pipeline.config.settings import DataSettings, HeadSettings, Settings, TrainSettings
+from pipeline.config.settings import DataSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.methods import METHODS, Activations, MethodConfig, ModelInfo, Rule, StepContext
 from pipeline.nets import Layer, VitSettings
 
@@ -59,7 +59,7 @@ PRESETS = {
             net=VitSettings(dim=32, heads=2, depth=3),
             method=CentreSettings(),
             train=TrainSettings(epochs=20, batch_size=64, lr=1e-3, keep="accuracy"),
-            head=HeadSettings(mode="none"),
+            readout=ReadoutSettings(mode="none"),
         ),
     )
 }

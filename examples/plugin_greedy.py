@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launch.presets.base import Preset
-from pipeline.config.settings import DataSettings, HeadSettings, Settings, TrainSettings
+from pipeline.config.settings import DataSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.methods import METHODS, Activations, MethodConfig, ModelInfo, PooledRule, StepContext
 from pipeline.nets import Layer, MlpSettings
 
@@ -36,7 +36,7 @@ class GreedySettings(MethodConfig):
         step = self.layers_at_a_time
         return [range(first, min(first + step, num_layers)) for first in range(0, num_layers, step)]
 
-    def readout_layers(self, index: int, num_layers: int) -> tuple[int, ...]:
+    def readout_inputs(self, index: int, num_layers: int) -> tuple[int, ...]:
         return tuple(range(index + 1))
 
     def predicts(self) -> bool:
@@ -69,7 +69,7 @@ PRESETS = {
             net=MlpSettings(width=128, depth=3),
             method=GreedySettings(),
             train=TrainSettings(epochs=10, batch_size=64, lr=3e-3),
-            head=HeadSettings(head_layers="last", head_epochs=20, head_lr=3e-3),
+            readout=ReadoutSettings(readout_layers="last", readout_epochs=20, readout_lr=3e-3),
         ),
     )
 }

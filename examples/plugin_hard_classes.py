@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launch.presets.base import Preset
-from pipeline.config.settings import DataSettings, HeadSettings, Settings, TrainSettings
+from pipeline.config.settings import DataSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.methods import METHODS, Activations, MethodConfig, ModelInfo, PooledRule, StepContext
 from pipeline.methods.shared_state import SharedState, TrainingInfo
 from pipeline.nets import Layer, MlpSettings
@@ -104,7 +104,7 @@ PRESETS = {
             net=MlpSettings(width=64, depth=3),
             method=HardClassesSettings(),
             train=TrainSettings(epochs=20, batch_size=64, lr=3e-3, keep="accuracy"),
-            head=HeadSettings(mode="none"),
+            readout=ReadoutSettings(mode="none"),
         ),
     )
 }

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launch.presets.base import Preset
-from pipeline.config.settings import AugmentSettings, DataSettings, HeadSettings, Settings, TrainSettings
+from pipeline.config.settings import AugmentSettings, DataSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.methods import METHODS, Activations, BatchPosition, MethodConfig, ModelInfo, Rule, StepContext
 from pipeline.nets import Layer, VitSettings
 
@@ -82,7 +82,7 @@ PRESETS = {
             method=TwinViewsSettings(),
             augment=AugmentSettings(crop_padding=1),
             train=TrainSettings(epochs=20, batch_size=64, lr=0.05, validation_views="augmented"),
-            head=HeadSettings(head_epochs=20),
+            readout=ReadoutSettings(readout_epochs=20),
         ),
     )
 }

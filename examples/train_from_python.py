@@ -10,7 +10,7 @@ import torch
 from launch import train
 from pipeline.kind import Kind
 
-run = train("cff-vit", data="digits", stages=2, epochs=3, head_epochs=2, executor="threads")
+run = train("cff-vit", data="digits", stages=2, epochs=3, readout_epochs=2, executor="threads")
 
 for epoch in run.history.epochs(Kind.VALIDATE):
     losses = [f"{layer.loss:.2f}" for layer in run.history.layers(Kind.VALIDATE, epoch) or []]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.command_line.flags import places_of
+from launch.command_line.flags import setting_paths
 from launch.command_line.parse import RunArguments, shortened, unknown, with_plugins
 from launch.commands.train import Interrupts, run
 from launch.output.console import make_console
@@ -43,7 +43,7 @@ def train(
 
     Raises:
         UserError: a preset, setting or value that does not exist; nothing was started. It names settings as the run's
-            config.json has them, where the argument ``head`` is `head.mode`.
+            config.json has them, where the argument ``readout`` is `readout.mode`.
         RunError: the run failed; what was learned is in its folder.
     """
     load_plugins(plugins)
@@ -69,11 +69,11 @@ def with_settings(settings: Settings, values: dict[str, Any]) -> Settings:
         UserError: a name that is no setting of this net and method, or a value that does not fit it.
     """
     saved = settings_module.to_dict(settings)
-    places = {flag.replace("-", "_"): place for flag, place in places_of(settings)}
+    paths = {flag.replace("-", "_"): path for flag, path in setting_paths(settings)}
     for name, value in values.items():
-        if name not in places:
-            raise UserError(unknown(name, places, f"setting of {settings.preset}"))
-        *groups, field = places[name]
+        if name not in paths:
+            raise UserError(unknown(name, paths, f"setting of {settings.preset}"))
+        *groups, field = paths[name]
         group = saved
         for one in groups:
             group = group[one]

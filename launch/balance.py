@@ -20,10 +20,10 @@ from workers.cluster import joins_cluster
 from workers.profiling import profile_cluster
 
 
-def settle_partition(settings: Settings, dataset: Dataset, devices: Devices, console: Console) -> Settings:
+def resolve_partition(settings: Settings, dataset: Dataset, devices: Devices, console: Console) -> Settings:
     """Settings with sizes in place of ``--partition balanced``; others as they are. Says what was decided.
 
-    With ``--stages auto`` it settles the number of stages as well: the fewest that are within 2 % of the fastest.
+    With ``--stages auto`` it decides the number of stages as well: the fewest that are within 2 % of the fastest.
 
     Raises:
         RunError: the layers could not be timed here.

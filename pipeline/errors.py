@@ -1,9 +1,9 @@
 """The errors that a person meets, each with what was given, what is allowed and what to do.
 
 Settings stand in their messages by name, in backquotes: "`batch_size` 1: … Give at least 2." Whoever works in Python
-reads them as they are; the command line puts the flag in a setting's place: "--batch-size 1: …". Flags are its own: no
+reads them as they are; the command line replaces a setting by its flag: "--batch-size 1: …". Flags are its own: no
 text in ``pipeline`` or ``workers`` has one. A name that several groups of settings have, each for something else, is
-given with its group: "`head.mode` none: …".
+given with its group: "`readout.mode` none: …".
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class NonFiniteLossError(RunError):
         parts = [] if stage is None else [f"stage {stage + 1}"]
         parts.append(f"layer {layer + 1}: the {'readout' if readout else ''}{' ' if readout else ''}loss is {loss}")
         where = "" if epoch is None or step is None else f" at epoch {epoch + 1}, step {step + 1}"
-        advice = "`head_lr`" if readout else "`lr` or a higher `temperature`"
+        advice = "`readout_lr`" if readout else "`lr` or a higher `temperature`"
         super().__init__(
             f"{', '.join(parts)}{where}. Training stopped; what was good before is kept. A lower {advice} helps most."
         )
 
     def at(self, *, stage: int, epoch: int, step: int) -> NonFiniteLossError:
-        """The same error with its place; a step that the error already knows stays."""
+        """The same error with its layer and step; a step that the error already knows stays."""
         known = step if self.step is None else self.step
         return NonFiniteLossError(self.layer, self.loss, readout=self.readout, stage=stage, epoch=epoch, step=known)
 

@@ -45,7 +45,7 @@ class Card:
         mean, std: of each channel, images scaled to 0 … 1.
         data: name of the data set it learned from.
         method: the learning method's settings.
-        head_norm: whether readouts have a LayerNorm.
+        readout_norm: whether readouts have a LayerNorm.
         transfer_dtype, precision, threads: the run's, as in ``pipeline.layers.forward.Arithmetic``. The run's own bits
             come again in a process with as many threads (``torch.set_num_threads``).
     """
@@ -59,7 +59,7 @@ class Card:
     std: tuple[float, ...]
     data: str
     method: MethodField
-    head_norm: bool = True
+    readout_norm: bool = True
     transfer_dtype: TransferDtype = "fp32"
     precision: Precision = "fp32"
     threads: int = 1
@@ -107,7 +107,7 @@ class Network(nn.Module):
     Attributes:
         classes: class names in the order of the scores.
         shape: (channels, height, width) that ``forward`` takes.
-        embeddings: what the layers share, such as a label dictionary (Z, C_D); None where they share nothing.
+        embeddings: what the layers share, such as label embeddings (Z, C_D); None where they share nothing.
     """
 
     shift: Tensor
@@ -130,7 +130,7 @@ class Network(nn.Module):
             JoinedFeatures(card.method, net, card.shape, index, layer, readouts) for index, layer in enumerate(built)
         ]
         self.readouts = nn.ModuleDict(
-            {str(index): Readout(joined[index].width, len(card.classes), norm=card.head_norm) for index in readouts}
+            {str(index): Readout(joined[index].width, len(card.classes), norm=card.readout_norm) for index in readouts}
         )
         arithmetic = Arithmetic(precision=card.precision, transfer_dtype=card.transfer_dtype, threads=card.threads)
         self._forwards = [
@@ -202,7 +202,7 @@ def card_of(spec: RunSpec) -> Card:
         std=spec.augment.std,
         data=spec.data_name,
         method=spec.settings.method,
-        head_norm=spec.settings.head.head_norm,
+        readout_norm=spec.settings.readout.readout_norm,
         transfer_dtype=spec.settings.pipeline.transfer_dtype,
         precision=spec.settings.pipeline.precision,
         threads=spec.settings.pipeline.threads,
@@ -278,15 +278,15 @@ def network_of(weights: State, card: Card, *, source: str = "model.safetensors")
         UserError: the card contradicts itself, or the weights are not those of the net that it describes.
     """
     _check_card(card, source)
-    dictionary = weights.get(VALUES)
+    shared = weights.get(VALUES)
     shape: tuple[int, ...] | None = None
-    if dictionary is not None and card.method.dictionary() is None:
-        shape = tuple(dictionary.shape)
-    elif dictionary is not None and dictionary.ndim == 2:
-        shape = (len(card.classes), dictionary.shape[1])
+    if shared is not None and card.method.label_embeddings() is None:
+        shape = tuple(shared.shape)
+    elif shared is not None and shared.ndim == 2:
+        shape = (len(card.classes), shared.shape[1])
     num_layers = card.method.adapt(card.net).num_layers
     readouts = set()
-    renamed = {"embeddings": dictionary} if dictionary is not None else {}
+    renamed = {"embeddings": shared} if shared is not None else {}
     for name, value in weights.items():
         if name == VALUES:
             continue
@@ -318,11 +318,11 @@ def _check_card(card: Card, source: str) -> None:
             f"of {channels} channels. {_AGAIN}"
         )
     try:
-        settled = card.net.resolve(card.shape)
+        resolved = card.net.resolve(card.shape)
         card.method.check()
     except UserError as error:
         raise UserError(f"{source}: its card does not describe a network. {error} {_AGAIN}") from error
-    if settled != card.net:
+    if resolved != card.net:
         raise UserError(f"{source}: its card leaves settings of the net open ('auto'). {_AGAIN}")
 
 

@@ -133,7 +133,7 @@ def _found(error: ValidationError, inside: str = "") -> Iterator[tuple[str, Erro
 
 
 def _is_choice(part: int | str) -> bool:
-    """Whether a part of pydantic's place is a member of a union, such as int or literal['auto'], and no name."""
+    """Whether a part of pydantic's location is a member of a union, such as int or literal['auto'], and no name."""
     return isinstance(part, str) and (part in _PLAIN_TYPES or not part.isidentifier())
 
 

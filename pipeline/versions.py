@@ -1,4 +1,4 @@
-"""Versions of the label dictionary: which one a layer reads, and whose gradients make the next one.
+"""Versions of a shared state, such as label embeddings: which one a layer reads, and whose gradients make the next one.
 
 Sequentially, training step t reads at every layer what step t−1 wrote. In a pipeline the last layer finishes a step
 long after the first one has begun the next, so layers read older versions. Which one is a function of the model and its
@@ -35,7 +35,7 @@ Update = tuple[int, int]
 
 
 def contributors(mode: Mode, num_layers: int) -> tuple[int, ...]:
-    """The layers whose gradients change a shared dictionary."""
+    """The layers whose gradients change a shared state."""
     match mode:
         case "last":
             return (num_layers - 1,)
@@ -47,7 +47,7 @@ def contributors(mode: Mode, num_layers: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Versions:
-    """The versions of one run's dictionary; 0 is the one that was drawn.
+    """The versions of one run's shared state; 0 is the one that was drawn.
 
     Attributes:
         lag: δ, in ticks of the pipeline.
@@ -62,7 +62,7 @@ class Versions:
 
     @property
     def contributors(self) -> tuple[int, ...]:
-        """The layers whose gradients change the dictionary."""
+        """The layers whose gradients change it."""
         return contributors(self.mode, self.num_layers)
 
     @property

@@ -21,7 +21,7 @@ from pipeline.config import build
 from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.config.settings import DataSettings, PipelineSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.data.loader import Dataset
 from pipeline.methods import CffSettings
 from pipeline.nets import VitSettings
@@ -140,7 +140,7 @@ def small_settings() -> Settings:
         net=VitSettings(dim=16, heads=2, depth=4),
         method=CffSettings(views=2),
         train=TrainSettings(epochs=2, batch_size=32),
-        head=HeadSettings(head_epochs=1),
+        readout=ReadoutSettings(readout_epochs=1),
         pipeline=PipelineSettings(executor="serial", device="cpu", stall_timeout=60),
     )
 

@@ -17,7 +17,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 
 from pipeline.config.partition import partition
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.config.settings import PipelineSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.data.augment import AugmentConfig
 from pipeline.methods import Activations, CffSettings, MethodConfig, Rule
 from pipeline.methods.cfl import LabelEmbeddingRule
@@ -49,7 +49,7 @@ def tiny_spec(
     stages: int = 1,
     seed: int = 0,
     lr: float = 4e-3,
-    head: Literal["after", "online"] = "after",
+    readout: Literal["after", "online"] = "after",
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> RunSpec:
     """A run on 8×8 images in one channel that a test can hold in its head; no data lie behind it."""
@@ -57,7 +57,7 @@ def tiny_spec(
         net=net or VitSettings(dim=8, heads=2, depth=3, patch=2),
         method=method or CffSettings(),
         train=TrainSettings(epochs=2, batch_size=batch_size, seed=seed, lr=lr),
-        head=HeadSettings(mode=head, head_epochs=1, head_lr=1e-2),
+        readout=ReadoutSettings(mode=readout, readout_epochs=1, readout_lr=1e-2),
         pipeline=PipelineSettings(executor="threads", stages=stages, device="cpu", precision=precision),
     )
     return RunSpec(

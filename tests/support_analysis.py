@@ -11,7 +11,7 @@ from torch import Tensor
 
 from launch.command_line.parse import RunArguments
 from launch.commands.train import train
-from pipeline.config.settings import HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.config.settings import PipelineSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.data.loader import Dataset
 from pipeline.data.prepare import resolve
 from pipeline.methods import CffSettings, CflSettings, DclSettings, MethodConfig
@@ -20,9 +20,9 @@ from pipeline.nets import MlpSettings, NetConfig, VitSettings
 from pipeline.nets.conv import ConvSettings
 
 _OWN = EmbeddingSettings(embedding_mode="per-layer")
-_ONLINE, _NONE = HeadSettings(mode="online", head_norm=False), HeadSettings(mode="none")
-_RUNS: dict[str, tuple[NetConfig, MethodConfig, HeadSettings]] = {
-    "cff": (VitSettings(dim=16, heads=2, depth=3), CffSettings(), HeadSettings(head_epochs=1)),
+_ONLINE, _NONE = ReadoutSettings(mode="online", readout_norm=False), ReadoutSettings(mode="none")
+_RUNS: dict[str, tuple[NetConfig, MethodConfig, ReadoutSettings]] = {
+    "cff": (VitSettings(dim=16, heads=2, depth=3), CffSettings(), ReadoutSettings(readout_epochs=1)),
     "cfl": (ConvSettings(channels=(8, 16)), CflSettings(), _ONLINE),
     "cfl-cosine": (VitSettings(dim=16, heads=2, depth=2), CflSettings(similarity="cosine"), _ONLINE),
     "cfl-mlp": (MlpSettings(width=32, depth=2, groups=4), CflSettings(), _ONLINE),
@@ -32,12 +32,12 @@ _RUNS: dict[str, tuple[NetConfig, MethodConfig, HeadSettings]] = {
 
 def digits_run(folder: Path, kind: str) -> Path:
     """Trains two epochs on digits; returns the run's folder."""
-    net, method, head = _RUNS[kind]
+    net, method, readout = _RUNS[kind]
     settings = Settings(
         net=net,
         method=method,
         train=TrainSettings(epochs=2, batch_size=64, keep="last"),
-        head=head,
+        readout=readout,
         pipeline=PipelineSettings(executor="serial", device="cpu"),
         run_dir=str(folder),
     )

@@ -41,9 +41,9 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "milestone twice": ([*_RUN, "--milestones", "3", "3"], ["--milestones 3 3", "each above the one before"]),
     "milestone before the first epoch": ([*_RUN, "--milestones", "0"], ["--milestones 0", "at least 1"]),
     "learning rate that rises": ([*_RUN, "--lr-decay", "2"], ["--lr-decay 2", "at most 1"]),
-    "no learning rate of the heads": ([*_RUN, "--head-lr", "0"], ["--head-lr 0", "above 0"]),
-    "no head where layers do not predict": ([*_RUN, "--head", "none"], ["--head none", "--head after"]),
-    "accuracy of no prediction": ([*_RUN, "--keep", "accuracy"], ["--keep accuracy", "--head online"]),
+    "no learning rate of the readouts": ([*_RUN, "--readout-lr", "0"], ["--readout-lr 0", "above 0"]),
+    "no readout where layers do not predict": ([*_RUN, "--readout", "none"], ["--readout none", "--readout after"]),
+    "accuracy of no prediction": ([*_RUN, "--keep", "accuracy"], ["--keep accuracy", "--readout online"]),
     "no queue": ([*_RUN, "--queue-depth", "0"], ["--queue-depth 0"]),
     "no thread": ([*_RUN, "--threads", "0"], ["--threads 0"]),
     "more feeders than batches": ([*_RUN, "--feeders", "100"], ["--feeders 100", "batches"]),
@@ -74,7 +74,9 @@ def test_a_mistake_is_named(mistake: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir()), "a refused run leaves nothing"
 
 
-@pytest.mark.parametrize("arguments", [["--epochz", "3"], ["--views", "3"], ["--epochs", "many"], ["--head", "never"]])
+@pytest.mark.parametrize(
+    "arguments", [["--epochz", "3"], ["--views", "3"], ["--epochs", "many"], ["--readout", "never"]]
+)
 def test_an_unknown_flag_or_value_is_named(arguments: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*_RUN, *arguments])
@@ -204,7 +206,20 @@ def test_images_that_cannot_be_read_are_counted_or_refused(tmp_path: Path, capsy
             pixels = rng.normal(level, 20, (8, 8, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
     (tmp_path / "photos" / "dark" / "broken.png").write_bytes(b"no image")
-    small = ["--dim", "16", "--heads", "2", "--depth", "2", "--batch-size", "16", "--epochs", "2", "--head-epochs", "2"]
+    small = [
+        "--dim",
+        "16",
+        "--heads",
+        "2",
+        "--depth",
+        "2",
+        "--batch-size",
+        "16",
+        "--epochs",
+        "2",
+        "--readout-epochs",
+        "2",
+    ]
     arguments = [*_RUN, *small, "--data", str(tmp_path / "photos")]
     assert main([*arguments, "--strict-data", "--run-dir", str(tmp_path / "strict")]) == 2
     said = capsys.readouterr().err

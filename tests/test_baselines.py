@@ -428,7 +428,7 @@ def test_an_exported_network_holds_feedback_weights_and_predicts(kind: Feedback,
 
 
 def digits(kind: Feedback, net: NetConfig, **training: Any) -> Settings:
-    return build.settle_baseline(
+    return build.expand_baseline(
         Settings(
             net=net,
             baseline=kind,
@@ -486,23 +486,23 @@ def test_a_run_of_the_command_line_is_named_evaluated_exported_and_repeated(tmp_
 
 def test_a_baseline_spells_out_method_head_and_executor() -> None:
     asked = Settings(baseline="fa", train=TrainSettings(keep="accuracy", lr=0.1, milestones=(2,)))
-    settled = build.settle_baseline(asked)
+    settled = build.expand_baseline(asked)
     assert settled.method == BaselineSettings(feedback="fa")
-    assert (settled.head.mode, settled.pipeline.executor) == ("none", "serial")
+    assert (settled.readout.mode, settled.pipeline.executor) == ("none", "serial")
     assert (settled.net, settled.train, settled.data, settled.augment) == (
         asked.net,
         asked.train,
         asked.data,
         asked.augment,
     )
-    assert build.settle_baseline(settled) == settled
+    assert build.expand_baseline(settled) == settled
     checks.check(settled)
     assert settings_module.from_dict(settings_module.to_dict(settled), source="test") == settled
 
 
 def test_without_a_baseline_settings_stay_as_they_are() -> None:
     settings = Settings(pipeline=PipelineSettings(executor="threads", stages=2))
-    assert build.settle_baseline(settings) is settings
+    assert build.expand_baseline(settings) is settings
 
 
 @pytest.mark.parametrize(
@@ -519,7 +519,7 @@ def test_stages_and_threads_are_refused(pipeline: PipelineSettings, said: list[s
         Settings(method=BaselineSettings(feedback="drtp"), pipeline=pipeline),
     ):
         with pytest.raises(UserError) as error:
-            build.settle_baseline(settings)
+            build.expand_baseline(settings)
         assert all(part in str(error.value) for part in said)
 
 

@@ -476,7 +476,7 @@ def test_the_ladder_climbs_from_rung_to_rung() -> None:
 
 @pytest.mark.slow
 def test_a_stage_of_one_layer_needs_no_more_memory_in_a_deeper_net() -> None:
-    settings = replace(tiny_settings(depth=2, batch_size=512), head=replace(DEFAULT.head, mode="online"))
+    settings = replace(tiny_settings(depth=2, batch_size=512), readout=replace(DEFAULT.readout, mode="online"))
     settings = replace(settings, net=VitSettings(dim=64, heads=2, depth=2))
 
     def peak(what: memory.What, depth: int) -> int:

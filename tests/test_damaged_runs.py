@@ -24,7 +24,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run's folder."""
     folder = tmp_path_factory.mktemp("runs") / "it"
     sizes = ["--dim", "16", "--heads", "2", "--depth", "2", "--batch-size", "512"]
-    once = ["--epochs", "1", "--head-epochs", "1", "--executor", "serial", "--device", "cpu"]
+    once = ["--epochs", "1", "--readout-epochs", "1", "--executor", "serial", "--device", "cpu"]
     assert main(["cff-vit", *sizes, *once, "--run-dir", str(folder)]) == 0
     return folder
 

@@ -200,7 +200,7 @@ def test_modes_are_the_papers_unless_set() -> None:
 @pytest.mark.parametrize("method", [CflSettings(), DclSettings()])
 def test_layers_predict_by_themselves_and_share_a_dictionary(method: CflSettings | DclSettings) -> None:
     assert method.predicts()
-    assert method.dictionary() is method.embedding
+    assert method.label_embeddings() is method.embedding
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline import rng
-from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.config.settings import DataSettings, PipelineSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.data.augment import Augment
 from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer
@@ -26,7 +26,7 @@ from tests.support import outputs_of
 from tests.test_equality import assert_same, through_ray, through_threads
 
 FC = MlpSettings(width=48, depth=4, groups=3, norm="after", dropout=0.1)
-LAST_LAYER_HEAD = HeadSettings(mode="online", head_layers="last", head_norm=False, head_lr="lr")
+LAST_LAYER_READOUT = ReadoutSettings(mode="online", readout_layers="last", readout_norm=False, readout_lr="lr")
 
 
 def settings_with(
@@ -40,7 +40,7 @@ def settings_with(
         net=net,
         method=replace(chosen, embedding=embedding),  # type: ignore[call-arg]  # both label methods have one
         train=TrainSettings(epochs=2, batch_size=32, milestones=(1,), keep="accuracy"),
-        head=LAST_LAYER_HEAD,
+        readout=LAST_LAYER_READOUT,
         pipeline=PipelineSettings(executor="serial", device="cpu", stall_timeout=60),
     )
 
@@ -114,10 +114,10 @@ VARIANTS = {
     "DCL, whose gradients come from every layer": settings_with(method=DclSettings(), mode="shared-mean", lag=0),
     "cosine similarity": settings_with(method=DclSettings(similarity="cosine")),
     "ViT": settings_with(net=VitSettings(dim=16, heads=2, depth=4)),
-    "prediction by similarity": replace(settings_with(), head=HeadSettings(mode="none")),
-    "a head on every layer, afterwards": replace(settings_with(), head=HeadSettings(head_epochs=1)),
-    "a head on the last layer, afterwards": replace(
-        settings_with(), head=HeadSettings(head_epochs=1, head_layers="last")
+    "prediction by similarity": replace(settings_with(), readout=ReadoutSettings(mode="none")),
+    "a readout on every layer, afterwards": replace(settings_with(), readout=ReadoutSettings(readout_epochs=1)),
+    "a readout on the last layer, afterwards": replace(
+        settings_with(), readout=ReadoutSettings(readout_epochs=1, readout_layers="last")
     ),
     "the last epoch kept": replace(settings_with(), train=replace(settings_with().train, keep="last")),
     "an early epoch kept": replace(settings_with(), train=replace(settings_with().train, epochs=4, lr=0.5)),
@@ -159,7 +159,7 @@ def sequential(settings: Settings) -> dict[str, Tensor]:
     layer has an optimizer of its own for the dictionary too, as in the program of Choi et al. 2024."""
     spec, dataset = make_run(settings)
     cpu = torch.device("cpu")
-    parts = [LocalLayer(spec, index, cpu, NoDictionary()) for index in range(spec.num_layers)]  # initial weights
+    parts = [LocalLayer(spec, index, cpu, NoState()) for index in range(spec.num_layers)]  # initial weights
     start = VersionedState(spec).weights()[VALUES]
     dictionary = torch.nn.Parameter(start.clone())
     decay = settings.train.weight_decay
@@ -190,7 +190,7 @@ def sequential(settings: Settings) -> dict[str, Tensor]:
                     dictionary.grad = read.grad
                     of_layers[index].step()
                 x = out.detach()
-            match settings.method.dictionary():
+            match settings.method.label_embeddings():
                 case EmbeddingSettings(embedding_mode="last"):
                     dictionary.grad = gradients[-1]
                 case EmbeddingSettings(embedding_mode="shared-sum"):
@@ -204,13 +204,13 @@ def sequential(settings: Settings) -> dict[str, Tensor]:
 
 
 def settings_mode(settings: Settings) -> str:
-    dictionary = settings.method.dictionary()
+    dictionary = settings.method.label_embeddings()
     assert dictionary is not None
     return dictionary.embedding_mode
 
 
-class NoDictionary:
-    """The sequential loop above hands the dictionary over itself."""
+class NoState:
+    """The sequential loop above hands the label embeddings over itself."""
 
     def read(self, layer: int, where: BatchPosition) -> Tensor:
         raise AssertionError

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.settings import AugmentSettings, HeadSettings, PipelineSettings, Settings
+from pipeline.config.settings import AugmentSettings, PipelineSettings, ReadoutSettings, Settings
 from pipeline.data.augment import Augment
 from pipeline.kind import Kind
 from pipeline.layers.evaluate import evaluate
@@ -123,7 +123,7 @@ def test_threads_give_the_serial_bits(small_settings: Settings, stages: int) -> 
 
 
 VARIANTS = {
-    "online readouts": lambda s: replace(s, head=HeadSettings(mode="online")),
+    "online readouts": lambda s: replace(s, readout=ReadoutSettings(mode="online")),
     "no feeder": lambda s: replace(s, pipeline=replace(s.pipeline, feeders=0)),
     "three feeders": lambda s: replace(s, pipeline=replace(s.pipeline, feeders=3)),
     "bf16": lambda s: replace(s, pipeline=replace(s.pipeline, precision="bf16")),
@@ -137,14 +137,14 @@ VARIANTS = {
     "a best epoch before the last": lambda s: replace(
         s,
         train=replace(s.train, epochs=4, lr=1e-7, keep="accuracy"),
-        head=HeadSettings(mode="online", head_lr="lr"),
+        readout=ReadoutSettings(mode="online", readout_lr="lr"),
     ),
     # A rate at which the classifiers soon get worse, so that the last is not the best.
     "as the authors' program of CFF": lambda s: replace(
         s,
         augment=AugmentSettings(crop_padding=2, flip="on"),
         train=replace(s.train, last_batch="keep", validation_views="augmented"),
-        head=HeadSettings(head_epochs=4, head_keep="best", head_lr=0.5),
+        readout=ReadoutSettings(readout_epochs=4, readout_keep="best", readout_lr=0.5),
     ),
     # Threads of several stages wait for each other's cores: few images.
     "two CPU threads": lambda s: replace(
@@ -174,7 +174,11 @@ def test_every_setting_gives_the_serial_bits(small_settings: Settings, variant: 
 
 def test_ray_gives_the_serial_bits_with_many_settings_at_once(small_settings: Settings, cluster: None) -> None:
     settings = together(small_settings)
-    assert (settings.pipeline.feeders, settings.pipeline.transfer_dtype, settings.head.head_keep) == (3, "bf16", "best")
+    assert (settings.pipeline.feeders, settings.pipeline.transfer_dtype, settings.readout.readout_keep) == (
+        3,
+        "bf16",
+        "best",
+    )
     assert_same(through_ray(settings, 2), serial(settings))
 
 
@@ -203,7 +207,7 @@ def test_of_the_readouts_epochs_the_best_is_kept(small_settings: Settings) -> No
     for index in range(settings.net.num_layers):
         losses = [(result.history.layers(Kind.JUDGE, epoch) or [])[index].readout_loss for epoch in epochs]
         best = min(range(4), key=lambda epoch: losses[epoch] or 0.0)
-        shorter = serial(replace(settings, head=replace(settings.head, head_epochs=best + 1)))
+        shorter = serial(replace(settings, readout=replace(settings.readout, readout_epochs=best + 1)))
         readout = {name: value for name, value in result.weights.items() if name.startswith(f"layers.{index}.readout")}
         assert readout
         assert all(torch.equal(value, shorter.weights[name]) for name, value in readout.items())

@@ -111,7 +111,7 @@ def test_an_interrupt_while_the_readouts_learn_keeps_them(small_settings: Settin
     settings = replace(
         small_settings,
         train=replace(small_settings.train, epochs=1),
-        head=replace(small_settings.head, head_epochs=200),
+        readout=replace(small_settings.readout, readout_epochs=200),
     )
     if executor == "threads":
         settings = replace(settings, pipeline=replace(settings.pipeline, executor="threads"))
@@ -249,7 +249,7 @@ def test_a_disk_that_fills_up_loses_no_weights(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("tempfile.mkdtemp", lambda prefix: str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
     arguments = ["cff-vit", "--executor", "serial", "--dim", "16", "--heads", "2"]
-    arguments += ["--epochs", "1", "--head-epochs", "1"]
+    arguments += ["--epochs", "1", "--readout-epochs", "1"]
     assert main([*arguments, "--run-dir", str(run)]) == 0
     captured = capsys.readouterr()
     assert "No space left" in captured.err

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.loader import Batch, Split
 from pipeline.kind import Kind
-from pipeline.runtime.feeder import IMAGES, MergedReceiver, SourceReceiver, messages
+from pipeline.runtime.feeder import IMAGES, BatchReceiver, MergedReceiver, messages
 from pipeline.runtime.passes import Pass, closing_passes, layer_passes
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.message import IDS, LABELS, Message
@@ -186,9 +186,9 @@ def test_interrupt_of_several_feeders_at_different_moments_ends_in_a_stop(feeder
     assert [told(m) for m in received[:-1]] == [told(m) for m in alone.messages[: len(received) - 1]]
 
 
-def reading(source: Counted) -> tuple[SourceReceiver, Clock]:
+def reading(source: Counted) -> tuple[BatchReceiver, Clock]:
     clock = Clock()
-    return SourceReceiver(source, batch_size=BATCH, clock=clock), clock
+    return BatchReceiver(source, batch_size=BATCH, clock=clock), clock
 
 
 def test_a_stage_without_feeders_reads_the_order_of_one_feeder() -> None:

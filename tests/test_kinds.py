@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from pipeline.config import settings as all_settings
-from pipeline.config.settings import Settings
+from pipeline.config.settings import ReadoutSettings, Settings
 from pipeline.errors import UserError
 from pipeline.methods import METHODS, CflSettings, MethodConfig
 from pipeline.methods.embeddings import EmbeddingSettings
@@ -231,6 +231,15 @@ def test_value_that_does_not_fit_is_refused_by_its_name() -> None:
     said = refused({"method": {"kind": "cfl", "embedding": {"embedding_mode": "first"}}, "train": {"epochs": "many"}})
     assert "method.embedding.embedding_mode should be 'static', " in said
     assert "train.epochs should be a valid integer, not 'many'" in said
+
+
+def test_names_of_earlier_versions_are_read() -> None:
+    """Runs from before a renaming can still be repeated, evaluated and exported."""
+    earlier = {"head": {"mode": "online", "head_layers": "last", "head_lr": "lr"}, "pipeline": {"wire": "bf16"}}
+    loaded = all_settings.from_dict(earlier, source="here")
+    assert loaded.readout == ReadoutSettings(mode="online", readout_layers="last", readout_lr="lr")
+    assert loaded.pipeline.transfer_dtype == "bf16"
+    assert all_settings.from_dict(all_settings.to_dict(loaded), source="here") == loaded
 
 
 def test_settings_that_a_file_leaves_out_have_their_defaults() -> None:

@@ -18,7 +18,20 @@ from pipeline import load
 from pipeline.data.loader import Dataset
 from tests.support_cli import in_fresh_python, launch
 
-_SMALL = ["--dim", "32", "--depth", "3", "--batch-size", "64", "--epochs", "6", "--head-epochs", "6", "--device", "cpu"]
+_SMALL = [
+    "--dim",
+    "32",
+    "--depth",
+    "3",
+    "--batch-size",
+    "64",
+    "--epochs",
+    "6",
+    "--readout-epochs",
+    "6",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +167,7 @@ def test_the_saved_configuration_repeats_the_run(launched_run: tuple[Path, str],
 
 @pytest.mark.slow
 def test_online_readouts_report_accuracy_every_epoch(tmp_path: Path, capsys: Any) -> None:
-    arguments = ["cff-vit", *_SMALL, "--executor", "threads", "--head", "online", "--run-dir", str(tmp_path / "it")]
+    arguments = ["cff-vit", *_SMALL, "--executor", "threads", "--readout", "online", "--run-dir", str(tmp_path / "it")]
     assert main(arguments) == 0
     lines = [json.loads(line) for line in (tmp_path / "it" / "metrics.jsonl").read_text().splitlines()]
     curve = [line["accuracy"] for line in lines if line["kind"] == "validate" and line["layer"] == 3]

@@ -106,10 +106,10 @@ def test_learning_rate_falls_after_its_milestones() -> None:
             torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("head_lr", "first"), [(5e-3, 5e-3), ("lr", 1e-2)])
-def test_learning_rate_of_an_online_readout_falls_along(head_lr: float | str, first: float) -> None:
-    spec = changed(tiny_spec(net=MLP, lr=1e-2, head="online"), "train", milestones=(1, 2), lr_decay=0.1)
-    layer = LocalLayer(changed(spec, "head", head_lr=head_lr), 0, CPU)
+@pytest.mark.parametrize(("readout_lr", "first"), [(5e-3, 5e-3), ("lr", 1e-2)])
+def test_learning_rate_of_an_online_readout_falls_along(readout_lr: float | str, first: float) -> None:
+    spec = changed(tiny_spec(net=MLP, lr=1e-2, readout="online"), "train", milestones=(1, 2), lr_decay=0.1)
+    layer = LocalLayer(changed(spec, "readout", readout_lr=readout_lr), 0, CPU)
     other = copy.deepcopy(layer.readout)
     optimizer = torch.optim.AdamW(other.parameters())
     for epoch, rate in enumerate([first, first / 10, first / 100]):
@@ -125,7 +125,7 @@ def test_learning_rate_of_an_online_readout_falls_along(head_lr: float | str, fi
 
 def test_learning_rate_of_a_readout_afterwards_knows_no_milestones() -> None:
     """They count the epochs of the layers' training, which are over."""
-    spec = changed(tiny_spec(net=MLP), "head", head_lr=1e-2)
+    spec = changed(tiny_spec(net=MLP), "readout", readout_lr=1e-2)
     plain, with_milestones = LocalLayer(spec, 0, CPU), LocalLayer(changed(spec, "train", milestones=(1,)), 0, CPU)
     for layer in (plain, with_milestones):
         for step in range(3):
@@ -135,7 +135,7 @@ def test_learning_rate_of_a_readout_afterwards_knows_no_milestones() -> None:
 
 def test_no_gradient_leaves_a_layer() -> None:
     """Training the second layer reaches neither what it got nor the layer that it came from."""
-    first, second = layer_of(0, head="after"), layer_of(1, head="online")
+    first, second = layer_of(0, readout="after"), layer_of(1, readout="online")
     passed, _ = first.train({"x": views()}, LABELS_OF_BATCH, LEARNING)
     weights = first.weights()
     gradients = [parameter.grad.clone() for parameter in first.net.parameters() if parameter.grad is not None]
@@ -160,7 +160,7 @@ def test_gradients_of_one_step_are_gone_in_the_next() -> None:
 
 
 def test_equal_layers_learn_the_same_bits() -> None:
-    first, second = layer_of(head="online"), layer_of(head="online")
+    first, second = layer_of(readout="online"), layer_of(readout="online")
     for step in range(5):
         passed = [train(layer, {"x": views(step)})[0] for layer in (first, second)]
         assert torch.equal(*passed)
@@ -172,9 +172,9 @@ def test_equal_layers_learn_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("net", [VIT, MLP])
-@pytest.mark.parametrize("head", ["after", "online"])
-def test_activations_passed_on_are_those_from_before_the_update(net: NetConfig, head: str) -> None:
-    layer = layer_of(net=net, head=head)
+@pytest.mark.parametrize("readout", ["after", "online"])
+def test_activations_passed_on_are_those_from_before_the_update(net: NetConfig, readout: str) -> None:
+    layer = layer_of(net=net, readout=readout)
     before = passed_on(layer, {"x": views()})["x"]
     passed, _ = train(layer, {"x": views()})
     assert torch.equal(passed, before)
@@ -250,7 +250,7 @@ def test_activations_are_contiguous(net: NetConfig) -> None:
 
 @pytest.mark.parametrize("net", [VIT, MLP])
 def test_reduced_precision_fits_the_channels_and_learns(net: NetConfig) -> None:
-    spec = tiny_spec(net=net, stages=3, precision="bf16", head="online")
+    spec = tiny_spec(net=net, stages=3, precision="bf16", readout="online")
     layer = LocalLayer(spec, 0, CPU)
     exact = passed_on(layer_of(0, net=net), {"x": views()})["x"]
     passed, loss = layer.train({"x": views()}, LABELS_OF_BATCH, LEARNING)
@@ -267,7 +267,7 @@ def test_reduced_precision_fits_the_channels_and_learns(net: NetConfig) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite_leaves_weights_and_optimizers_unchanged(bad: float) -> None:
-    layer = layer_of(2, head="online")
+    layer = layer_of(2, readout="online")
     tokens = torch.randn(12, 16, 8, generator=torch.Generator().manual_seed(1))
     train(layer, {"x": tokens})
     before = layer.state()
@@ -301,7 +301,7 @@ def test_non_finite_loss_error_survives_pickling() -> None:
 
 
 def test_weights_make_an_equal_layer_of_another() -> None:
-    learned, other = layer_of(1, head="online"), layer_of(1, seed=5)
+    learned, other = layer_of(1, readout="online"), layer_of(1, seed=5)
     tokens = torch.randn(12, 16, 8)
     train(learned, {"x": tokens})
     other.load_weights(learned.weights())
@@ -348,7 +348,7 @@ def test_loaded_readout_judges() -> None:
 
 
 def test_state_holds_both_optimizers_under_their_parameters_names() -> None:
-    layer = layer_of(net=MLP, head="online")
+    layer = layer_of(net=MLP, readout="online")
     train(layer, {"x": views()})
     optimizers = {name for name in layer.state() if ".net." not in name and ".readout." not in name}
     fields = ("exp_avg", "exp_avg_sq", "step")
@@ -376,14 +376,14 @@ def accuracy(layer: LocalLayer, seed: int) -> float:
 
 
 def test_online_readout_learns_along_with_its_layer() -> None:
-    layer = layer_of(head="online")
+    layer = layer_of(readout="online")
     for step in range(60):
         train(layer, {"x": views(step)})
     assert sum(accuracy(layer, 1000 + seed) for seed in range(10)) / 10 > 0.9
 
 
 def test_online_readout_changes_nothing_in_its_layer() -> None:
-    alone, judged = layer_of(), layer_of(head="online")
+    alone, judged = layer_of(), layer_of(readout="online")
     for step in range(5):
         train(alone, {"x": views(step)})
         train(judged, {"x": views(step)})
@@ -412,7 +412,7 @@ def test_first_readout_loss_is_the_cross_entropy_over_all_views() -> None:
 )
 def test_layers_that_are_to_have_readouts_learn_them(mode: str, layers: str, who: list[int]) -> None:
     """The others pass on what they compute."""
-    spec = changed(tiny_spec(net=MLP), "head", mode=mode, head_layers=layers)
+    spec = changed(tiny_spec(net=MLP), "readout", mode=mode, readout_layers=layers)
     activations: Activations = {"x": views(0, 1)}
     learned = []
     for index in range(3):
@@ -429,7 +429,7 @@ def test_layers_that_are_to_have_readouts_learn_them(mode: str, layers: str, who
     ("mode", "layers", "who"), [("online", "last", [2]), ("none", "all", []), ("after", "all", [])]
 )
 def test_readouts_learn_along_only_where_settings_say_so(mode: str, layers: str, who: list[int]) -> None:
-    spec = changed(tiny_spec(net=MLP), "head", mode=mode, head_layers=layers)
+    spec = changed(tiny_spec(net=MLP), "readout", mode=mode, readout_layers=layers)
     learned = []
     for index in range(3):
         layer = LocalLayer(spec, index, CPU)
@@ -439,7 +439,7 @@ def test_readouts_learn_along_only_where_settings_say_so(mode: str, layers: str,
 
 
 def test_readout_may_be_linear_alone() -> None:
-    layer = LocalLayer(changed(tiny_spec(net=MLP), "head", head_norm=False), 0, CPU)
+    layer = LocalLayer(changed(tiny_spec(net=MLP), "readout", readout_norm=False), 0, CPU)
     pooled = layer.net.pool(passed_on(layer, {"x": views(0, 1)})["x"])
     linear = layer.readout.linear
     torch.testing.assert_close(layer.readout(pooled), pooled @ linear.weight.T + linear.bias)
@@ -634,7 +634,7 @@ def test_layer_of_a_method_without_embeddings_has_no_version_skew() -> None:
 
 
 def test_evaluation_changes_nothing() -> None:
-    layer = layer_of(head="online")
+    layer = layer_of(readout="online")
     train(layer, {"x": views()})
     before = layer.state()
     layer.evaluate({"x": views(1, 1)}, LABELS_OF_BATCH, WATCHED, EvaluationTally.of(tiny_spec(), 0, 8, CPU))

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from pipeline.config import settings as settings_module
-from pipeline.config.settings import DataSettings, HeadSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.config.settings import DataSettings, PipelineSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.data.registry import DATASETS
 from pipeline.kind import Kind
 from pipeline.methods import METHODS
@@ -70,7 +70,7 @@ def settings(method: ModuleType) -> Settings:
         net=MlpSettings(width=32, depth=3),
         method=method.CentreSettings(),
         train=TrainSettings(epochs=4, batch_size=32, keep="accuracy"),
-        head=HeadSettings(mode="none"),
+        readout=ReadoutSettings(mode="none"),
         pipeline=PipelineSettings(executor="serial", device="cpu"),
     )
 
@@ -98,7 +98,7 @@ def test_the_net_learns_and_gives_the_serial_bits_in_three_stages(net: ModuleTyp
         data=DataSettings(data="digits"),
         net=net.TanhSettings(width=32),
         train=TrainSettings(epochs=4, batch_size=32),
-        head=HeadSettings(mode="online", head_lr="lr"),
+        readout=ReadoutSettings(mode="online", readout_lr="lr"),
         pipeline=PipelineSettings(executor="serial", device="cpu"),
     )
     serial = train_serial(*make_run(settings))
@@ -115,7 +115,7 @@ def test_the_data_set_is_learned_and_gives_the_serial_bits_in_three_stages(tmp_p
             data=DataSettings(data="stripes", data_dir=str(tmp_path / "data")),
             net=MlpSettings(width=32, depth=3),
             train=TrainSettings(epochs=4, batch_size=32),
-            head=HeadSettings(mode="online", head_lr="lr"),
+            readout=ReadoutSettings(mode="online", readout_lr="lr"),
             pipeline=PipelineSettings(executor="serial", device="cpu"),
         )
         try:

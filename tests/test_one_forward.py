@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline import load
-from pipeline.config.settings import HeadSettings, PipelineSettings, Precision, Settings, TransferDtype
+from pipeline.config.settings import PipelineSettings, Precision, ReadoutSettings, Settings, TransferDtype
 from pipeline.export import card_of, save
 from pipeline.layers.layer import is_finite
 from pipeline.layers.tallies import EvaluationTally
@@ -21,13 +21,17 @@ from pipeline.runtime.serial import train_serial
 from tests.conftest import make_run
 
 _BATCH = 64
-_ONLINE = HeadSettings(mode="online", head_lr="lr")
+_ONLINE = ReadoutSettings(mode="online", readout_lr="lr")
 RUNS: dict[str, dict[str, Any]] = {
     "CFF on a ViT": {},
-    "CFL on convolutions": {"method": CflSettings(), "net": ConvSettings(channels=(16, 24)), "head": _ONLINE},
-    "DCL on fully connected layers": {"method": DclSettings(), "net": MlpSettings(width=32, depth=2), "head": _ONLINE},
+    "CFL on convolutions": {"method": CflSettings(), "net": ConvSettings(channels=(16, 24)), "readout": _ONLINE},
+    "DCL on fully connected layers": {
+        "method": DclSettings(),
+        "net": MlpSettings(width=32, depth=2),
+        "readout": _ONLINE,
+    },
     "CFF on a Mixer": {"net": MixerSettings(dim=16, depth=2)},
-    "backprop": {"method": BaselineSettings(feedback="bp"), "head": HeadSettings(mode="none")},
+    "backprop": {"method": BaselineSettings(feedback="bp"), "readout": ReadoutSettings(mode="none")},
 }
 
 

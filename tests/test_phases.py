@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from launch.cli import main
-from pipeline.config.settings import HeadSettings, PipelineSettings, Settings, TransferDtype
+from pipeline.config.settings import PipelineSettings, ReadoutSettings, Settings, TransferDtype
 from pipeline.errors import UserError
 from pipeline.export import card_of, network_of
 from pipeline.kind import Kind
@@ -43,7 +43,7 @@ def greedy() -> Iterator[Settings]:
         settings,
         net=MlpSettings(width=16, depth=3),
         train=replace(settings.train, epochs=2, milestones=(1,)),
-        head=replace(settings.head, head_epochs=2),
+        readout=replace(settings.readout, readout_epochs=2),
         pipeline=PipelineSettings(executor="serial", device="cpu", stall_timeout=60),
     )
     forget("plugin_greedy")
@@ -131,20 +131,20 @@ def test_milestones_count_from_the_beginning_of_a_phase(greedy: Settings) -> Non
 
 
 @pytest.mark.parametrize(
-    ("changes", "head", "stages"),
+    ("changes", "readout", "stages"),
     [
         ({}, {}, 3),
         ({}, {}, 2),
-        ({"layers_at_a_time": 2}, {"head_layers": "all"}, 3),
-        ({}, {"mode": "online", "head_layers": "all"}, 3),
-        ({"layers_at_a_time": 3}, {"mode": "online", "head_keep": "best"}, 2),
-        ({}, {"head_keep": "best"}, 3),
+        ({"layers_at_a_time": 2}, {"readout_layers": "all"}, 3),
+        ({}, {"mode": "online", "readout_layers": "all"}, 3),
+        ({"layers_at_a_time": 3}, {"mode": "online", "readout_keep": "best"}, 2),
+        ({}, {"readout_keep": "best"}, 3),
     ],
 )
 def test_threads_give_the_serial_bits(
-    greedy: Settings, changes: dict[str, object], head: dict[str, object], stages: int
+    greedy: Settings, changes: dict[str, object], readout: dict[str, object], stages: int
 ) -> None:
-    settings = with_method(replace(greedy, head=replace(greedy.head, **head)), **changes)  # type: ignore[arg-type]
+    settings = with_method(replace(greedy, readout=replace(greedy.readout, **readout)), **changes)  # type: ignore[arg-type]
     assert_same(through_threads(settings, stages), serial(settings))
 
 
@@ -177,8 +177,8 @@ def test_a_readout_sees_the_layers_side_by_side(greedy: Settings) -> None:
 
 
 def test_the_network_predicts_what_the_run_predicted(greedy: Settings) -> None:
-    for head in (greedy.head, HeadSettings(mode="online", head_layers="all", head_lr="lr")):
-        settings = replace(greedy, head=head)
+    for readout in (greedy.readout, ReadoutSettings(mode="online", readout_layers="all", readout_lr="lr")):
+        settings = replace(greedy, readout=readout)
         spec, dataset = make_run(settings)
         network = network_of(serial(settings).weights, card_of(spec))
         predictions = serial(settings).history.predictions()
@@ -226,8 +226,8 @@ def test_phases_that_leave_out_or_repeat_a_layer_are_refused(
 def test_readouts_that_see_what_is_not_there_are_refused(
     greedy: Settings, seen: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(greedy.method), "readout_layers", lambda self, index, num_layers: seen)
-    with pytest.raises(UserError, match=r"each once\. Mend its readout_layers"):
+    monkeypatch.setattr(type(greedy.method), "readout_inputs", lambda self, index, num_layers: seen)
+    with pytest.raises(UserError, match=r"each once\. Mend its readout_inputs"):
         make_run(greedy)
 
 

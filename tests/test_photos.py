@@ -18,7 +18,7 @@ from pipeline.data.index import DataIndex
 from pipeline.data.prepare import prepare
 
 _SIZES = [(320, 240)] * 8 + [(240, 320)] * 3 + [(200, 150)] * 2 + [(100, 90), (96, 96)]
-_ONCE = ["--batch-size", "8", "--epochs", "1", "--head-epochs", "1", "--executor", "serial", "--device", "cpu"]
+_ONCE = ["--batch-size", "8", "--epochs", "1", "--readout-epochs", "1", "--executor", "serial", "--device", "cpu"]
 _VIT = ["cff-vit", "--dim", "16", "--heads", "2", "--depth", "2", *_ONCE]
 
 

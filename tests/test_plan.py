@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from launch.balance import settle_partition, take_profile
+from launch.balance import resolve_partition, take_profile
 from launch.cli import main
 from launch.plan import measure
 from launch.plan.report import verdict
@@ -24,13 +24,14 @@ from pipeline.config.settings import Settings
 from pipeline.errors import UserError
 from pipeline.layers.layer import LocalLayer
 from pipeline.layers.shared_state import FixedState
-from pipeline.methods import CflSettings, MethodConfig
+from pipeline.methods import CffSettings, CflSettings, MethodConfig
 from pipeline.nets import VitSettings
 from pipeline.planning.predict import Planner, Site, listed, moves, shown
 from pipeline.planning.profile import LayerCost, Profile, profile, profile_here
 from pipeline.planning.simulate import Limit
 from pipeline.runtime.edges import edge_bytes
 from pipeline.runtime.threads import train_threads
+from pipeline.versions import Versions
 from tests.conftest import make_run
 from tests.support import CPU, tiny_spec
 from tests.test_equality import assert_same, serial
@@ -101,11 +102,31 @@ def test_steps_that_vary_ask_for_a_deeper_queue() -> None:
     assert "`queue_depth` 4" in [change.what for change in plan.changes(partition(4, 4), Site(devices=8))]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sharing(CffSettings):
+    """A method that shares a state which is no label embedding."""
+
+    def shared_versions(self, num_layers: int, steps_per_epoch: int) -> Versions:
+        return Versions(mode="shared-mean", lag=0, exact=True, num_layers=num_layers, steps_per_epoch=steps_per_epoch)
+
+
+def test_any_shared_state_is_waited_for() -> None:
+    """One batch at a time, as the versions say, and the advice names no setting that the method does not have."""
+    plan = planner([1, 1, 1], method=Sharing())
+    prediction = plan.predict(partition(3, 3), Site(devices=3))
+    assert prediction.limit == Limit("shared") and str(prediction.limit) == "the state that the layers share"
+    alone = planner([1, 1, 1]).predict(partition(3, 3), Site(devices=3))
+    assert prediction.images_per_second < 0.9 * alone.images_per_second
+    best = plan.changes(partition(3, 3), Site(devices=3))[0]
+    assert best.what == "a lag of 0 for the state that the layers share"
+    assert best.gain == pytest.approx(alone.images_per_second / prediction.images_per_second - 1, rel=0.1)
+
+
 def test_exact_label_embeddings_ask_for_lag() -> None:
     method = CflSettings()
     exact = replace(method, embedding=replace(method.embedding, embedding_sync="exact"))
     plan = planner([1, 1, 1], method=exact)
-    assert plan.predict(partition(3, 3), Site(devices=3)).limit == Limit("dictionary")
+    assert plan.predict(partition(3, 3), Site(devices=3)).limit == Limit("shared")
     best = plan.changes(partition(3, 3), Site(devices=3))[0]
     assert best.what == "`embedding_sync` lagged `embedding_lag` 1"
 
@@ -173,7 +194,7 @@ def test_a_profile_has_every_phase_and_size(method: MethodConfig | None) -> None
 
 
 def test_an_online_readouts_optimizer_counts() -> None:
-    after, online = (profile(tiny_spec(head=mode), CPU, seconds=0.1).costs[0] for mode in ("after", "online"))
+    after, online = (profile(tiny_spec(readout=mode), CPU, seconds=0.1).costs[0] for mode in ("after", "online"))
     readout = list(LocalLayer(tiny_spec(), 0, CPU).readout.parameters())
     moments = 2 * sum(parameter.nbytes for parameter in readout) + 4 * len(readout)
     assert online.optimizer_bytes - after.optimizer_bytes == moments
@@ -220,7 +241,7 @@ def test_a_balanced_run_has_its_sizes_in_its_settings_and_the_serial_bits(small_
     asked = replace(small_settings, pipeline=pipe)
     dataset = build.open_data(asked)
     console = Console(record=True, width=200)
-    settings = settle_partition(build.resolve(asked, dataset), dataset, Devices("cpu", 2), console)
+    settings = resolve_partition(build.resolve(asked, dataset), dataset, Devices("cpu", 2), console)
     sizes = settings.pipeline.partition
     assert isinstance(sizes, tuple)
     assert (sum(sizes), len(sizes), settings.pipeline.stages) == (4, 2, 2)
@@ -244,7 +265,7 @@ def test_where_there_is_but_one_way_nothing_is_timed(
     asked = replace(small_settings, pipeline=replace(small_settings.pipeline, partition="balanced", **values))
     dataset = build.open_data(asked)
     console = Console(record=True)
-    settings = settle_partition(build.resolve(asked, dataset), dataset, Devices("cpu", devices), console)
+    settings = resolve_partition(build.resolve(asked, dataset), dataset, Devices("cpu", devices), console)
     assert settings.pipeline.partition == sizes
     assert not console.export_text()
 
@@ -252,7 +273,7 @@ def test_where_there_is_but_one_way_nothing_is_timed(
 def test_other_partitions_stay_as_they_are(small_settings: Settings) -> None:
     dataset = build.open_data(small_settings)
     for settings in (small_settings, divided(small_settings, 1, 3)):
-        assert settle_partition(settings, dataset, Devices("cpu", 2), Console()) is settings
+        assert resolve_partition(settings, dataset, Devices("cpu", 2), Console()) is settings
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_three_stages_over_ray_give_the_serial_bits(
 
 def test_its_optimizer_and_rates_are_its_own(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ["twin-views", f"--plugin={TWINS}", "--executor", "serial", "--head-epochs", "1"]
+    arguments = ["twin-views", f"--plugin={TWINS}", "--executor", "serial", "--readout-epochs", "1"]
     assert main([*arguments, "--max-steps", "1", "--run-dir", "one"]) == 0
     assert main([*arguments, "--max-steps", "1", "--lr", "1e-12", "--run-dir", "start"]) == 0
     assert main([*arguments, "--epochs", "8", "--run-dir", "more"]) == 0
@@ -112,7 +112,7 @@ def test_a_data_set_is_listed_prepared_trained_on_and_found_again(
     plugin = f"--plugin={TILES}"
     assert main(["list", plugin]) == 0
     assert re.search(r"tiles .*bright corner.*on first use", capsys.readouterr().out)
-    small = ["--dim", "16", "--heads", "2", "--depth", "2", *_SHORT, "--head-epochs", "8"]
+    small = ["--dim", "16", "--heads", "2", "--depth", "2", *_SHORT, "--readout-epochs", "8"]
     assert main(["cff-vit", plugin, "--data", "tiles", *small, "--executor", "serial", "--run-dir", "run"]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["test_accuracy"] > 0.4, "a guess is right for one in four"

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.kind import Kind
 from tests.support_documents import ROOT
 
-_SMALL: dict[str, Any] = {"dim": 16, "heads": 2, "depth": 2, "epochs": 2, "head_epochs": 1, "batch_size": 64}
+_SMALL: dict[str, Any] = {"dim": 16, "heads": 2, "depth": 2, "epochs": 2, "readout_epochs": 1, "batch_size": 64}
 EXAMPLES = [file for file in sorted((ROOT / "examples").glob("*.py")) if "python examples/" in file.read_text()]
 
 

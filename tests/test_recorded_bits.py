@@ -17,7 +17,7 @@ from tests.support_data import prepare_made_up
 COMMANDS = [
     "cff-vit",
     "cff-vit --precision bf16 --transfer-dtype bf16",
-    "cff-vit --head online --views 1 --pooling token",
+    "cff-vit --readout online --views 1 --pooling token",
     "cff-mlp-mnist",
     "cfl-fc --data mnist",
     "cfl-fc-d --data mnist --contrast printed --similarity cosine",

@@ -116,7 +116,7 @@ def test_a_run_stopped_in_its_first_epoch_has_nothing_to_draw(small_settings: Se
 def test_curves_are_the_run_s_history(
     small_settings: Settings, executor: Executor, mode: Literal["after", "online"], tmp_path: Path
 ) -> None:
-    settings = replace(small_settings, head=replace(small_settings.head, mode=mode))
+    settings = replace(small_settings, readout=replace(small_settings.readout, mode=mode))
     spec, result, said, _ = run_and_draw(with_executor(settings, executor), tmp_path / "run")
     drawn = RunPictures(spec)
     for report in said:
@@ -313,7 +313,7 @@ def test_an_epoch_that_a_stage_did_not_finish_is_not_drawn() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # A run is worth more than its picture
 
-_SHORT = ["cff-vit", "--executor", "serial", "--dim", "16", "--heads", "2", "--epochs", "1", "--head-epochs", "1"]
+_SHORT = ["cff-vit", "--executor", "serial", "--dim", "16", "--heads", "2", "--epochs", "1", "--readout-epochs", "1"]
 
 
 def test_a_picture_that_cannot_be_written_costs_a_sentence(

@@ -13,7 +13,7 @@ import pytest
 
 import launch
 from launch.cli import main
-from launch.command_line.flags import flags_of, places_of
+from launch.command_line.flags import flags_of, setting_paths
 from launch.command_line.parse import RunArguments
 from launch.command_line.setting_names import as_flags
 from launch.presets import PRESETS
@@ -21,8 +21,8 @@ from pipeline import train
 from pipeline.config.settings import (
     AugmentSettings,
     DataSettings,
-    HeadSettings,
     PipelineSettings,
+    ReadoutSettings,
     Settings,
     TrainSettings,
     load,
@@ -78,20 +78,20 @@ def test_what_the_library_says_in_backquotes_are_settings() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_setting_becomes_its_flag_by_name_and_by_place(preset: str) -> None:
     """Also where nets or methods have a setting of the same name: it has the same flag in each."""
-    for flag, place in places_of(PRESETS[preset].settings):
-        assert as_flags(f"`{place[-1]}` 5, `{'.'.join(place)}` 5") == f"--{flag} 5, --{flag} 5"
+    for flag, path in setting_paths(PRESETS[preset].settings):
+        assert as_flags(f"`{path[-1]}` 5, `{'.'.join(path)}` 5") == f"--{flag} 5, --{flag} 5"
 
 
 def test_the_two_lists_of_flags_are_one() -> None:
     for preset in PRESETS.values():
-        assert {flag for flag, _ in places_of(preset.settings)} == {flag.name for flag in flags_of(preset.settings)}
+        assert {flag for flag, _ in setting_paths(preset.settings)} == {flag.name for flag in flags_of(preset.settings)}
 
 
 def test_no_built_in_setting_shares_its_name_with_one_of_another_flag() -> None:
     flags: dict[str, set[str]] = {}
     for kind in (Settings, *NETS, *METHODS):
-        for flag, place in places_of(kind):
-            flags.setdefault(place[-1], set()).add(flag)
+        for flag, path in setting_paths(kind):
+            flags.setdefault(path[-1], set()).add(flag)
     assert not {name: known for name, known in flags.items() if len(known) > 1}
 
 
@@ -133,10 +133,10 @@ MISTAKES: dict[str, tuple[Settings, str, str, str]] = {
         f"--batch-size 5000: {_TOO_FEW}. Give at most --batch-size 1294.",
     ),
     "readouts": (
-        replace(RUN, head=HeadSettings(mode="none")),
-        "--head none",
-        f"`head.mode` none: {_NO_PREDICTION}. Use `head.mode` after or `head.mode` online.",
-        f"--head none: {_NO_PREDICTION}. Use --head after or --head online.",
+        replace(RUN, readout=ReadoutSettings(mode="none")),
+        "--readout none",
+        f"`readout.mode` none: {_NO_PREDICTION}. Use `readout.mode` after or `readout.mode` online.",
+        f"--readout none: {_NO_PREDICTION}. Use --readout after or --readout online.",
     ),
     "net": (
         replace(RUN, net=VitSettings(dim=64, heads=7)),
@@ -204,14 +204,14 @@ def test_help_speaks_of_flags(preset: str, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main([preset, "--help-all"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Passes over the training images for --head after." in printed
+    assert "Passes over the training images for --readout after." in printed
     assert "with --partition balanced only" in printed
     assert not set(_NAMED.findall(printed)) - NO_SETTINGS.keys()
 
 
 def test_texts_below_fields_speak_of_settings() -> None:
     texts = [flag.text for preset in PRESETS.values() for flag in flags_of(RunArguments(run=preset.settings))]
-    assert "Passes over the training images for `head.mode` after." in texts
+    assert "Passes over the training images for `readout.mode` after." in texts
     assert not [text for text in texts if _FLAG.search(text)]
 
 
@@ -243,9 +243,9 @@ def test_settings_of_plug_ins_become_flags() -> None:
 
 @pytest.mark.usefixtures("plugin")
 def test_a_name_of_two_flags_stays_and_its_place_decides() -> None:
-    said = as_flags("`mode` x: neither `net.mode` nor `head.mode`")
-    assert said == "`mode` x: neither --mode nor --head"
+    said = as_flags("`mode` x: neither `net.mode` nor `readout.mode`")
+    assert said == "`mode` x: neither --mode nor --readout"
 
 
 def test_without_the_plug_in_its_settings_are_none() -> None:
-    assert as_flags("`warp` 0, `mode` none") == "`warp` 0, --head none"
+    assert as_flags("`warp` 0, `mode` none") == "`warp` 0, --readout none"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.planning.ideal import fill, ideal_speedup
-from pipeline.planning.simulate import Cores, Dictionary, Edge, Feed, LayerWork, Limit, Pipeline, limit, simulate
+from pipeline.planning.simulate import Cores, Edge, Feed, LayerWork, Limit, Pipeline, Shared, limit, simulate
 from pipeline.telemetry.clock import TimeCategory
 
 
@@ -155,13 +155,13 @@ def test_a_feeder_takes_its_share_of_the_cores_but_not_of_gpus() -> None:
     assert simulate(stages_of([1.0], feed=beside, cores=Cores(count=1))).steps_per_second == pytest.approx(1)
 
 
-def dictionary(**values: Any) -> Dictionary:
-    return Dictionary(settings=EmbeddingSettings(**values))
+def embeddings(num_layers: int, **values: Any) -> Shared:
+    return Shared(versions=EmbeddingSettings(**values).versions(num_layers, steps_per_epoch=1))
 
 
 def test_lagged_label_embeddings_hold_no_equal_stage_back() -> None:
     for lag in (0, 1):
-        outcome = simulate(stages_of([1.0] * 4, dictionary=dictionary(embedding_lag=lag)))
+        outcome = simulate(stages_of([1.0] * 4, shared=embeddings(4, embedding_lag=lag)))
         assert outcome.steps_per_second == pytest.approx(1)
         assert all(share[TimeCategory.SYNC] == pytest.approx(0) for share in outcome.shares)
 
@@ -172,17 +172,17 @@ def test_exact_label_embeddings_by_hand() -> None:
     Then layer 1 updates and sends batch t+1 on: it is at layer 3 after 1 + 2·2 s. E(t+1) = E(t-1) + 1 + 3·2 + 1.
     """
     work = (LayerWork(before=2, after=1),)
-    exact = Pipeline(stages=(work,) * 3, edges=(Edge(),) * 2, dictionary=dictionary(embedding_sync="exact"))
+    exact = Pipeline(stages=(work,) * 3, edges=(Edge(),) * 2, shared=embeddings(3, embedding_sync="exact"))
     outcome = simulate(exact)
     assert outcome.steps_per_second == pytest.approx(2 / 8)
-    assert simulate(replace(exact, dictionary=None)).steps_per_second == pytest.approx(1 / 3)
-    assert limit(exact) == Limit("dictionary")
+    assert simulate(replace(exact, shared=None)).steps_per_second == pytest.approx(1 / 3)
+    assert limit(exact) == Limit("shared")
 
 
 @pytest.mark.parametrize(("lag", "ahead"), [(0, 2), (1, 3), (4, 6)])
 def test_layers_run_at_most_as_many_steps_ahead_as_there_are_layers_and_lag(lag: int, ahead: int) -> None:
     """The first of two layers learns from batch t once the last one has learned from batch t − 2 − lag."""
-    outcome = simulate(stages_of([1e-3, 1.0], queue_depth=50, dictionary=dictionary(embedding_lag=lag)))
+    outcome = simulate(stages_of([1e-3, 1.0], queue_depth=50, shared=embeddings(2, embedding_lag=lag)))
     at = outcome.ended[1][30] + 0.5  # it has done 31 steps
     assert sum(end < at for end in outcome.ended[0]) == 31 + ahead
     assert outcome.shares[0][TimeCategory.SYNC] > 0.9
@@ -190,16 +190,16 @@ def test_layers_run_at_most_as_many_steps_ahead_as_there_are_layers_and_lag(lag:
 
 @pytest.mark.parametrize(("mode", "rate"), [("last", 1.0), ("shared-sum", 1.0), ("static", 1.0)])
 def test_whoever_contributes_the_first_version_comes(mode: str, rate: float) -> None:
-    outcome = simulate(stages_of([1.0, 1.0], dictionary=dictionary(embedding_mode=mode)))
+    outcome = simulate(stages_of([1.0, 1.0], shared=embeddings(2, embedding_mode=mode)))
     assert outcome.steps_per_second == pytest.approx(rate)
 
 
-def test_a_slow_dictionary_is_waited_for() -> None:
+def test_a_slow_coordinator_is_waited_for() -> None:
     """A version 4 s after its gradients, and a lag of 1: the last layer does two steps in 1 + 4 s."""
-    slow = replace(dictionary(embedding_lag=1), seconds=4.0)
-    outcome = simulate(stages_of([1.0, 1.0], dictionary=slow))
+    slow = replace(embeddings(2, embedding_lag=1), seconds=4.0)
+    outcome = simulate(stages_of([1.0, 1.0], shared=slow))
     assert outcome.steps_per_second < 0.5
-    assert limit(stages_of([1.0, 1.0], dictionary=slow)) == Limit("dictionary")
+    assert limit(stages_of([1.0, 1.0], shared=slow)) == Limit("shared")
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ class CoordinatorWorker:
 
 
 class RemoteState:
-    """The shared state as one stage sees it. Implements ``pipeline.layers.shared_state.StateSource``.
+    """The shared state as one stage sees it. Implements ``pipeline.layers.shared_state.SharedStateAccess``.
 
     Args:
         coordinator: the actor.

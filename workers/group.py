@@ -83,7 +83,7 @@ class RayWorkers:
 
     def __enter__(self) -> Self:
         try:
-            self._place()
+            self._start_actors()
             self._connect()
         except BaseException:
             self.close()
@@ -95,7 +95,7 @@ class RayWorkers:
     ) -> None:
         self.close()
 
-    def _place(self) -> None:
+    def _start_actors(self) -> None:
         """Reserves the devices, neighbours close to each other, and starts the actors on them."""
         pipe = self._spec.settings.pipeline
         gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -224,13 +224,13 @@ class RayWorkers:
 
     def wait(self, seconds: float) -> bool:
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)
-        failures = self._settle(done)
+        failures = self._finished(done)
         if failures:
             more, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=_AFTERSHOCK)
-            raise root_cause(failures + self._settle(more))
+            raise root_cause(failures + self._finished(more))
         return not any(name.startswith("stage") for name in self._running.values())
 
-    def _settle(self, done: Iterable[Any]) -> list[RunError]:
+    def _finished(self, done: Iterable[Any]) -> list[RunError]:
         """Takes finished work off the list; returns the errors of what failed."""
         failures = []
         for ref in done:

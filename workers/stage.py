@@ -15,9 +15,9 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.layers.layer import State
 from pipeline.runtime import stage as stages
 from pipeline.runtime.edges import edge_bytes
-from pipeline.runtime.feeder import MergedReceiver, SourceReceiver
+from pipeline.runtime.feeder import BatchReceiver, MergedReceiver
 from pipeline.runtime.passes import Pass
-from pipeline.runtime.process import settle
+from pipeline.runtime.process import configure_process
 from pipeline.runtime.stage import Stage
 from pipeline.runtime.threads import take
 from pipeline.telemetry.clock import Clock
@@ -38,11 +38,11 @@ class StageWorker:
         self._reports: list[PassReport] = []
         self._clock = Clock()
         self._device = _own_device(spec)
-        settle(spec, self._device)
+        configure_process(spec, self._device)
         shared = RemoteState(spec, coordinator, spec.stages[name.stage]) if coordinator is not None else None
         self._stage = Stage(spec, name.stage, self._device, report=self._report, clock=self._clock, shared=shared)
         self._reader = (
-            SourceReceiver(open_source(spec), batch_size=spec.settings.train.batch_size, clock=self._clock)
+            BatchReceiver(open_source(spec), batch_size=spec.settings.train.batch_size, clock=self._clock)
             if name.stage == 0 and not spec.settings.pipeline.feeders
             else None
         )
@@ -80,7 +80,7 @@ class StageWorker:
     def run(self) -> None:
         """Works until the stop token. Raises what the stage or a channel raises."""
         assert self._inbox is not None, "connect() comes first"
-        settle(self.spec, self._device)
+        configure_process(self.spec, self._device)
         stages.run(self._stage, self._inbox, self._outbox, self._clock)
 
     def feed(self, passes: Sequence[Pass]) -> None:

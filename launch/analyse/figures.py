@@ -100,12 +100,12 @@ class LayerFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """All figures of a run. Images go by their place among those analysed.
+    """All figures of a run. Images go by their index among those analysed.
 
     Attributes:
         labels: (N,).
         num_validation: images that ``LayerFigures.fisher_validation`` is of.
-        ids: the images' places in their split on disk.
+        ids: the images' indices in their split on disk.
         scattered: images that t-SNE shows.
         anchors: images of ``LayerFigures.anchors``.
         right, wrong: images of ``LayerFigures.maps``, by whether the network predicts their class.
@@ -147,7 +147,7 @@ def analyse(opened: OpenRun, wishes: Wishes, superclasses: SuperClasses | None, 
     mapped = _mapped(records)
     right, wrong = _examples(records, labels, order, wishes.examples) if mapped else ([], [])
     images = reader.fetch([*right, *wrong, *(image for a in anchors for image in (a.anchor, a.same, a.other))])
-    maps = _maps(network, records, mapped, {place: images[place] for place in (*right, *wrong)}, opened.device)
+    maps = _maps(network, records, mapped, {index: images[index] for index in (*right, *wrong)}, opened.device)
 
     layers = []
     for number, layer in enumerate(records):
@@ -196,32 +196,32 @@ class _Reader:
         count = min(total, wishes.images or total)
         drawn = rng.generator(wishes.seed, "analyse-images").permutation(total)[:count]
         self.chosen: NDArray[np.int64] = np.sort(drawn)
-        """Places in the split of the images that are analysed."""
+        """Indices in the split of the images that are analysed."""
         self.ids: list[int] = []
-        """Their places on disk, once they have been read."""
+        """Their indices on disk, once they have been read."""
 
-    def pairs(self, split: Split, places: NDArray[np.int64] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images, on the device, and labels of a split, batch by batch: all, or those at ``places``."""
+    def pairs(self, split: Split, indices: NDArray[np.int64] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images, on the device, and labels of a split, batch by batch: all, or those at ``indices``."""
         total = self._opened.dataset.num_batches(split, self._batch_size)
         name = "validation" if split == "validate" else split
         for batch in self._batches(split):
             rows = np.arange(batch.position, batch.position + len(batch.labels))
-            kept = torch.from_numpy(np.ones(len(rows), dtype=bool) if places is None else np.isin(rows, places))
-            if places is not None:
+            kept = torch.from_numpy(np.ones(len(rows), dtype=bool) if indices is None else np.isin(rows, indices))
+            if indices is not None:
                 self.ids += batch.ids[kept].tolist()
             if kept.any():
                 yield batch.images[kept].to(self._opened.device), batch.labels[kept]
             self._progress(f"{name} images", batch.step + 1, total)
 
     def fetch(self, wanted: Sequence[int]) -> dict[int, Tensor]:
-        """Images (channels, H, W) uint8 by their place among those analysed."""
-        places = {int(self.chosen[image]): image for image in wanted}
+        """Images (channels, H, W) uint8 by their index among those analysed."""
+        indices = {int(self.chosen[image]): image for image in wanted}
         fetched: dict[int, Tensor] = {}
         for batch in self._batches(self._split):
-            if len(fetched) == len(places):
+            if len(fetched) == len(indices):
                 break
-            for place in places.keys() & set(range(batch.position, batch.position + len(batch.labels))):
-                fetched[places[place]] = batch.images[place - batch.position].clone()
+            for index in indices.keys() & set(range(batch.position, batch.position + len(batch.labels))):
+                fetched[indices[index]] = batch.images[index - batch.position].clone()
         return fetched
 
     def _batches(self, split: Split) -> Iterator[Batch]:
@@ -237,8 +237,8 @@ def _fisher(features: Tensor, labels: Tensor, num_classes: int) -> float:
 def _mapped(records: Sequence[LayerRecord]) -> list[LayerRecord]:
     """Layers whose attention can be drawn over an image; of more than four the first, the last and two between."""
     able = [layer for layer in records if layer.targets is not None and layer.grid is not None]
-    places = np.linspace(0, len(able) - 1, min(_MAPPED, len(able))).round().astype(int)
-    return [able[place] for place in places]
+    indices = np.linspace(0, len(able) - 1, min(_MAPPED, len(able))).round().astype(int)
+    return [able[index] for index in indices]
 
 
 def _examples(

@@ -79,7 +79,7 @@ def _from_lines(text: str, source: str) -> dict[str, list[str]]:
 def _refuse_twice(names: Sequence[str], source: str) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"{source}: super-class {twice!r} is there twice. Name all of its classes in one place.")
+        raise UserError(f"{source}: super-class {twice!r} is there twice. Name all of its classes together.")
 
 
 def print_superclasses(

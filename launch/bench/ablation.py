@@ -153,7 +153,7 @@ def ablate(asked: BenchArguments, console: Console, *, threads_given: bool) -> N
 def _single(settings: Settings, threads: int) -> Settings:
     """One process without readouts: what the plain loop does."""
     pipe = replace(settings.pipeline, executor="serial", stages="auto", partition="even", threads=threads)
-    return replace(settings, pipeline=pipe, head=replace(settings.head, mode="after"))
+    return replace(settings, pipeline=pipe, readout=replace(settings.readout, mode="after"))
 
 
 def _spec(settings: Settings) -> RunSpec:

@@ -27,7 +27,7 @@ from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer
 from pipeline.methods import CffSettings, StepContext
 from pipeline.runtime.allocator import keep_freed_memory
-from pipeline.runtime.process import settle
+from pipeline.runtime.process import configure_process
 from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
 
 _KEPT = 4  # batches in memory
@@ -99,7 +99,7 @@ def train_step_by_step(spec: RunSpec, step: AblationStep) -> Callable[[tuple[int
     """In a process of its own: prepares the step of the ablation; answers (warm, steps) with what they took."""
     device = spec.stage_device(0)
     if step.plain is None:
-        settle(spec, device)
+        configure_process(spec, device)
     else:
         torch.set_num_threads(spec.settings.pipeline.threads)
         if step.allocator:

@@ -167,6 +167,6 @@ def _backprop(settings: Settings, devices: Devices) -> tuple[RunSpec, Dataset]:
     """Backpropagation by the serial loop, on all cores where devices are CPU threads."""
     threads = num_cores() if devices.kind == "cpu" else settings.pipeline.threads
     pipe = replace(settings.pipeline, stages="auto", partition="even", executor="serial", threads=threads)
-    settings = build.settle_baseline(replace(settings, baseline="bp", pipeline=pipe))
+    settings = build.expand_baseline(replace(settings, baseline="bp", pipeline=pipe))
     dataset = build.open_data(settings)
     return build_run(settings, devices, dataset=dataset), dataset

@@ -32,14 +32,14 @@ from pipeline.config.build import build_run
 from pipeline.config.devices import Devices, local_devices
 from pipeline.config.partition import partition
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import DataSettings, HeadSettings, Settings
+from pipeline.config.settings import DataSettings, ReadoutSettings, Settings
 from pipeline.errors import RunError, UserError
 from pipeline.kind import Kind
 from pipeline.methods import CffSettings
 from pipeline.nets import VitSettings
 from pipeline.runtime import stage as stages
 from pipeline.runtime.feeder import IMAGES
-from pipeline.runtime.process import settle
+from pipeline.runtime.process import configure_process
 from pipeline.runtime.stage import Stage
 from pipeline.spawn import Child
 from pipeline.telemetry.clock import Clock
@@ -66,7 +66,7 @@ class MemoryArguments:
             data=DataSettings(data="cifar10"),
             net=VitSettings(dim=128, heads=4, depth=4),
             method=CffSettings(views=1),
-            head=HeadSettings(mode="online", head_layers="last"),
+            readout=ReadoutSettings(mode="online", readout_layers="last"),
         )
     )
     depths: tuple[int, ...] = (2, 4, 8, 16)
@@ -182,7 +182,7 @@ def _check(asked: MemoryArguments) -> None:
         raise UserError(f"--depths {given}: give numbers of layers, each at least 2, as a later stage is measured.")
     if "depth" not in {entry.name for entry in dataclasses.fields(settings.net)}:
         raise UserError(f"{settings.net.describe()} has no --depth to vary. Choose a ViT, an MLP or a mixer.")
-    if settings.method.dictionary() is not None:
+    if settings.method.label_embeddings() is not None:
         raise UserError(
             f"{settings.method.kind}: its layers share label embeddings, which a single stage does not have. "
             "Measure with CFF."
@@ -203,7 +203,7 @@ def _work(spec: RunSpec, index: int, shapes: Shapes) -> Callable[[None], int]:
     """In a process of its own: a stage between two queues, as it is in a pipeline."""
     device = spec.stage_device(0)
     tensors = _random(shapes)
-    settle(spec, device)
+    configure_process(spec, device)
     _first_step(device)
 
     def answer(_: None) -> int:

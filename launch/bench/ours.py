@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from launch.balance import settle_partition
+from launch.balance import resolve_partition
 from launch.bench.protocol import DeviceUse, Round, Runner
 from launch.presets import PRESETS
 from pipeline.config import build, checks
@@ -41,7 +41,7 @@ class Row:
     Attributes:
         title: for people.
         pipelined: over all devices; else on one.
-        learn: the run's settings with the row's method, learning rate and heads.
+        learn: the run's settings with the row's method, learning rate and readouts.
     """
 
     title: str
@@ -54,19 +54,19 @@ def _cff(views: Literal[1, 2]) -> Callable[[Settings], Settings]:
 
     def learn(settings: Settings) -> Settings:
         method = settings.method if isinstance(settings.method, CffSettings) else CffSettings()
-        head = replace(settings.head, mode="online", head_layers="last")
-        return replace(settings, method=replace(method, views=views), head=head)
+        readout = replace(settings.readout, mode="online", readout_layers="last")
+        return replace(settings, method=replace(method, views=views), readout=readout)
 
     return learn
 
 
 def _as_preset(name: str) -> Callable[[Settings], Settings]:
-    """The method, learning rate and heads of a preset, on the run's net and batch."""
+    """The method, learning rate and readouts of a preset, on the run's net and batch."""
     preset = PRESETS[name].settings
 
     def learn(settings: Settings) -> Settings:
         train = replace(settings.train, lr=preset.train.lr)
-        return replace(settings, method=preset.method, head=preset.head, train=train)
+        return replace(settings, method=preset.method, readout=preset.readout, train=train)
 
     return learn
 
@@ -101,7 +101,7 @@ def spec_of(row: Row, settings: Settings, devices: Devices, console: Console) ->
     settings = replace(settings, pipeline=pipe)
     checks.check(settings)
     dataset = build.open_data(settings)
-    settings = settle_partition(build.resolve(settings, dataset), dataset, devices, console)
+    settings = resolve_partition(build.resolve(settings, dataset), dataset, devices, console)
     return build_run(settings, devices, dataset=dataset)
 
 

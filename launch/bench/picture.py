@@ -37,16 +37,16 @@ def draw(title: str, rows: Sequence[Figures]) -> Figure:
 
 
 def _speeds(axes: Axes, rows: Sequence[Figures]) -> None:
-    places = range(len(rows))
+    positions = range(len(rows))
     middle = [row.images_per_second or 0.0 for row in rows]
     spread = [
         [speed - (row.low or speed) for row, speed in zip(rows, middle, strict=True)],
         [(row.high or speed) - speed for row, speed in zip(rows, middle, strict=True)],
     ]
     colours = [BLUE if row.family == "local" else ORANGE for row in rows]
-    axes.barh(places, middle, color=colours, height=0.7)
-    axes.errorbar(middle, places, xerr=spread, fmt="none", ecolor="0.2", elinewidth=0.8, capsize=2)
-    ideals = [(row.ideal.images_per_second, place) for place, row in enumerate(rows) if row.ideal is not None]
+    axes.barh(positions, middle, color=colours, height=0.7)
+    axes.errorbar(middle, positions, xerr=spread, fmt="none", ecolor="0.2", elinewidth=0.8, capsize=2)
+    ideals = [(row.ideal.images_per_second, position) for position, row in enumerate(rows) if row.ideal is not None]
     if ideals:
         axes.plot(*zip(*ideals, strict=True), linestyle="none", marker="|", color="black", markersize=9, label="ideal")
     axes.barh([0], [0], color=BLUE, label="local learning")

@@ -87,7 +87,7 @@ def flags_of(settings: Any, group: str = "") -> Iterator[Flag]:
         yield from flags_of(value, group=_heading(type(value)))
 
 
-def places_of(settings: Any, *above: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+def setting_paths(settings: Any, *above: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The flags of a dataclass, as in ``flags_of``, each with where its value stands.
 
     Yields a flag's name, without dashes, and the names of the fields that lead to its value: ("batch-size", ("train",
@@ -103,7 +103,7 @@ def places_of(settings: Any, *above: str) -> Iterator[tuple[str, tuple[str, ...]
         if field.metadata.get("flag", "") is None or tyro.conf.Positional in marks:
             continue
         if dataclasses.is_dataclass(value):
-            yield from places_of(value, *above, field.name)
+            yield from setting_paths(value, *above, field.name)
         else:
             yield _name(field, marks), (*above, field.name)
 

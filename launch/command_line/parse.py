@@ -200,7 +200,7 @@ def most_steps() -> int | None:
 
 
 def peek(arguments: list[str], flag: str) -> str | None:
-    """The value of a flag that settles the defaults of others; it stays among the arguments."""
+    """The value of a flag that decides the defaults of others; it stays among the arguments."""
     for position, given in enumerate(arguments):
         if given == flag and position + 1 < len(arguments):
             return arguments[position + 1]

@@ -14,7 +14,7 @@ from collections import defaultdict
 from typing import Any
 
 from launch.command_line.arguments import EvalArguments, PrepareArguments
-from launch.command_line.flags import places_of
+from launch.command_line.flags import setting_paths
 
 _NAMED = re.compile(r"`([^\W\d]\w*(?:\.[^\W\d]\w*)*)`")
 
@@ -22,8 +22,8 @@ _NAMED = re.compile(r"`([^\W\d]\w*(?:\.[^\W\d]\w*)*)`")
 def as_flags(text: str) -> str:
     """A sentence of the library, with flags in place of the settings that it names.
 
-    A setting goes by its name, or by its place among a run's settings: `lr` and `train.lr` both are --lr. What else
-    stands in backquotes stays as it is, and so does a name to which plug-ins give different flags; its place, such as
+    A setting goes by its name, or by its path among a run's settings: `lr` and `train.lr` both are --lr. What else
+    stands in backquotes stays as it is, and so does a name to which plug-ins give different flags; its path, such as
     `method.scale`, says which is meant.
     """
     if not _NAMED.search(text):
@@ -37,7 +37,7 @@ def as_flags(text: str) -> str:
 
 @functools.cache
 def _flags_by_name(nets: tuple[type[Any], ...], methods: tuple[type[Any], ...]) -> dict[str, str]:
-    """The flag of each setting, by the setting's name and by its place.
+    """The flag of each setting, by the setting's name and by its path.
 
     Args:
         nets, methods: settings of every kind that is registered, those of plug-ins as well.
@@ -49,7 +49,7 @@ def _flags_by_name(nets: tuple[type[Any], ...], methods: tuple[type[Any], ...]) 
     commands = [(PrepareArguments, ()), (EvalArguments, ())]
     known: dict[str, set[str]] = defaultdict(set)
     for kind, above in (*groups, *commands):
-        for flag, place in places_of(kind, *above):
-            for name in (place[-1], ".".join(place)):
+        for flag, path in setting_paths(kind, *above):
+            for name in (path[-1], ".".join(path)):
                 known[name].add(f"--{flag}")
     return {name: flags.pop() for name, flags in known.items() if len(flags) == 1}

@@ -26,7 +26,7 @@ def export(run: Path, file: Path, console: Console) -> None:
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"{file}: cannot be written ({error.strerror}). Choose another place.") from error
+        raise UserError(f"{file}: cannot be written ({error.strerror}). Choose another file.") from error
     parameters = sum(value.numel() for value in weights.values())
     say(
         console,

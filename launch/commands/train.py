@@ -57,7 +57,7 @@ def run(
         interrupts: by which it is stopped.
         command: what was typed, for the summary. Default: the process's command line.
     """
-    settings = build.settle_baseline(arguments.run)
+    settings = build.expand_baseline(arguments.run)
     checks.check(settings)
     checks.check_data(settings)
     path = new_path(settings.run_dir, settings.preset)
@@ -77,9 +77,9 @@ def run(
             dry_run(settings, dataset, devices, path, console)
             return None
         if settings.pipeline.partition == "balanced":
-            from launch.balance import settle_partition  # noqa: PLC0415 (the planner, which few runs need)
+            from launch.balance import resolve_partition  # noqa: PLC0415 (the planner, which few runs need)
 
-            settings = settle_partition(settings, dataset, devices, aside)
+            settings = resolve_partition(settings, dataset, devices, aside)
         spec = build_run(settings, devices, dataset=dataset)
         if settings.pipeline.executor == "threads" and devices.kind == "cpu" and spec.num_stages > devices.count:
             warn(f"{spec.num_stages} stages share {counted(devices.count, 'device')}: they will take turns.")
@@ -107,13 +107,13 @@ def run(
                 folder.discard()
             raise
         summary = summarise(spec, dataset, result, command=command or command_line(), began=began)
-        place = folder.finish(result, summary)
-    print_summary(console, summary, str(place))
+        where = folder.finish(result, summary)
+    print_summary(console, summary, str(where))
     with heard_by(interrupts.hear):  # last: pictures take seconds, for which nobody should wait for the result
-        folder.draw(place)
+        folder.draw(where)
     if failure is not None:
         raise failure
-    return Run(spec=spec, result=result, folder=place, summary=summary)
+    return Run(spec=spec, result=result, folder=where, summary=summary)
 
 
 def _open(settings: Settings, console: Console) -> tuple[Settings, Dataset]:

@@ -66,8 +66,8 @@ def dry_run(settings: Settings, dataset: Dataset, devices: Devices, path: Path, 
     announce(console, spec, dataset)
     if balanced:
         say(console, "  the layers would be timed first, and divided anew so that the slowest stage is fastest")
-    head = settings.head
-    readouts = f", then {counted(head.head_epochs, 'epoch')} of readouts" if head.mode == "after" else ""
+    readout = settings.readout
+    readouts = f", then {counted(readout.readout_epochs, 'epoch')} of readouts" if readout.mode == "after" else ""
     for line in (
         f"{num_parameters(spec.net, spec.shape):,} parameters in {counted(spec.num_layers, 'layer')}",
         f"{counted(spec.steps_per_epoch, 'step')} an epoch, {spec.steps_per_epoch * spec.epochs:,} in all{readouts}",

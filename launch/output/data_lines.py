@@ -49,7 +49,7 @@ def resized(index: DataIndex) -> str:
 def image_line(net: NetConfig, index: DataIndex) -> str | None:
     """What a run's images are to its net: their size, from where it came, and the tokens; None where that is nothing.
 
-    ``net`` is resolved, with its patch settled.
+    ``net`` is resolved: its patch is a number.
     """
     patch = patch_of(net)
     size = resized(index) if index.resized_from else f"{index.shape[1]}×{index.shape[2]} images"

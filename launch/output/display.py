@@ -48,7 +48,7 @@ class Display:
         self._begun = time.perf_counter()
         self._last_line = self._begun
         settings = spec.settings
-        readouts = settings.head.head_epochs if settings.head.mode == "after" else 0
+        readouts = settings.readout.readout_epochs if settings.readout.mode == "after" else 0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -130,7 +130,7 @@ class Display:
             and first.kind is Kind.TRAIN
             and self._meters[0].images_per_second
         ):
-            self.say(f"{self._place(first)}: {self._rates()}")
+            self.say(f"{self._where(first)}: {self._rates()}")
 
     def observe(self, report: PassReport) -> None:
         """Takes a pass's report; says a line once an epoch is complete in every layer."""
@@ -156,7 +156,7 @@ class Display:
             number = report.epoch - self._spec.epochs + 1
             losses = [layer.loss if kind is Kind.READOUT else layer.readout_loss for layer in layers]
             self.say(
-                f"readouts, epoch {number}/{settings.head.head_epochs}: "
+                f"readouts, epoch {number}/{settings.readout.readout_epochs}: "
                 f"{'cross-entropy' if kind is Kind.READOUT else 'validation'}"
                 f"{_numbers([loss for loss in losses if loss is not None and not math.isnan(loss)])}"
             )
@@ -166,7 +166,7 @@ class Display:
         self._last_line = time.perf_counter()
         say(self._console, text)
 
-    def _place(self, status: Status) -> str:
+    def _where(self, status: Status) -> str:
         return f"epoch {status.epoch + 1}, step {status.step + 1}/{self._num_batches}"
 
     def _rates(self) -> str:

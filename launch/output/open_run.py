@@ -20,7 +20,7 @@ from pipeline.data.loader import Dataset
 from pipeline.errors import UserError
 from pipeline.export import Card, Network, network_of, read
 from pipeline.layers.layer import State
-from pipeline.runtime.process import settle
+from pipeline.runtime.process import configure_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def open_run(run: Path) -> OpenRun:
     for name, configured, trained in (
         ("net", spec.settings.net, card.net),
         ("method", spec.settings.method, card.method),
-        ("head_norm", spec.settings.head.head_norm, card.head_norm),
+        ("readout_norm", spec.settings.readout.readout_norm, card.readout_norm),
     ):
         if configured != trained:
             raise UserError(
@@ -78,7 +78,7 @@ def open_run(run: Path) -> OpenRun:
                 f"{trained} in the other. Take both from the same run folder."
             )
     device = spec.stage_device(0)
-    settle(spec, device)
+    configure_process(spec, device)
     return OpenRun(spec=spec, dataset=dataset, weights=weights, card=card, device=device)
 
 

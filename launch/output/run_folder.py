@@ -157,9 +157,9 @@ class RunFolder:
             return elsewhere
         return self.path
 
-    def draw(self, place: Path) -> None:
+    def draw(self, folder: Path) -> None:
         """Draws the run as far as it came into a folder. Where that cannot be done, says so."""
-        self._pictures.write(place, warn=self._warn)
+        self._pictures.write(folder, warn=self._warn)
 
     def _write_result(self, path: Path, result: RunResult, summary: dict[str, Any]) -> None:
         if path != self.path:

@@ -131,8 +131,8 @@ class RunPictures:
 
     def _window_title(self, window: Window) -> str:
         numbers = [step.batch + 1 for stage in window.stages for step in stage if step.begin < window.end]
-        place = "beginning" if window.filling else "middle"
-        return f"{place} of the run: epoch {window.epoch + 1}, batches {min(numbers)} to {max(numbers)}"
+        when = "beginning" if window.filling else "middle"
+        return f"{when} of the run: epoch {window.epoch + 1}, batches {min(numbers)} to {max(numbers)}"
 
     def _net_on_data(self) -> str:
         return f"{self._spec.net.describe()} on {self._spec.data_name}"

@@ -105,7 +105,7 @@ def _layer(
     tested: LayerReport | None,
     validated: LayerReport | None,
     trained: LayerReport | None,
-    head_epoch: int | None,
+    readout_epoch: int | None,
 ) -> dict[str, Any]:
     return {
         "layer": index + 1,
@@ -117,7 +117,7 @@ def _layer(
         "validation_fisher": validated.fisher if validated else None,
         "validation_accuracy": validated.accuracy if validated else None,
         "version_skew": trained.version_skew if trained else None,
-        "head_epoch": head_epoch,
+        "readout_epoch": readout_epoch,
     }
 
 
@@ -168,9 +168,9 @@ def _phase_seconds(spec: RunSpec, result: RunResult) -> list[list[float]]:
 
 def best_by(spec: RunSpec) -> str:
     """By what the kept epoch is the best (``--keep``), in words."""
-    head = spec.settings.head
+    readout = spec.settings.readout
     return _BEST[spec.settings.train.keep].format(
-        last=spec.num_layers, by="'s readout" if head.mode == "online" else ""
+        last=spec.num_layers, by="'s readout" if readout.mode == "online" else ""
     )
 
 

@@ -6,20 +6,20 @@ from dataclasses import replace
 
 from launch.presets.base import Preset
 from launch.presets.papers import CFF
-from pipeline.config.settings import DataSettings, HeadSettings, Settings, TrainSettings
+from pipeline.config.settings import DataSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.methods import CffSettings
 from pipeline.nets import MlpSettings, VitSettings
 
 # As the authors' program does: every image of an epoch is trained on, validation sees augmented views as training does,
 # and of the classifier's epochs the best one on validation images is kept.
 _TRAIN = TrainSettings(last_batch="keep", validation_views="augmented")
-_HEAD = HeadSettings(head_keep="best")
+_READOUT = ReadoutSettings(readout_keep="best")
 
 _VIT_CIFAR10 = Settings(
     data=DataSettings(data="cifar10"),
     net=VitSettings(dim=128, heads=4, depth=5),
     train=_TRAIN,
-    head=_HEAD,
+    readout=_READOUT,
 )
 
 _MLP_SETTINGS = """The paper does not give the MLP's hyperparameters and its program for it is not published: with the
@@ -36,7 +36,7 @@ whose names begin with cff.""",
             data=DataSettings(data="digits"),
             net=VitSettings(dim=64, heads=4, depth=4),
             train=TrainSettings(epochs=60, batch_size=64),
-            head=HeadSettings(head_epochs=20, head_lr=5e-3),
+            readout=ReadoutSettings(readout_epochs=20, readout_lr=5e-3),
         ),
     ),
     "cff-vit-cifar10": Preset(
@@ -87,7 +87,7 @@ Plain CFF, MLP[500 3] (Table 1): 96.33, with --margin-first 0 --margin-last 0.
             net=MlpSettings(width=500, depth=3),
             method=CffSettings(temperature=0.05),
             train=replace(_TRAIN, lr=1e-3),
-            head=_HEAD,
+            readout=_READOUT,
         ),
     ),
     "cff-mlp-cifar10": Preset(

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from launch.presets.base import Preset
 from launch.presets.papers import CFL
-from pipeline.config.settings import AugmentSettings, DataSettings, HeadSettings, Settings, TrainSettings
+from pipeline.config.settings import AugmentSettings, DataSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.methods import CflSettings
 from pipeline.nets import ConvSettings, MlpSettings, NetConfig, VitSettings
 
@@ -20,7 +20,8 @@ DATA = ("cifar10", "mnist", "cifar100")
 
 NAMES = {"cifar10": "CIFAR-10", "mnist": "MNIST", "cifar100": "CIFAR-100"}
 
-# Table 4. MNIST's dictionary is 98 wide there, shorter than the 1024 / 8 features that it is pooled to; ours is 128.
+# Table 4. MNIST's label embeddings are 98 long there, shorter than the 1024 / 8 features that they are pooled to; ours
+# are 128.
 # As in the authors' program a LayerNorm stands in front of every linear layer, the first and the final one included.
 _FC: dict[str, NetConfig] = {
     "mnist": MlpSettings(width=1024, depth=2, groups=8, norm="before-all"),
@@ -52,11 +53,11 @@ _CONV512_TRAIN = CONV_TRAIN | {"cifar100": schedule(200, 7.5e-3, 50, 75, 100, 12
 TOTAL_B = CflSettings(batch_weight=1, dictionary_weight=0, feature_weight=1)
 TOTAL_D = CflSettings(batch_weight=0, dictionary_weight=1, feature_weight=1)
 
-WITH_FL = HeadSettings(mode="online", head_layers="last", head_norm=False, head_lr="lr")
+WITH_FL = ReadoutSettings(mode="online", readout_layers="last", readout_norm=False, readout_lr="lr")
 """The final linear layer f^L: learns with the layers, by cross-entropy on detached features."""
-FC_HEAD = replace(WITH_FL, head_norm=True)
+FC_READOUT = replace(WITH_FL, readout_norm=True)
 """The same behind a LayerNorm, as the authors' program has it for fully connected nets."""
-WITHOUT_FL = HeadSettings(mode="none")
+WITHOUT_FL = ReadoutSettings(mode="none")
 """Prediction by similarity to the label embeddings (eq. 1)."""
 
 
@@ -73,8 +74,8 @@ def reported(errors: tuple[float | None, ...], data: tuple[str, ...] = DATA) -> 
 
 
 _ABLATIONS = """Ablations (Table 3): --embedding-noise 0 (no noise), --feature-weight 0 (no L_feat), --batch-weight 0
---dictionary-weight 0 (L_feat alone), --similarity cosine. Whose gradients change the dictionary: --embedding-mode.
-The same net by backprop and feedback alignment: --baseline bp, fa, dfa."""
+--dictionary-weight 0 (L_feat alone), --similarity cosine. Whose gradients change the label embeddings:
+--embedding-mode. The same net by backprop and feedback alignment: --baseline bp, fa, dfa."""
 
 
 def _preset(
@@ -83,13 +84,13 @@ def _preset(
     train: dict[str, TrainSettings],
     *,
     loss: CflSettings,
-    head: HeadSettings,
+    readout: ReadoutSettings,
     errors: tuple[float, float, float],
     others: str,
 ) -> Preset:
     kind = "total-B" if loss is TOTAL_B else "total-D"
-    without = ", without f^L" if head is WITHOUT_FL else ""
-    runs = {data: on(data, net=nets[data], train=train[data], method=loss, head=head) for data in DATA}
+    without = ", without f^L" if readout is WITHOUT_FL else ""
+    runs = {data: on(data, net=nets[data], train=train[data], method=loss, readout=readout) for data in DATA}
     return Preset(
         title=f"Contrastive forward learning ({kind}{without}), {name}",
         source=CFL,
@@ -108,9 +109,11 @@ _CONV256_OTHERS = "backprop 22.52, 2.63, 48.72; FA 27.65, 2.85, 52.57; DFA 45.83
 _CONV512_OTHERS = "backprop 14.05, 1.31, 46.4; FA 19.67, 1.3, 52.93; DFA 35.7, 4.39, 69.06 (same order)"
 
 PRESETS: dict[str, Preset] = {
-    "cfl-fc": _preset("FC", _FC, FC_TRAIN, loss=TOTAL_B, head=FC_HEAD, errors=(33.97, 1.69, 68.4), others=_FC_OTHERS),
+    "cfl-fc": _preset(
+        "FC", _FC, FC_TRAIN, loss=TOTAL_B, readout=FC_READOUT, errors=(33.97, 1.69, 68.4), others=_FC_OTHERS
+    ),
     "cfl-fc-d": _preset(
-        "FC", _FC, FC_TRAIN, loss=TOTAL_D, head=FC_HEAD, errors=(33.78, 1.55, 67.38), others=_FC_OTHERS
+        "FC", _FC, FC_TRAIN, loss=TOTAL_D, readout=FC_READOUT, errors=(33.78, 1.55, 67.38), others=_FC_OTHERS
     ),
 }
 for _name, _nets, _train, _others, _rows in (
@@ -129,7 +132,7 @@ for _name, _nets, _train, _others, _rows in (
         ((16.31, 1.36, 50.43), (16.49, 1.25, 49.76), (16.67, 1.47, 51.01), (16.84, 1.34, 55.84)),
     ),
 ):
-    for (_suffix, _loss, _head), _errors in zip(
+    for (_suffix, _loss, _readout), _errors in zip(
         (
             ("", TOTAL_B, WITH_FL),
             ("-d", TOTAL_D, WITH_FL),
@@ -140,20 +143,20 @@ for _name, _nets, _train, _others, _rows in (
         strict=True,
     ):
         PRESETS[f"cfl-{_name}{_suffix}"] = _preset(
-            _name, _nets, _train, loss=_loss, head=_head, errors=_errors, others=_others
+            _name, _nets, _train, loss=_loss, readout=_readout, errors=_errors, others=_others
         )
 PRESETS["cfl-vit"] = Preset(
     title="Contrastive forward learning (total-B), ViT[256 4 6]",
     source=CFL,
     reported="error CIFAR-10 37.73",
     paper=f"""Test error in {CFL.short} (Table 6): CIFAR-10 37.73; backprop 23.27 on a ViT of 3.19 million parameters.
-The paper gives no other facts: ViT[256 4 6] has 3.19 million too, with the head. Schedule: conv256's, at lr 5e-4.
+The paper gives no other facts: ViT[256 4 6] has 3.19 million too, with the readout. Schedule: conv256's, at lr 5e-4.
 {_ABLATIONS}""",
     settings=on(
         "cifar10",
         net=VitSettings(dim=256, heads=4, depth=6),
         train=schedule(500, 5e-4, 100, 200, 300, 400, 450),
         method=TOTAL_B,
-        head=WITH_FL,
+        readout=WITH_FL,
     ),
 )

@@ -10,18 +10,18 @@ import math
 from dataclasses import replace
 
 from launch.presets.base import Preset
-from launch.presets.cfl import CONV_TRAIN, FC_HEAD, FC_TRAIN, NAMES, WITH_FL, on
+from launch.presets.cfl import CONV_TRAIN, FC_READOUT, FC_TRAIN, NAMES, WITH_FL, on
 from launch.presets.papers import DCL
-from pipeline.config.settings import AugmentSettings, HeadSettings, Settings, TrainSettings
+from pipeline.config.settings import AugmentSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.methods import DclSettings
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import ConvSettings, MixerSettings, MlpSettings, NetConfig, ResnetSettings, VggSettings, VitSettings
 
 _METHOD = DclSettings()
 
-_MODES = """Whose gradients change the dictionary: --embedding-mode in-turn (DC-FL, as the authors'
-program trains it), last (DC-FL-O), per-layer (DC-FL-LD), static (DCL-S), and of ours shared-sum, shared-mean: one
-optimizer's step on the sum or mean of all layers' gradients.
+_MODES = """Whose gradients change the label embeddings: --embedding-mode in-turn (DC-FL, as the authors' program trains
+it), last (DC-FL-O), per-layer (DC-FL-LD), static (DCL-S), and of ours shared-sum, shared-mean: one optimizer's step on
+the sum or mean of all layers' gradients.
 --similarity cosine: with temperature 0.07. The same net by backprop and feedback alignment: --baseline bp, fa, dfa."""
 
 
@@ -45,9 +45,9 @@ def _preset(
 
 
 def _runs(
-    nets: dict[str, NetConfig], train: dict[str, TrainSettings], head: HeadSettings = WITH_FL
+    nets: dict[str, NetConfig], train: dict[str, TrainSettings], readout: ReadoutSettings = WITH_FL
 ) -> dict[str, Settings]:
-    return {data: on(data, net=nets[data], train=train[data], method=_METHOD, head=head) for data in nets}
+    return {data: on(data, net=nets[data], train=train[data], method=_METHOD, readout=readout) for data in nets}
 
 
 # As in the authors' program, every linear map but the first has a LayerNorm in front, the final one's too.
@@ -61,7 +61,7 @@ _SETS = "cifar10 (unless named), mnist and cifar100"
 PRESETS: dict[str, Preset] = {
     "dcl-fc": _preset(
         "FC",
-        _runs(_FC, FC_TRAIN, FC_HEAD),
+        _runs(_FC, FC_TRAIN, FC_READOUT),
         sets=_SETS,
         paper=f"""A net of {DCL.short}: three layers, the final one included.
 K = 48, 8, 12 for CIFAR-10, MNIST, CIFAR-100.""",
@@ -77,7 +77,7 @@ for _name, _channels in (("conv256", (64, 256)), ("conv512", (64, 256, 512))):
 
 
 def _vgg(data: str, dropout: float, epochs: int, lr: float = 5e-4) -> Settings:
-    run = on(data, net=VggSettings(dropout=dropout), train=_block_train(epochs, lr), method=_METHOD, head=WITH_FL)
+    run = on(data, net=VggSettings(dropout=dropout), train=_block_train(epochs, lr), method=_METHOD, readout=WITH_FL)
     auto = AugmentSettings(crop_padding=0, flip="auto") if data in ("fashion-mnist", "svhn") else run.augment
     return replace(run, augment=auto)
 
@@ -110,7 +110,7 @@ for _name, _title, _net, _error, _backprop in (
 ):
     PRESETS[f"dcl-{_name}"] = _preset(
         _title,
-        {"cifar10": on("cifar10", net=_net, train=_block_train(), method=_WIDE, head=WITH_FL)},
+        {"cifar10": on("cifar10", net=_net, train=_block_train(), method=_WIDE, readout=WITH_FL)},
         reported=f"error CIFAR-10 {_error}",
         paper=f"""Test error in {DCL.short} (Table 8), CIFAR-10: {_error}; backprop {_backprop}.
 Embeddings are 512 long.""",

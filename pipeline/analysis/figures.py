@@ -83,20 +83,20 @@ def _num_pairs_above(z: Tensor, least: float) -> int:
 
 
 def scatter(features: Tensor, *, seed: int) -> NDArray[np.float64]:
-    """t-SNE of pooled features (N, C), N at least 4: places (N, 2) in a plane. The same for the same seed.
+    """t-SNE of pooled features (N, C), N at least 4: points (N, 2) in a plane. The same for the same seed.
 
     Source: van der Maaten & Hinton 2008.
     """
     from sklearn.manifold import TSNE  # noqa: PLC0415 (takes a second to import)
 
     values = features.double().numpy()
-    places = TSNE(
+    points = TSNE(
         n_components=2,
         perplexity=min(_PERPLEXITY, (len(values) - 1) / 3),
         init="pca" if min(values.shape) >= 2 else "random",
         random_state=seed,
     ).fit_transform(values)
-    return np.asarray(places, dtype=np.float64)
+    return np.asarray(points, dtype=np.float64)
 
 
 def stretch(values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -107,7 +107,7 @@ def stretch(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Anchor:
-    """Three images by their place among those analysed: two of one class, one of another."""
+    """Three images by their index among those analysed: two of one class, one of another."""
 
     anchor: int
     same: int

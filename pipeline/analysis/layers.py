@@ -23,7 +23,7 @@ class LayerRecord:
         direct: the same by the layer itself; None where its method cannot.
         targets: label embeddings (Z, C) as the layer sees them; None for methods without any.
         margin: the rule's, where it has one above 0.
-        grid: rows and columns of the feature vectors over an image; None where they have no place in it.
+        grid: rows and columns of the feature vectors over an image; None where they belong to no position in it.
     """
 
     index: int

@@ -92,10 +92,10 @@ def partition(groups: Mapping[str, Sequence[str]], classes: Sequence[str], *, so
 
 def require_embeddings(method: MethodConfig) -> None:
     """Raises UserError where a method has no label embeddings to predict super-classes from."""
-    if method.dictionary() is None:
+    if method.label_embeddings() is None:
         raise UserError(
             f"`superclasses`: this run has no label embeddings ({method.kind} learns none), and super-classes are "
-            "predicted from them. Give a run of a method that has a dictionary, such as cfl or dcl."
+            "predicted from them. Give a run of a method that has label embeddings, such as cfl or dcl."
         )
 
 

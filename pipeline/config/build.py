@@ -1,4 +1,4 @@
-"""From what a person asked for to a run that can start: every "auto" settled, every mistake found first."""
+"""From what a person asked for to a run that can start: every "auto" resolved, every mistake found first."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def open_folder(settings: Settings, folder: Path) -> Dataset:
     )
 
 
-def settle_baseline(settings: Settings) -> Settings:
-    """Settings that spell ``baseline`` out: the method, no heads, the serial executor. Others as they are.
+def expand_baseline(settings: Settings) -> Settings:
+    """Settings that spell ``baseline`` out: the method, no readouts, the serial executor. Others as they are.
 
     Raises:
         UserError: stages or threads are asked for, and a baseline's net is one piece.
@@ -98,13 +98,13 @@ def settle_baseline(settings: Settings) -> Settings:
         settings,
         method=method,
         baseline=None,
-        head=replace(settings.head, mode="none"),
+        readout=replace(settings.readout, mode="none"),
         pipeline=replace(pipe, executor="serial", partition="even"),
     )
 
 
 def resolve(settings: Settings, dataset: Dataset) -> Settings:
-    """Settings that fit the data, with net and augmentation settled. Raises UserError where they do not fit."""
+    """Settings that fit the data, no "auto" left in net and augmentation. Raises UserError where they do not fit."""
     index = dataset.index
     facts = DATASETS.get(settings.data.data)
     padding = settings.augment.crop_padding
@@ -131,7 +131,7 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
 
 
 def _shortened(settings: Settings, dataset: Dataset) -> Settings:
-    """Settings with as many epochs, of layers and of heads, as ``max_steps`` leaves room for: at least one."""
+    """Settings with as many epochs, of layers and of readouts, as ``max_steps`` leaves room for: at least one."""
     most = settings.train.max_steps
     if most is None:
         return settings
@@ -139,7 +139,7 @@ def _shortened(settings: Settings, dataset: Dataset) -> Settings:
     return replace(
         settings,
         train=replace(settings.train, epochs=min(settings.train.epochs, epochs)),
-        head=replace(settings.head, head_epochs=min(settings.head.head_epochs, epochs)),
+        readout=replace(settings.readout, readout_epochs=min(settings.readout.readout_epochs, epochs)),
     )
 
 
@@ -172,7 +172,7 @@ def build_run(settings: Settings, devices: Devices, *, dataset: Dataset | None =
     stages = num_stages(settings, devices.count)
     transport = _transport(settings.pipeline, devices, stages)
     kind: Literal["cpu", "cuda"] = "cuda" if devices.kind == "cuda" else "cpu"
-    assert settings.augment.crop_padding != "auto" and settings.augment.flip != "auto", "resolve() settles both"
+    assert settings.augment.crop_padding != "auto" and settings.augment.flip != "auto", "resolve() replaces both"
     spec = RunSpec(
         settings=replace(
             settings, pipeline=replace(settings.pipeline, stages=stages, transport=transport, device=kind)
@@ -231,5 +231,5 @@ def _transport(pipe: PipelineSettings, devices: Devices, stages: int) -> Transpo
 def _divide(settings: Settings, stages: int) -> tuple[range, ...]:
     """The layers of each stage."""
     sizes = settings.pipeline.partition
-    assert sizes != "balanced", "settled to sizes where layers can be timed"
+    assert sizes != "balanced", "resolved to sizes where layers can be timed"
     return partition(num_layers(settings), stages) if sizes == "even" else sized(sizes)

@@ -31,7 +31,7 @@ def data_dir(settings: Settings) -> Path | None:
 
 def check(settings: Settings) -> None:
     """Refuses values that no data set could make right. Raises UserError."""
-    train, head, pipe = settings.train, settings.head, settings.pipeline
+    train, readout, pipe = settings.train, settings.readout, settings.pipeline
     settings.method.check()
     if (count := num_layers(settings)) > 0:  # else the net says what is wrong with it, once it knows the images
         _check_method(settings.method, count)
@@ -51,19 +51,19 @@ def check(settings: Settings) -> None:
     if not 0 < train.lr_decay <= 1:
         raise UserError(f"`lr_decay` {train.lr_decay}: must be above 0 and at most 1.")
     predicts = settings.method.predicts()
-    if head.mode == "none" and not predicts:
+    if readout.mode == "none" and not predicts:
         raise UserError(
-            f"`head.mode` none: layers trained by {settings.method.kind} do not predict by themselves. "
-            "Use `head.mode` after or `head.mode` online."
+            f"`readout.mode` none: layers trained by {settings.method.kind} do not predict by themselves. "
+            "Use `readout.mode` after or `readout.mode` online."
         )
-    if train.keep == "accuracy" and head.mode != "online" and not predicts:
+    if train.keep == "accuracy" and readout.mode != "online" and not predicts:
         raise UserError(
-            "`keep` accuracy needs a prediction while the layers learn. Use `head.mode` online, or `keep` loss."
+            "`keep` accuracy needs a prediction while the layers learn. Use `readout.mode` online, or `keep` loss."
         )
-    if head.head_lr != "lr" and not 0 < head.head_lr < math.inf:
-        raise UserError(f"`head_lr` {head.head_lr}: must be above 0.")
-    if head.mode == "after":
-        _at_least(1, "`head_epochs`", head.head_epochs)
+    if readout.readout_lr != "lr" and not 0 < readout.readout_lr < math.inf:
+        raise UserError(f"`readout_lr` {readout.readout_lr}: must be above 0.")
+    if readout.mode == "after":
+        _at_least(1, "`readout_epochs`", readout.readout_epochs)
     for name, value in (("`queue_depth`", pipe.queue_depth), ("`threads`", pipe.threads)):
         _at_least(1, name, value)
     _at_least(0, "`feeders`", pipe.feeders)
@@ -97,11 +97,11 @@ def _check_method(method: MethodConfig, count: int) -> None:
             "one phase, or a state of each layer's own."
         )
     for reader in range(count):
-        seen = method.readout_layers(reader, count)
+        seen = method.readout_inputs(reader, count)
         if not seen or not set(seen) <= set(range(reader + 1)) or len(set(seen)) < len(seen):
             raise UserError(
                 f"method {method.kind}: the readout of layer {reader} sees the layers {seen}, and it can see itself "
-                f"and those before it, each once. Mend its readout_layers()."
+                f"and those before it, each once. Mend its readout_inputs()."
             )
 
 

@@ -96,10 +96,10 @@ class RunSpec:
     @property
     def readouts(self) -> range:
         """Layers that have a readout, as far as the run goes on to train it."""
-        head = self.settings.head
-        if head.mode == "none":
+        readout = self.settings.readout
+        if readout.mode == "none":
             return range(0)
-        return range(0 if head.head_layers == "all" else self.num_layers - 1, self.num_layers)
+        return range(0 if readout.readout_layers == "all" else self.num_layers - 1, self.num_layers)
 
     def batch_position(self, kind: Kind, epoch: int, step: int = 0, position: int = 0) -> BatchPosition:
         """Where a batch is in the run: ``step`` counts from the beginning of its pass."""

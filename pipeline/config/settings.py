@@ -3,7 +3,7 @@
 Each group is a frozen dataclass; the command line makes one flag of each field, and the resolved settings are saved
 beside the run as JSON. A field's metadata says where its flag is not plain: ``metavar`` what stands for its value,
 ``flag`` another name than the field's, or None for no flag. What stands below a field names others as errors do
-(``pipeline.errors``): `lr`, or with its group where the name alone says too little, `head.mode`. Settings above
+(``pipeline.errors``): `lr`, or with its group where the name alone says too little, `readout.mode`. Settings above
 ``PipelineSettings`` decide the numbers; those in it do not, except those that say so.
 """
 
@@ -85,7 +85,7 @@ class TrainSettings:
     weight_decay: float = 0.01
     """Decoupled weight decay of each layer's AdamW."""
     milestones: tuple[int, ...] = ()
-    """Epochs after which the learning rate falls, of layers, label embeddings and online heads alike."""
+    """Epochs after which the learning rate falls, of layers, label embeddings and online readouts alike."""
     lr_decay: float = 0.5
     """What it is multiplied by at each milestone."""
     last_batch: Literal["drop", "keep"] = "drop"
@@ -104,28 +104,28 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadSettings:
+class ReadoutSettings:
     """A linear classifier on a layer's features: stage 2 of CFF, the final layer of CFL and DCL."""
 
-    mode: Literal["after", "online", "none"] = field(default="after", metadata={"flag": "head"})
+    mode: Literal["after", "online", "none"] = field(default="after", metadata={"flag": "readout"})
     """after: on the frozen layers, once they have learned (CFF). online: with them, one more local layer (CFL, DCL).
     none: the layers predict by themselves, from the similarity to label embeddings."""
-    head_layers: Literal["all", "last"] = "all"
+    readout_layers: Literal["all", "last"] = "all"
     """Layers that get one."""
-    head_norm: bool = True
+    readout_norm: bool = True
     """LayerNorm before the linear layer."""
-    head_epochs: int = 50
-    """Passes over the training images for `head.mode` after."""
-    head_keep: Literal["last", "best"] = "last"
-    """Of the epochs of `head.mode` after, the one whose heads are kept: the last, or each head's lowest cross-entropy
-    on the validation images."""
-    head_lr: float | Literal["lr"] = 5e-4
-    """Learning rate of the heads' AdamW. lr: the layers'."""
+    readout_epochs: int = 50
+    """Passes over the training images for `readout.mode` after."""
+    readout_keep: Literal["last", "best"] = "last"
+    """Of the epochs of `readout.mode` after, the one whose readouts are kept: the last, or each readout's lowest
+    cross-entropy on the validation images."""
+    readout_lr: float | Literal["lr"] = 5e-4
+    """Learning rate of the readouts' AdamW. lr: the layers'."""
 
     @property
     def judged(self) -> bool:
-        """Whether heads are validated after each of their epochs."""
-        return self.mode == "after" and self.head_keep == "best"
+        """Whether readouts are validated after each of their epochs."""
+        return self.mode == "after" and self.readout_keep == "best"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +181,10 @@ class Settings:
     """Instead of the method, what it is compared with: the same net and training, cross-entropy on a linear classifier
     behind the last layer. bp: backpropagation. fa: feedback alignment. dfa: direct feedback alignment. drtp: direct
     random target projection; give it a small `lr` where the net has no norm. The net is one piece to them: `executor`
-    becomes serial, and there are no heads."""
+    becomes serial, and there are no readouts."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
-    head: HeadSettings = field(default_factory=HeadSettings)
+    readout: ReadoutSettings = field(default_factory=ReadoutSettings)
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
     run_dir: str | None = field(default=None, metadata={"metavar": "FOLDER"})
     """Folder for everything the run leaves. Default: runs/PRESET-DATE-TIME."""
@@ -195,6 +195,14 @@ class Settings:
 
 
 _ADAPTER = TypeAdapter(Settings)
+
+# Names that settings had in files of earlier versions, and the groups that hold such settings.
+_RENAMED = {
+    "wire": "transfer_dtype",
+    "head": "readout",
+    **{f"head_{name}": f"readout_{name}" for name in ("layers", "norm", "epochs", "keep", "lr")},
+}
+_RENAMED_IN = ("pipeline", "readout")
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:
@@ -210,7 +218,7 @@ def from_dict(values: Any, *, source: str) -> Settings:
     plugins = values.get("plugins", ())
     for plugin in plugins if isinstance(plugins, (list, tuple)) else ():
         load_plugin(str(plugin))
-    values = {name: renamed(group) if name == "pipeline" else group for name, group in values.items()}
+    values = {name: renamed(group) if name in _RENAMED_IN else group for name, group in renamed(values).items()}
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
@@ -226,7 +234,7 @@ def renamed(values: Any) -> Any:
     """Saved values with settings under the names that they have now."""
     if not isinstance(values, dict):
         return values
-    return {"transfer_dtype" if name == "wire" else name: value for name, value in values.items()}
+    return {_RENAMED.get(name, name): value for name, value in values.items()}
 
 
 def load(path: Path) -> Settings:

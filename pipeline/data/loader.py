@@ -38,9 +38,9 @@ class Batch:
     labels: Tensor
     """(N,) int64, with label noise where the run asks for it."""
     ids: Tensor
-    """(N,) int64, the samples' places in their split on disk."""
+    """(N,) int64, the samples' indices in their split on disk."""
     position: int
-    """Place of the first sample in the pass's order."""
+    """Index of the first sample in the pass's order."""
     step: int
     """Number of the batch in the pass, from 0."""
     last: bool
@@ -201,7 +201,7 @@ class Dataset:
 
 
 class _SplitOnDisk:
-    """The samples of ``train`` or ``test`` by their place on disk."""
+    """The samples of ``train`` or ``test`` by their index on disk."""
 
     def __init__(
         self, index: DataIndex, folder: Path, name: str, *, strict: bool, hashed: bool, skipped: list[Skipped]
@@ -270,17 +270,17 @@ class _SplitOnDisk:
         return labels
 
     def _decode(self, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        for shard, rows, places in self._by_shard(ids):
+        for shard, rows, positions in self._by_shard(ids):
             part = np.empty((len(rows), *self._shape), dtype=np.uint8)
             shards.read_images(self._readable(shard), rows, self._shape, part)
-            out[places] = part
+            out[positions] = part
 
     def _by_shard(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-        """(shard, rows in it, places in ``ids``), shard by shard."""
+        """(shard, rows in it, positions in ``ids``), shard by shard."""
         shard_of = self._shard_of(ids)
         for shard in np.unique(shard_of):
-            places = np.flatnonzero(shard_of == shard)
-            yield int(shard), ids[places] - self._starts[shard], places
+            positions = np.flatnonzero(shard_of == shard)
+            yield int(shard), ids[positions] - self._starts[shard], positions
 
     def _shard_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self._starts, ids, side="right") - 1

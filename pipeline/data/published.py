@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.data.registry import DatasetFacts, Place
+from pipeline.data.registry import DataLocation, DatasetFacts
 from pipeline.data.shards import file_hash
 from pipeline.errors import UserError
 
@@ -16,32 +16,32 @@ ARCHIVES = (".tar.gz", ".zip")
 _DEPTH = 6  # levels of folders in which files are looked for
 
 
-def files_in(place: Place) -> dict[str, Path]:
+def files_in(location: DataLocation) -> dict[str, Path]:
     """Every file that the site offers, by name. Raises UserError where one is not there, or not as published."""
-    facts = place.facts
-    if place.path.is_file():
+    facts = location.facts
+    if location.path.is_file():
         number = {2: "two", 3: "three", 4: "four"}.get(len(facts.downloads), str(len(facts.downloads)))
-        raise UserError(f"{facts.name} is {number} files: give {wanted(facts)}, not {place.path}.")
-    found = find(place.path, {file.name for file in facts.downloads})
+        raise UserError(f"{facts.name} is {number} files: give {wanted(facts)}, not {location.path}.")
+    found = find(location.path, {file.name for file in facts.downloads})
     for published in facts.downloads:
         if published.name not in found:
-            raise UserError(f"{place.path} does not hold {published.name}. Give {wanted(facts)}.")
+            raise UserError(f"{location.path} does not hold {published.name}. Give {wanted(facts)}.")
         md5 = file_hash(found[published.name], "md5")
         if md5 != published.md5:
             raise wrong_md5(found[published.name], md5, [published.md5])
     return found
 
 
-def archive_in(place: Place) -> Path | None:
+def archive_in(location: DataLocation) -> Path | None:
     """The published archive, whatever its name is where it was given itself; None where a folder holds none.
 
     Raises:
         UserError: its md5 is not published.
     """
-    published = [file for file in place.facts.published().values() if file.name.endswith(ARCHIVES)]
-    path: Path | None = place.path
-    if place.path.is_dir():
-        path = next(iter(find(place.path, {file.name for file in published}).values()), None)
+    published = [file for file in location.facts.published().values() if file.name.endswith(ARCHIVES)]
+    path: Path | None = location.path
+    if location.path.is_dir():
+        path = next(iter(find(location.path, {file.name for file in published}).values()), None)
     if path is not None:
         md5, allowed = file_hash(path, "md5"), [file.md5 for file in published]
         if md5 not in allowed:
@@ -49,13 +49,13 @@ def archive_in(place: Place) -> Path | None:
     return path
 
 
-def check_members(place: Place, members: Mapping[str, bytes]) -> None:
+def check_members(location: DataLocation, members: Mapping[str, bytes]) -> None:
     """Of an unpacked archive, those whose md5 is published. Raises UserError where one differs."""
-    published = place.facts.published()
+    published = location.facts.published()
     for name, data in members.items():
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if name in published and md5 != published[name].md5:
-            raise wrong_md5(place.path / name, md5, [published[name].md5])
+            raise wrong_md5(location.path / name, md5, [published[name].md5])
 
 
 def find(folder: Path, names: set[str]) -> dict[str, Path]:
@@ -63,7 +63,7 @@ def find(folder: Path, names: set[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     level = [folder]
     for _ in range(_DEPTH):
-        entries = sorted((entry for place in level for entry in os.scandir(place)), key=lambda entry: entry.path)
+        entries = sorted((entry for each in level for entry in os.scandir(each)), key=lambda entry: entry.path)
         for entry in entries:
             if entry.name in names and entry.is_file():
                 found.setdefault(entry.name, Path(entry.path))

@@ -22,7 +22,7 @@ from torch import Tensor
 NUM_BINS: Final = 31
 
 GEOMETRIC: Final = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
-# An operation's number is its place here. The geometric ones stand together because one gather does them all.
+# An operation's number is its index here. The geometric ones stand together because one gather does them all.
 OPS: Final = (
     "Identity",
     *GEOMETRIC,
@@ -84,7 +84,7 @@ class RandAugment:
         return self.apply(images, ops, draws[:, 1::2] < 0.5)
 
     def apply(self, images: Tensor, ops: NDArray[np.int64], negative: NDArray[np.bool_]) -> Tensor:
-        """Apply operation ``ops[n, r]``, a place in OPS, with sign ``negative[n, r]`` to sample n in round r.
+        """Apply operation ``ops[n, r]``, an index into OPS, with sign ``negative[n, r]`` to sample n in round r.
 
         Images (N, C, H, W) uint8 on the device with C = 1 or 3, ops and negative (N, R) → (N, C, H, W) uint8.
         """
@@ -207,7 +207,7 @@ def _gray(images: Tensor) -> Tensor:
 
 
 def _sources(height: int, width: int, magnitude: int) -> NDArray[np.int64]:
-    """For each geometric operation and sign, the place y·W + x that each output pixel is read from; −1 is outside.
+    """For each geometric operation and sign, the position y·W + x that each output pixel is read from; −1 is outside.
 
     (10, H·W): row 2·i for GEOMETRIC[i] with positive sign, row 2·i + 1 with negative sign.
     """
@@ -238,7 +238,7 @@ def _rotation(height: int, width: int, degrees: float) -> tuple[float, ...]:
 
 
 def _nearest(height: int, width: int, matrix: tuple[float, ...]) -> NDArray[np.int64]:
-    """Input place y·W + x nearest to each output pixel's, −1 outside: (H·W,).
+    """Input position y·W + x nearest to each output pixel's, −1 outside: (H·W,).
 
     ``matrix`` (a, b, c, d, e, f) takes an output point (x, y) to the input point (ax + by + c, dx + ey + f). Pixel
     centres lie on halves. 16.16 fixed point, Pillow's own, for its rounding.

@@ -10,7 +10,7 @@ from pipeline.data.sources.base import Progress, Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceFile:
+class PublishedFile:
     """A file as its author published it."""
 
     name: str
@@ -22,7 +22,7 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Place:
+class DataLocation:
     """Where the published files of a data set were found.
 
     Attributes:
@@ -70,13 +70,13 @@ class DatasetFacts:
     """Accuracy that Aghagolzadeh & Ezoji 2025 report for this set."""
     source: Callable[[], Source] | None = None
     """Opens a set that needs no files: that comes with an installed package, lies on the machine, or is computed."""
-    open: Callable[[Place], Source] | None = None
+    open: Callable[[DataLocation], Source] | None = None
     """Opens any other one, where its published files were found. Raises UserError where they are not all there."""
     site: str | None = None
     """Official base URL of ``downloads``."""
-    downloads: tuple[SourceFile, ...] = ()
+    downloads: tuple[PublishedFile, ...] = ()
     """What ``launch prepare`` gets from the site."""
-    accepted: tuple[SourceFile, ...] = ()
+    accepted: tuple[PublishedFile, ...] = ()
     """Other published forms of the same data that ``source`` takes."""
     coarse_classes: tuple[str, ...] = ()
     """Names of the super-classes, where there are any; not used as labels."""
@@ -86,7 +86,7 @@ class DatasetFacts:
         """Whether it needs no download."""
         return self.source is not None
 
-    def published(self) -> dict[str, SourceFile]:
+    def published(self) -> dict[str, PublishedFile]:
         """Every published file by name."""
         return {file.name: file for file in self.downloads + self.accepted}
 

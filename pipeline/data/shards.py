@@ -234,7 +234,7 @@ def _text(field: bytes) -> str:
 
 
 def _table(path: Path, samples: dict[str, dict[str, tuple[int, int]]], data: mmap.mmap) -> ShardTable:
-    places = np.empty((len(samples), 2), dtype=np.int64)
+    spans = np.empty((len(samples), 2), dtype=np.int64)
     labels = np.empty(len(samples), dtype=np.int64)
     for row, (key, parts) in enumerate(samples.items()):
         image = next((parts[extension] for extension in IMAGE_EXTENSIONS if extension in parts), None)
@@ -246,8 +246,8 @@ def _table(path: Path, samples: dict[str, dict[str, tuple[int, int]]], data: mma
             labels[row] = parse_label(data[offset : offset + size], label)
         except (ValueError, OverflowError) as cause:
             raise ShardError(f"has sample {key!r} with an unreadable label ({cause})") from None
-        places[row] = image
-    return ShardTable(path, tuple(samples), places[:, 0].copy(), places[:, 1].copy(), labels)
+        spans[row] = image
+    return ShardTable(path, tuple(samples), spans[:, 0].copy(), spans[:, 1].copy(), labels)
 
 
 def verify(folder: Path, info: ShardInfo, *, hashed: bool) -> None:
@@ -294,7 +294,7 @@ def read_images(table: ShardTable, rows: NDArray[np.int64], shape: tuple[int, in
     """
     try:
         with table.path.open("rb") as file:
-            for place, row in zip(out, rows, strict=True):
+            for image_out, row in zip(out, rows, strict=True):
                 file.seek(int(table.offsets[row]))
                 data = file.read(int(table.sizes[row]))
                 try:
@@ -309,6 +309,6 @@ def read_images(table: ShardTable, rows: NDArray[np.int64], shape: tuple[int, in
                         f"{table.path}: sample {table.keys[row]!r} is {image.shape[1]}x{image.shape[2]}, "
                         f"the data set's images are {shape[1]}x{shape[2]}. Prepare the data set again."
                     )
-                place[...] = image
+                image_out[...] = image
     except OSError as cause:
         raise UserError(f"{table.path} cannot be read ({cause.strerror or cause}). Is the disk still there?") from None

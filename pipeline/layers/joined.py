@@ -29,7 +29,7 @@ class JoinedFeatures:
     def __init__(
         self, method: MethodConfig, net: NetConfig, shape: Shape, index: int, layer: Layer, readouts: Collection[int]
     ) -> None:
-        seen = {reader: method.readout_layers(reader, net.num_layers) for reader in readouts}
+        seen = {reader: method.readout_inputs(reader, net.num_layers) for reader in readouts}
         self._index = index
         self._arriving, self._leaving = _needed(seen, index - 1), _needed(seen, index)
         self._seen = tuple(seen.get(index, (index,)))

@@ -15,7 +15,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.errors import NonFiniteLossError
 from pipeline.layers.forward import Arithmetic, LayerForward, Outputs
 from pipeline.layers.joined import JoinedFeatures
-from pipeline.layers.shared_state import StateSource
+from pipeline.layers.shared_state import SharedStateAccess
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.methods.adamw import AdamW
@@ -49,12 +49,14 @@ class LocalLayer:
         shared: the state that layers share, such as label embeddings, for methods that have one.
     """
 
-    def __init__(self, spec: RunSpec, index: int, device: torch.device, shared: StateSource | None = None) -> None:
+    def __init__(
+        self, spec: RunSpec, index: int, device: torch.device, shared: SharedStateAccess | None = None
+    ) -> None:
         settings = spec.settings
         self.index = index
         self._prefix = f"layers.{index}"
         self.device, self._spec = device, spec
-        self._train, self._head = settings.train, settings.head
+        self._train, self._readout_settings = settings.train, settings.readout
         # Initial weights are drawn on the CPU, so that a GPU starts from the same ones.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.torch_seed(settings.train.seed, "init", index))
@@ -63,7 +65,7 @@ class LocalLayer:
             self.rule = settings.method.build(index, self.net, spec.model_info)
             torch.manual_seed(rng.torch_seed(settings.train.seed, "init-readout", index))
             joined = JoinedFeatures(settings.method, spec.net, spec.shape, index, self.net, spec.readouts)
-            self.readout = Readout(joined.width, len(spec.classes), norm=settings.head.head_norm)
+            self.readout = Readout(joined.width, len(spec.classes), norm=settings.readout.readout_norm)
         for part in (self.net, self.rule, self.readout):
             part.to(device)
         self.forward = LayerForward(
@@ -75,8 +77,8 @@ class LocalLayer:
             index, parameters, lr=settings.train.lr, weight_decay=settings.train.weight_decay
         )
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._head_lr = settings.train.lr if settings.head.head_lr == "lr" else settings.head.head_lr
-        self.readout_optimizer = AdamW(self.readout.parameters(), lr=self._head_lr, fused=True)
+        self._readout_lr = settings.train.lr if settings.readout.readout_lr == "lr" else settings.readout.readout_lr
+        self.readout_optimizer = AdamW(self.readout.parameters(), lr=self._readout_lr, fused=True)
         self.has_readout = index in spec.readouts
         self.readout_trained = False
         self._best_readout: tuple[float, State] | None = None  # its cross-entropy, and its weights
@@ -136,8 +138,8 @@ class LocalLayer:
         if self._contributes:
             assert self._shared is not None, "it was read"
             self._shared.push(self.index, where.step, self.rule.contribution(self.net, outputs.own, context))
-        if self.has_readout and self._head.mode == "online":
-            _set_rate(self.readout_optimizer, self._head_lr * self._milestones(where))
+        if self.has_readout and self._readout_settings.mode == "online":
+            _set_rate(self.readout_optimizer, self._readout_lr * self._milestones(where))
             self._update_readout(outputs, labels)
         return passed, loss.detach()
 
@@ -260,7 +262,7 @@ class LocalLayer:
 
     def _to_send(self, outputs: Outputs, context: StepContext) -> Activations:
         # Where readouts learn afterwards, the layers' training has no use for what they see.
-        for_readouts = not (context.where.training and self._head.mode == "after")
+        for_readouts = not (context.where.training and self._readout_settings.mode == "after")
         return self.forward.to_send(outputs, context, for_readouts=for_readouts)
 
     def _set_mode(self, *, training: bool) -> None:
@@ -269,7 +271,7 @@ class LocalLayer:
             self.rule.train(training)
 
     def _with_shared(self, context: StepContext) -> StepContext:
-        """The context with the version of the shared state that is read at its place. Waits for it."""
+        """The context with the version of the shared state that it reads at this step. Waits for it."""
         if self._shared is None:
             return context
         values = self._shared.read(self.index, context.where).to(self.device, non_blocking=True).detach()

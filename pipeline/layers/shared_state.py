@@ -1,7 +1,7 @@
 """The state that layers share, with its versions: who reads which, and when the next one is made.
 
 What it is and how contributions change it says the method (``pipeline.methods.shared_state``). Which version a layer
-reads is settled by ``pipeline.versions``.
+reads is decided by ``pipeline.versions``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ VALUES = "embeddings.values"
 """Name of the state among a run's weights; label embeddings were the first."""
 
 
-class StateSource(Protocol):
+class SharedStateAccess(Protocol):
     """Where a layer gets the shared state from, and sends its contributions to."""
 
     def read(self, layer: int, where: BatchPosition) -> Tensor:
-        """The state that the layer reads at this place, on the CPU and not to be changed."""
+        """The state that the layer reads at this position, on the CPU and not to be changed."""
         ...
 
     def push(self, layer: int, step: int, contribution: Tensor) -> None:
@@ -45,7 +45,7 @@ class VersionedState:
     Contributions may come in any order and from any thread; a version is made when all of its updates' are there, and
     they count in the order that ``Versions.updates`` names. All waiting ends with ``break_off``.
 
-    Implements ``StateSource`` for one process.
+    Implements ``SharedStateAccess`` for one process.
     """
 
     def __init__(self, spec: RunSpec) -> None:
@@ -189,7 +189,7 @@ class VersionedState:
 
 
 class FixedState:
-    """A state that no longer changes, such as a trained run's. Implements ``StateSource`` for evaluation."""
+    """A state that no longer changes, such as a trained run's. Implements ``SharedStateAccess`` for evaluation."""
 
     def __init__(self, values: Tensor) -> None:
         self._values = values

@@ -17,7 +17,7 @@ from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor, nn
 
 from pipeline.methods.adamw import AdamW
-from pipeline.methods.embeddings import EmbeddingSettings, LabelDictionary
+from pipeline.methods.embeddings import EmbeddingSettings, LabelEmbeddings
 from pipeline.methods.shared_state import SharedState, TrainingInfo
 from pipeline.nets.base import Layer, NetConfig
 from pipeline.registry import Registered, Registry
@@ -33,7 +33,7 @@ class BatchPosition:
     Attributes:
         epoch: 0-based.
         step: training steps before this batch, over all epochs.
-        position: place of the batch's first sample in the epoch's order.
+        position: index of the batch's first sample in the epoch's order.
         training: whether the layers learn from this batch.
         phase_step: training steps of this phase before this batch; as ``step`` where all layers learn at once.
         phase: the layers that learn in this part of the run, of a method that trains some after others; None where all
@@ -169,22 +169,22 @@ class MethodConfig(ABC, Registered):
         """The net whose layers learn by this method: the one that was asked for, or one made of it."""
         return net
 
-    def dictionary(self) -> EmbeddingSettings | None:
-        """The label embeddings that the layers share; None where they share none."""
+    def label_embeddings(self) -> EmbeddingSettings | None:
+        """The label embeddings that features are compared with; None where there are none."""
         return None
 
     def shared_versions(self, num_layers: int, steps_per_epoch: int) -> Versions | None:
-        """The versions of the state that layers share, such as a dictionary of label embeddings; None: none."""
-        dictionary = self.dictionary()
-        if dictionary is None or not dictionary.shared:
+        """The versions of the state that layers share, such as label embeddings; None: none."""
+        embeddings = self.label_embeddings()
+        if embeddings is None or not embeddings.shared:
             return None
-        return dictionary.versions(num_layers, steps_per_epoch)
+        return embeddings.versions(num_layers, steps_per_epoch)
 
     def shared_state(self, info: TrainingInfo) -> SharedState:
         """That state as it begins, with the same versions. Asked for once in a run, by whoever keeps it."""
-        dictionary = self.dictionary()
-        assert dictionary is not None, "a method that shares another state says so here"
-        return LabelDictionary(dictionary, info)
+        embeddings = self.label_embeddings()
+        assert embeddings is not None, "a method that shares another state says so here"
+        return LabelEmbeddings(embeddings, info)
 
     def predicts(self) -> bool:
         """Whether layers predict on their own (``Rule.scores``), without a readout."""
@@ -210,7 +210,7 @@ class MethodConfig(ABC, Registered):
         """
         return [range(num_layers)]
 
-    def readout_layers(self, index: int, num_layers: int) -> tuple[int, ...]:
+    def readout_inputs(self, index: int, num_layers: int) -> tuple[int, ...]:
         """The layers whose features the readout of layer ``index`` sees side by side, in this order: itself, and any
         before it."""
         return (index,)

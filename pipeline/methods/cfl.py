@@ -26,7 +26,7 @@ Contrast = Literal["program", "printed"]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelEmbeddingMethod(MethodConfig):
-    """What the methods have in common that compare features with a dictionary of label embeddings."""
+    """What the methods have in common that compare features with label embeddings."""
 
     similarity: Similarity = "dot"
     """How feature vectors are compared with label embeddings, in the mean over a sample's: by dot product, or by cosine
@@ -43,7 +43,7 @@ class LabelEmbeddingMethod(MethodConfig):
     def resolve(self, features: Sequence[int]) -> Self:
         return replace(self, embedding=self.embedding.resolve(features))
 
-    def dictionary(self) -> EmbeddingSettings | None:
+    def label_embeddings(self) -> EmbeddingSettings | None:
         return self.embedding
 
     def predicts(self) -> bool:
@@ -87,7 +87,7 @@ class CflSettings(LabelEmbeddingMethod):
 
 
 class LabelEmbeddingRule(PooledRule):
-    """Features of one layer beside the dictionary, pooled to their length: the shared one, or the layer's own."""
+    """Features of one layer beside label embeddings pooled to their length: the shared ones, or the layer's own."""
 
     def __init__(self, settings: LabelEmbeddingMethod, layer: Layer, model_info: ModelInfo) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class LabelEmbeddingRule(PooledRule):
     def targets(self, layer: Layer, context: StepContext) -> Tensor:
         """Every class's embedding as this layer sees it (Z, C)."""
         embeddings = self.embeddings if self.embeddings is not None else context.shared
-        assert embeddings is not None, "the method names a dictionary, so whoever trains the layer reads it"
+        assert embeddings is not None, "the method has label embeddings, so whoever trains the layer reads it"
         return pool_embeddings(self.compared(embeddings), layer.features)
 
     def compared(self, vectors: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from pipeline.versions import Mode, Update, Versions
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSettings:
-    """The dictionary of label embeddings that the layers compare their features with."""
+    """The label embeddings, one for each class, that the layers compare their features with."""
 
     embedding_mode: Mode = "last"
     """Whose gradients change it. static: nobody's. last: the last layer's. in-turn: every layer's, one after another,
@@ -33,7 +33,7 @@ class EmbeddingSettings:
     embedding_sync: Literal["lagged", "exact"] = "lagged"
     """exact: every layer reads what the step before wrote, as in plain sequential training. One batch at a time."""
     embedding_lr: float | Literal["lr"] = "lr"
-    """Learning rate of the dictionary's AdamW. lr: the layers'."""
+    """Learning rate of the label embeddings' AdamW. lr: the layers'."""
 
     def check(self) -> None:
         """Raises UserError where a value is out of range."""
@@ -59,11 +59,11 @@ class EmbeddingSettings:
 
     @property
     def shared(self) -> bool:
-        """Whether layers share one dictionary."""
+        """Whether all layers share the same label embeddings."""
         return self.embedding_mode != "per-layer"
 
     def versions(self, num_layers: int, steps_per_epoch: int) -> Versions:
-        """The versions of a run's dictionary."""
+        """The versions of a run's label embeddings."""
         return Versions(
             mode=self.embedding_mode,
             lag=self.embedding_lag,
@@ -97,8 +97,8 @@ def _bins(width: int, length: int, dtype: torch.dtype, device: torch.device) -> 
     return bins.to(device)
 
 
-class LabelDictionary(SharedState):
-    """The dictionary of label embeddings (Z, C_D) as the layers share it, with its AdamW.
+class LabelEmbeddings(SharedState):
+    """Label embeddings (Z, C_D) as the layers share them, with their AdamW.
 
     A version takes one optimizer's step on the layers' combined gradient, or in turn a step of each layer's own one.
     """
@@ -107,8 +107,8 @@ class LabelDictionary(SharedState):
     advice = "A lower `lr` or `embedding_lr` helps most."
 
     def __init__(self, settings: EmbeddingSettings, info: TrainingInfo) -> None:
-        assert settings.shared, "asked for only where layers share one"
-        assert settings.embedding_width != "auto", "resolve() settles the width"
+        assert settings.shared, "asked for only where layers share them"
+        assert settings.embedding_width != "auto", "resolve() gives the width"
         self._mode, self._info = settings.embedding_mode, info
         self.versions = settings.versions(info.num_layers, info.steps_per_epoch)
         generator = torch.Generator().manual_seed(rng.torch_seed(info.seed, "init-embeddings"))

@@ -25,7 +25,7 @@ class Layer(nn.Module):
 
     Attributes:
         features: length C of each feature vector.
-        grid: rows and columns of the feature vectors over the image; None where they have no place in it.
+        grid: rows and columns of the feature vectors over the image; None where they belong to no position in it.
         at_a_time: samples that a CPU thread takes through the layer together in float32, few enough for its caches;
             None: the whole batch, as where samples depend on one another (batch norm).
     """

@@ -51,8 +51,8 @@ class MixerSettings(NetConfig):
 
     def build(self, index: int, shape: Shape) -> Layer:
         patch, token_hidden, channel_hidden = self.patch, self.token_hidden, self.channel_hidden
-        assert isinstance(patch, int), "resolve() settles the patch size"
-        assert isinstance(token_hidden, int) and isinstance(channel_hidden, int), "resolve() settles the hidden units"
+        assert isinstance(patch, int), "resolve() gives the patch size"
+        assert isinstance(token_hidden, int) and isinstance(channel_hidden, int), "resolve() gives the hidden units"
         embedding = PatchProjection(shape[0], patch, self.dim) if index == 0 else None
         return MixerLayer(self.dim, patch_grid(patch, shape), token_hidden, channel_hidden, embedding)
 

@@ -58,7 +58,7 @@ def describe_patches(patch: int, shape: Shape) -> str:
 def patch_warning(asked: Patch, net: NetConfig, shape: Shape) -> str | None:
     """What is wrong with the number of tokens, in a sentence. ``asked`` is the patch before ``net`` was resolved."""
     patch = patch_of(net)
-    assert isinstance(patch, int), "resolve() settles the patch size"
+    assert isinstance(patch, int), "resolve() gives the patch size"
     tokens = math.prod(patch_grid(patch, shape))
     size = f"images of {shape[1]}×{shape[2]} pixels in patches of {patch}"
     if tokens > MAX_TOKENS or (asked == "auto" and patch == 1):

@@ -44,11 +44,11 @@ class ResnetSettings(NetConfig):
         return self
 
     def build(self, index: int, shape: Shape) -> Layer:
-        group, place = divmod(index, self._blocks_per_group)
+        group, block = divmod(index, self._blocks_per_group)
         grid: Grid = shape[1:]
-        for _ in range(group if place else group - 1):
+        for _ in range(group if block else group - 1):
             grid = convolved(grid, stride=2)
-        halves = group > 0 and place == 0
+        halves = group > 0 and block == 0
         features = self.width * 2**group
         stem = ConvLayer(shape[0], self.width, grid) if index == 0 else None
         return BasicBlock(features // 2 if halves else features, features, grid, stride=2 if halves else 1, stem=stem)

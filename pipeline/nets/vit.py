@@ -67,7 +67,7 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, settings: VitSettings, shape: Shape) -> None:
         super().__init__()
-        assert isinstance(settings.patch, int), "resolve() settles the patch size"
+        assert isinstance(settings.patch, int), "resolve() gives the patch size"
         self.patch = settings.patch
         rows, columns = patch_grid(self.patch, shape)
         self.project = nn.Linear(shape[0] * self.patch**2, settings.dim)

@@ -11,9 +11,8 @@ from pipeline.config.partition import balanced, partition
 from pipeline.config.run_spec import RunSpec
 from pipeline.planning.ideal import ideal_speedup
 from pipeline.planning.profile import Profile
-from pipeline.planning.simulate import Cores, Dictionary, Edge, Feed, LayerWork, Limit, Pipeline, limit, simulate
+from pipeline.planning.simulate import Cores, Edge, Feed, LayerWork, Limit, Pipeline, Shared, limit, simulate
 from pipeline.transport import CARRIERS
-from pipeline.versions import contributors
 
 Stages = tuple[range, ...]
 
@@ -21,7 +20,7 @@ CLOSE = 0.02
 """Of partitions this close to the fastest, the one with the fewest stages is taken."""
 
 _LATENCY = 2e-4  # seconds from the end of a send to the neighbour's waking up
-_LATENCY_OF_VERSIONS = 5e-3  # seconds: gradients to the coordinator, its update, the version back
+_LATENCY_OF_VERSIONS = 5e-3  # seconds: contributions to the coordinator, its update, the version back
 ASSUMED_LINK = 25e9
 """Bytes per second between GPUs where no link is given or measured: PCIe 4, 16 lanes."""
 _SOCKET_COPIES = 1  # that a socket makes at either end, beside the copy into the message
@@ -89,8 +88,7 @@ class Planner:
         """What there is to simulate."""
         settings, profile = self._spec.settings, self._profile
         cpu = self._spec.device == "cpu"
-        dictionary = settings.method.dictionary()
-        shared = dictionary is not None and bool(contributors(dictionary.embedding_mode, self._spec.num_layers))
+        versions = self._spec.shared_versions
         cores = Cores(count=site.devices)
         if cpu:
             cores = replace(
@@ -114,8 +112,8 @@ class Planner:
                 on_cores=cpu,
             ),
             cores=cores,
-            dictionary=Dictionary(settings=dictionary, seconds=_LATENCY_OF_VERSIONS)
-            if dictionary is not None and shared
+            shared=Shared(versions=versions, seconds=_LATENCY_OF_VERSIONS)
+            if versions is not None and versions.contributors
             else None,
             jitter=profile.jitter,
             seed=settings.train.seed,
@@ -194,13 +192,15 @@ class Planner:
             thinner = Planner(self._spec, replace(self._profile, busy=tuple(thin)))
             candidates.append(("`transfer_dtype` bf16", thinner.rate(stages, site)))
         pipeline = self.pipeline(stages, site)
-        settings = self._spec.settings.method.dictionary()
-        if pipeline.dictionary is not None and settings is not None:
-            lag = settings.embedding_lag + 1 if settings.embedding_sync == "lagged" else settings.embedding_lag
-            looser = replace(settings, embedding_sync="lagged", embedding_lag=lag)
-            name = f"`embedding_sync` lagged `embedding_lag` {lag}"
-            free = replace(pipeline, dictionary=replace(pipeline.dictionary, settings=looser))
-            candidates.append((name, simulate(free).steps_per_second * self._spec.settings.train.batch_size))
+        if pipeline.shared is not None:
+            versions = pipeline.shared.versions
+            lag = versions.lag + (0 if versions.exact else 1)
+            looser = replace(pipeline.shared, versions=replace(versions, exact=False, lag=lag))
+            name = f"a lag of {lag} for the state that the layers share"
+            if self._spec.settings.method.label_embeddings() is not None:
+                name = f"`embedding_sync` lagged `embedding_lag` {lag}"
+            rate = simulate(replace(pipeline, shared=looser)).steps_per_second
+            candidates.append((name, rate * self._spec.settings.train.batch_size))
         return candidates
 
     def _with(self, stages: Stages, site: Site, **values: int) -> float:

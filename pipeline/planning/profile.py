@@ -27,7 +27,7 @@ from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer
 from pipeline.layers.shared_state import FixedState
 from pipeline.methods import Activations, BatchPosition, StepContext
-from pipeline.runtime.process import settle
+from pipeline.runtime.process import configure_process
 from pipeline.spawn import Child, ChildDiedError, ChildFailedError, ask_all
 from pipeline.transport.message import IDS, LABELS, Message, message_bytes
 
@@ -132,7 +132,7 @@ class _Workbench:
     """All layers of a run on one device, and a batch of random images for them."""
 
     def __init__(self, spec: RunSpec, device: torch.device) -> None:
-        settle(spec, device)
+        configure_process(spec, device)
         self.spec, self._device = spec, device
         shared = _Unchanging(spec.shared_state().values.detach()) if spec.shared_versions is not None else None
         self._layers = [_Timed(LocalLayer(spec, index, device, shared)) for index in range(spec.num_layers)]

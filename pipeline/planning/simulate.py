@@ -7,8 +7,8 @@ Who waits for whom is what ``pipeline.runtime.stage``, ``pipeline.transport.chan
   edge      a message leaves the sender's hand once the receiver has a free buffer: ``queue_depth`` wait there, beside
             the one that is worked on; the sender waits while the message before is still in its hand
   feeder    as a stage that only sends; several take turns
-  layer     reads its version of the label dictionary behind the send; a version exists when every contributor's
-            gradients of the step before have come
+  layer     reads its version of the shared state, such as label embeddings, behind the send; a version exists when
+            every contribution that makes it has come
   cores     who computes at the same time shares them evenly
 
 Pure arithmetic: nothing is measured here, and the same seed gives the same result.
@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -94,19 +94,13 @@ class Cores:
         return min(1.0, (self.count - self.others) / running) * turns * (1.0 + (self.alone - 1.0) * free)
 
 
-class Versioned(Protocol):
-    """What says which versions there are, such as ``pipeline.methods.embeddings.EmbeddingSettings``."""
-
-    def versions(self, num_layers: int, steps_per_epoch: int) -> Versions: ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class Dictionary:
-    """Label embeddings that the layers share."""
+class Shared:
+    """A state that the layers share and change, such as label embeddings."""
 
-    settings: Versioned
+    versions: Versions
     seconds: float = 0.0
-    """From the last gradient of a step to the version it makes being with the stages."""
+    """From the last contribution to a version to its being with the stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +119,7 @@ class Pipeline:
     queue_depth: int = 2
     feed: Feed = field(default_factory=Feed)
     cores: Cores = field(default_factory=Cores)
-    dictionary: Dictionary | None = None
+    shared: Shared | None = None
     jitter: float = 0.0
     seed: int = 0
 
@@ -201,7 +195,7 @@ def simulate(pipeline: Pipeline, *, num_steps: int | None = None) -> Outcome:
 class Limit:
     """What holds a pipeline back. ``stage`` is 0-based; that of a link is the one that sends."""
 
-    kind: Literal["stage", "cores", "feeder", "link", "dictionary"]
+    kind: Literal["stage", "cores", "feeder", "link", "shared"]
     stage: int | None = None
 
     def __str__(self) -> str:
@@ -212,8 +206,8 @@ class Limit:
             case "link":
                 assert self.stage is not None
                 return f"the link from stage {self.stage + 1}"
-            case "dictionary":
-                return "the label dictionary"
+            case "shared":
+                return "the state that the layers share"
             case _:
                 return f"the {self.kind}"
 
@@ -221,7 +215,7 @@ class Limit:
 def limit(pipeline: Pipeline) -> Limit:
     """What holds the pipeline back: that without which it would be fastest, else its busiest stage.
 
-    Found by simulating the pipeline with a feeder, links, a dictionary that cost nothing, one after the other.
+    Found by simulating the pipeline with a feeder, links, a shared state that cost nothing, one after the other.
     """
     steady = replace(pipeline, jitter=0.0)
     rate = simulate(steady, num_steps=60).steps_per_second
@@ -229,7 +223,7 @@ def limit(pipeline: Pipeline) -> Limit:
     without = {
         Limit("feeder"): replace(steady, feed=replace(steady.feed, seconds=0.0, edge=Edge())),
         Limit("link", slowest): replace(steady, edges=tuple(replace(edge, transfer=0.0) for edge in steady.edges)),
-        Limit("dictionary"): replace(steady, dictionary=None),
+        Limit("shared"): replace(steady, shared=None),
     }
     gains = {
         what: simulate(other, num_steps=60).steps_per_second / rate - 1
@@ -380,11 +374,11 @@ _ENDLESS = 1 << 60  # steps of the one epoch that is simulated
 
 
 class _Sync:
-    """The label dictionary's versions."""
+    """The shared state's versions."""
 
-    def __init__(self, machine: _Machine, dictionary: Dictionary, num_layers: int) -> None:
-        self._machine, self._dictionary = machine, dictionary
-        self._versions = dictionary.settings.versions(num_layers, _ENDLESS)
+    def __init__(self, machine: _Machine, shared: Shared) -> None:
+        self._machine, self._seconds = machine, shared.seconds
+        self._versions = replace(shared.versions, steps_per_epoch=_ENDLESS)
         self._pushed = {layer: _Counter() for layer in self._versions.contributors}
         self._version = _Counter()
         if self._pushed:
@@ -394,7 +388,7 @@ class _Sync:
         for version in count():
             for layer, step in self._versions.updates(version):
                 yield _Until(self._pushed[layer], step + 1)
-            yield _Delay(self._dictionary.seconds)
+            yield _Delay(self._seconds)
             self._machine.raise_to(self._version, version + 1)
 
     def read(self, layer: int, step: int) -> _Until:
@@ -475,7 +469,7 @@ def _build(pipeline: Pipeline, machine: _Machine) -> list[_Stage]:
     """Starts everyone. Returns the stages."""
     feed, depth = pipeline.feed, pipeline.queue_depth
     num_stages = len(pipeline.stages)
-    sync = _Sync(machine, pipeline.dictionary, pipeline.num_layers) if pipeline.dictionary is not None else None
+    sync = _Sync(machine, pipeline.shared) if pipeline.shared is not None else None
     feeds = [_Channel(machine, depth, feed.edge) for _ in range(feed.feeders)]
     for number, channel in enumerate(feeds):
         machine.start(_feed(machine, feed, channel, _factors(pipeline, num_stages + number)))

@@ -101,15 +101,15 @@ def control(
         if len(statuses) == spec.num_stages:
             observer.progressed([statuses[stage] for stage in range(spec.num_stages)])
 
-    def settle_best() -> None:
+    def forget_worse() -> None:
         """Has the stages forget the candidates that an epoch validated since was better than."""
         validated = history.epochs(Kind.VALIDATE)
-        if validated and validated[-1] != settled[-1] and history.best_epoch is not None:
-            settled.append(validated[-1])
+        if validated and validated[-1] != forgotten_up_to[-1] and history.best_epoch is not None:
+            forgotten_up_to.append(validated[-1])
             result.best_epoch = history.best_epoch
             group.keep_only(result.best_epoch, validated[-1])
 
-    settled = [-1]
+    forgotten_up_to = [-1]
     phases = list(spec.phases)
     stop_by: float | None = None
     begun = time.perf_counter()
@@ -117,16 +117,16 @@ def control(
     try:
         while not group.wait(until_next_look(time.perf_counter() - begun)):
             collect()
-            settle_best()
+            forget_worse()
             if phases and history.layers(Kind.VALIDATE, phases[0].epochs[-1]) is not None:
                 best = history.require_best_epoch(phases.pop(0))
                 if phases:
                     group.feed(next_phase(best, phases[0].epochs))
                 else:
                     result.seconds["layers"] = time.perf_counter() - begun
-                    head = spec.settings.head
-                    readout_epochs = head.head_epochs if head.mode == "after" else 0
-                    group.feed(closing_passes(best, spec.epochs, readout_epochs, judged=head.judged))
+                    readout = spec.settings.readout
+                    readout_epochs = readout.readout_epochs if readout.mode == "after" else 0
+                    group.feed(closing_passes(best, spec.epochs, readout_epochs, judged=readout.judged))
             if stop_by is None and observer.interrupted():
                 group.interrupt()
                 stop_by = time.perf_counter() + DRAIN_TIMEOUT
@@ -137,7 +137,7 @@ def control(
         while history.layers(Kind.TEST, 0) is None and time.perf_counter() < last_words:
             time.sleep(_SHORTEST / 5)
             collect()
-        settle_best()
+        forget_worse()
         if stop_by is None and history.layers(Kind.TEST, 0) is None:
             raise StageFailedError("the stages ended without reporting on the test images")
     except RunError as error:

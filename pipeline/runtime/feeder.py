@@ -24,14 +24,14 @@ _SPLITS: dict[Kind, Split] = {
 }
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where batches come from, such as ``pipeline.data.loader.Dataset``."""
 
     def batches(self, split: Split, *, epoch: int, batch_size: int, part: tuple[int, int]) -> Iterable[Batch]: ...
 
 
 def messages(
-    source: Source,
+    source: BatchSource,
     passes: Iterable[Pass],
     *,
     batch_size: int,
@@ -91,13 +91,13 @@ class Passes:
             yield due
 
 
-class SourceReceiver:
+class BatchReceiver:
     """For a first stage without feeders: it reads its batches itself, between two steps. Implements ``Receiver``.
 
     The reading counts as waiting for input. ``feed`` and ``interrupt`` may be called from any thread.
     """
 
-    def __init__(self, source: Source, *, batch_size: int, clock: Clock) -> None:
+    def __init__(self, source: BatchSource, *, batch_size: int, clock: Clock) -> None:
         self._passes, self._interrupted, self._clock = Passes(), threading.Event(), clock
         self._messages = messages(source, self._passes, batch_size=batch_size, interrupted=self._interrupted.is_set)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.build import build_run, open_data, settle_baseline
+from pipeline.config.build import build_run, expand_baseline, open_data
 from pipeline.config.devices import local_devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
@@ -30,7 +30,7 @@ def train(
         UserError: settings that cannot be; the message says what can.
         RunError: the run failed; its ``result`` holds what was learned before.
     """
-    settings = settle_baseline(settings)
+    settings = expand_baseline(settings)
     pipe = settings.pipeline
     if pipe.executor == "ray":
         raise UserError("`executor` ray is of `launch`. Use `executor` serial or threads in this process.")

@@ -10,7 +10,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.runtime.allocator import keep_freed_memory
 
 
-def settle(spec: RunSpec, device: torch.device) -> None:
+def configure_process(spec: RunSpec, device: torch.device) -> None:
     """Keeps freed memory and sets CPU threads to the run's; asks a GPU for deterministic kernels and makes it current.
 
     The number of threads is a property of the calling thread. Where PyTorch has no deterministic kernel it warns.

@@ -22,7 +22,7 @@ from pipeline.layers.tallies import TrainTally
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.observer import Observer
-from pipeline.runtime.process import settle
+from pipeline.runtime.process import configure_process
 from pipeline.runtime.watch import Watch
 from pipeline.telemetry.reports import PassReport
 
@@ -40,7 +40,7 @@ def train_serial(
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; ``result`` holds what was learned before.
     """
-    settle(spec, spec.stage_device(0))
+    configure_process(spec, spec.stage_device(0))
     watch = Watch(spec, observer)
     run = SerialRun(spec, dataset, watch)
     return watch.over(run.train, weights=run.weights, state=run.state)
@@ -62,15 +62,15 @@ class SerialRun:
         ]
 
     def train(self) -> None:
-        epochs, head = self.spec.epochs, self.spec.settings.head
+        epochs, readout = self.spec.epochs, self.spec.settings.readout
         for phase in self.spec.phases:
             best = self.train_phase(phase)
         if self.shared is not None:
             self.shared.freeze(best)
         self.watch.layers_trained()
-        for epoch in range(epochs, epochs + (head.head_epochs if head.mode == "after" else 0)):
+        for epoch in range(epochs, epochs + (readout.readout_epochs if readout.mode == "after" else 0)):
             self.train_readouts(epoch)
-            if head.judged:
+            if readout.judged:
                 for layer, said in zip(self.layers, self.evaluate("validate", Kind.JUDGE, epoch).layers, strict=True):
                     layer.judge_readout(said.readout_loss)
         for layer in self.layers:

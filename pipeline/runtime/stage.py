@@ -19,7 +19,7 @@ from pipeline.data.augment import Augment
 from pipeline.errors import ChannelError, NonFiniteLossError
 from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer, State, nowhere
-from pipeline.layers.shared_state import StateSource
+from pipeline.layers.shared_state import SharedStateAccess
 from pipeline.layers.tallies import EvaluationTally, TrainTally
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.runtime.feeder import IMAGES
@@ -51,7 +51,7 @@ class Stage:
         *,
         report: Callable[[PassReport], None],
         clock: Clock,
-        shared: StateSource | None = None,
+        shared: SharedStateAccess | None = None,
     ) -> None:
         self.spec, self.index, self.device = spec, index, device
         self._shared = AwaitedState(shared, clock) if shared is not None else None
@@ -293,7 +293,7 @@ class Stage:
 class AwaitedState:
     """A source of shared state whose waiting counts as such on the stage's clock."""
 
-    def __init__(self, source: StateSource, clock: Clock) -> None:
+    def __init__(self, source: SharedStateAccess, clock: Clock) -> None:
         self._source, self._clock = source, clock
 
     def read(self, layer: int, where: BatchPosition) -> Tensor:

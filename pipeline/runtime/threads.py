@@ -12,11 +12,11 @@ from pipeline.layers.layer import State
 from pipeline.layers.shared_state import VersionedState
 from pipeline.runtime import stage as stages
 from pipeline.runtime.controller import control
-from pipeline.runtime.feeder import MergedReceiver, Passes, Source, SourceReceiver, messages
+from pipeline.runtime.feeder import BatchReceiver, BatchSource, MergedReceiver, Passes, messages
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass
-from pipeline.runtime.process import settle
+from pipeline.runtime.process import configure_process
 from pipeline.runtime.stage import Stage
 from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.reports import PassReport, Status
@@ -27,7 +27,7 @@ _LEAVE = 1.0  # seconds that threads have to end after a run
 
 def train_threads(
     spec: RunSpec,
-    source: Source,
+    source: BatchSource,
     observer: Observer = Observer(),  # noqa: B008 (it has no state)
 ) -> RunResult:
     """As ``pipeline.runtime.serial.train_serial``, stage by stage in threads."""
@@ -41,7 +41,7 @@ def train_threads(
 class ThreadWorkers:
     """The workers of a run as threads. Implements ``pipeline.runtime.controller.WorkerGroup``."""
 
-    def __init__(self, spec: RunSpec, source: Source) -> None:
+    def __init__(self, spec: RunSpec, source: BatchSource) -> None:
         settings = spec.settings.pipeline
         self._spec, self._source = spec, source
         devices = [spec.stage_device(index) for index in range(spec.num_stages)]
@@ -69,7 +69,7 @@ class ThreadWorkers:
             for index in range(spec.num_stages - 1)
         ]
         self._reader = (
-            SourceReceiver(source, batch_size=spec.settings.train.batch_size, clock=self._clocks[0])
+            BatchReceiver(source, batch_size=spec.settings.train.batch_size, clock=self._clocks[0])
             if not settings.feeders
             else None
         )
@@ -115,7 +115,7 @@ class ThreadWorkers:
         return thread
 
     def _run_stage(self, index: int) -> None:
-        settle(self._spec, self._spec.stage_device(index))
+        configure_process(self._spec, self._spec.stage_device(index))
         outbox = self._edges[index] if index < len(self._edges) else None
         try:
             stages.run(self._stages[index], self._inboxes[index], outbox, self._clocks[index])

@@ -51,14 +51,14 @@ class Clock:
     def read(self) -> TimeBreakdown:
         """The account since the clock was started."""
         with self._lock:
-            now = self._settle()
+            now = self._account()
             return TimeBreakdown(wall=now - self._started, seconds=dict(self._seconds))
 
     def credit(self, kind: TimeCategory, seconds: float) -> None:
         """Adds time that a GPU spent while its host waited for the next message: it counts as busy alone."""
         with self._lock:
             self._seconds[kind] += seconds
-            excess = sum(self._seconds.values()) - (self._settle() - self._started)
+            excess = sum(self._seconds.values()) - (self._account() - self._started)
             for waiting in (TimeCategory.WAIT_IN, TimeCategory.WAIT_OUT, TimeCategory.COPY, TimeCategory.SYNC):
                 taken = min(max(excess, 0.0), self._seconds[waiting])
                 self._seconds[waiting] -= taken
@@ -67,11 +67,11 @@ class Clock:
     def _switch(self, kind: TimeCategory | None) -> TimeCategory | None:
         """From now on time is spent on ``kind``. Returns on what it was spent before."""
         with self._lock:
-            self._settle()
+            self._account()
             before, self._kind = self._kind, kind
         return before
 
-    def _settle(self) -> float:
+    def _account(self) -> float:
         """Accounts for the time until now, which it returns."""
         now = time.perf_counter()
         if self._kind is not None:

@@ -17,7 +17,7 @@ class Status:
 
     Attributes:
         kind: the last message's, None before the first.
-        epoch, step: its place in the run.
+        epoch, step: its position in the run.
         images: images in training batches so far (an image counts once, whatever the number of views).
         losses: the latest loss of each of the stage's layers, NaN before the first.
         waiting: messages in the stage's queue.

@@ -75,5 +75,5 @@ class EdgeGroups:
 
 
 def _tried(edge: Edge) -> list[type[Carrier]]:
-    """The transports by which an edge may be joined. "auto" is for CPUs: between GPUs it is settled before."""
+    """The transports by which an edge may be joined. "auto" is for CPUs: between GPUs it is resolved before."""
     return automatic("cpu") if edge.transport == "auto" else [CARRIERS[edge.transport]]

@@ -1,4 +1,4 @@
-"""What travels between stages: a kind, its place in the run, and named tensors. And its form as bytes.
+"""What travels between stages: a kind, where it stands in the run, and named tensors. And its form as bytes.
 
 A frame is a header of fixed size and the tensors' bytes behind it, each aligned to 64 bytes: kernels may take
 another path, with other rounding, for memory aligned otherwise, and the same bits are wanted from every transport.
@@ -47,8 +47,8 @@ class Message:
 
     Attributes:
         kind: what to do.
-        epoch, step: place in the run; step counts batches within a pass, from 0.
-        position: place of the batch's first sample in the epoch's order (keys the augmentation).
+        epoch, step: position in the run; step counts batches within a pass, from 0.
+        position: index of the batch's first sample in the epoch's order (keys the augmentation).
         last: the pass ends with this batch.
         tensors: named tensors; ``labels`` and ``ids`` (N,) int64 beside the activations.
     """

@@ -23,7 +23,7 @@ from pipeline.data import acquire, build, packages, prepare, registry, shards, s
 from pipeline.data.fetch import UnreachableError
 from pipeline.data.index import DataIndex
 from pipeline.data.loader import Dataset
-from pipeline.data.registry import DATASETS, SourceFile
+from pipeline.data.registry import DATASETS, PublishedFile
 from pipeline.data.sources.base import silent
 from pipeline.errors import UserError
 
@@ -36,7 +36,7 @@ def md5(data: bytes) -> str:
 
 def publish(monkeypatch: pytest.MonkeyPatch, name: str, files: dict[str, bytes], *, downloads: set[str]) -> None:
     """Have the registry believe that these are the published files of ``name``."""
-    known = [SourceFile(name=file, md5=md5(data), raw_md5=md5(data)) for file, data in files.items()]
+    known = [PublishedFile(name=file, md5=md5(data), raw_md5=md5(data)) for file, data in files.items()]
     facts = replace(
         DATASETS[name],
         downloads=tuple(file for file in known if file.name in downloads),

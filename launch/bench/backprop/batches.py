@@ -21,7 +21,7 @@ _IN_MEMORY = 4  # batches kept, at most
 class Portion:
     """What a rank gets of a batch. Images (n, C, H, W) uint8 and labels (n,), None where the rank needs none.
 
-    ``place`` is that of its own first image.
+    ``where`` is the position of its own first image.
     """
 
     images: Tensor | None
@@ -29,13 +29,13 @@ class Portion:
     where: BatchPosition
 
 
-class Source(Protocol):
+class Portions(Protocol):
     """Where a rank takes its portions from, one after the other without an end."""
 
     def take(self) -> Portion: ...
 
 
-class MemorySource:
+class PortionsInMemory:
     """A few portions over and over. Augmentation goes on as if they were new.
 
     Args:
@@ -54,7 +54,7 @@ class MemorySource:
         return replace(kept, where=self._job.spec.batch_position(Kind.TRAIN, epoch, step, position))
 
 
-class FedSource:
+class PortionsFromLoader:
     """Portions that the loader put into a queue."""
 
     def __init__(self, queue: Any) -> None:
@@ -65,11 +65,11 @@ class FedSource:
         return portion
 
 
-def in_memory(job: Job, dataset: Dataset) -> list[Source]:
-    """Each rank's source of the same few batches."""
+def in_memory(job: Job, dataset: Dataset) -> list[Portions]:
+    """Each rank's portions of the same few batches."""
     batches = list(itertools.islice(dataset.batches("train", epoch=0, batch_size=job.batch_size), _IN_MEMORY))
     return [
-        MemorySource(job, rank, [portion_of(job, rank, batch, epoch=0) for batch in batches])
+        PortionsInMemory(job, rank, [portion_of(job, rank, batch, epoch=0) for batch in batches])
         for rank in range(job.num_ranks)
     ]
 

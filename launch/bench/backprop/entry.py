@@ -13,7 +13,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.data.loader import Dataset
 from pipeline.layers.layer import State
 
-_FIRST_STEPS = 2  # after them everything is compiled, connected and in its place
+_FIRST_STEPS = 2  # after them everything is compiled, connected and allocated
 
 _TITLES: dict[Way, str] = {
     "backprop": "backprop",

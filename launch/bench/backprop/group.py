@@ -14,7 +14,7 @@ import torch.multiprocessing
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from launch.bench.backprop import loader, rank
-from launch.bench.backprop.batches import FedSource, in_memory
+from launch.bench.backprop.batches import PortionsFromLoader, in_memory
 from launch.bench.backprop.final_messages import kind_of
 from launch.bench.backprop.job import Job
 from launch.bench.protocol import CannotRunError
@@ -87,7 +87,7 @@ class WorkerGroup:
             sources = in_memory(job, dataset)
         else:
             self._queues = [_FORKED.Queue(maxsize=_AHEAD) for _ in range(job.num_ranks)]
-            sources = [FedSource(queue) for queue in self._queues]
+            sources = [PortionsFromLoader(queue) for queue in self._queues]
         for number in range(job.num_ranks):
             self._begin(job.rank_name(number), f"{name} rank {number + 1}", rank.work, number, port, sources[number])
         if dataset is None:

@@ -73,7 +73,7 @@ class Part(nn.Module):
         return x
 
     def draw_anew(self, where: BatchPosition) -> None:
-        """Settles what dropout draws in a step."""
+        """Seeds what dropout draws in a step."""
         self._generator.manual_seed(rng.torch_seed(self._seed, "layer", self._rank, where.step))
 
     def state(self) -> State:

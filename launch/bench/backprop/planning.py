@@ -16,7 +16,7 @@ from pipeline.config.run_spec import RunSpec
 def backprop_spec(spec: RunSpec) -> RunSpec:
     """The same net, data and training by backpropagation: ``--baseline bp`` of a run of local learning."""
     pipe = replace(spec.settings.pipeline, stages=1, partition="even", executor="serial")
-    settings = build.settle_baseline(replace(spec.settings, baseline="bp", pipeline=pipe))
+    settings = build.expand_baseline(replace(spec.settings, baseline="bp", pipeline=pipe))
     return replace(spec, settings=settings, stages=partition(1, 1))
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
-from launch.bench.backprop.batches import Source
+from launch.bench.backprop.batches import Portions
 from launch.bench.backprop.final_messages import print_into
 from launch.bench.backprop.job import Job
 from launch.bench.backprop.trainer import Trainer
@@ -39,7 +39,7 @@ Question = tuple[Any, ...]
 """("round", warm-up steps, steps), whose answer is a ``Share``, or ("weights",)."""
 
 
-def work(job: Job, rank: int, port: int, source: Source, said: str) -> Callable[[Question], Any]:
+def work(job: Job, rank: int, port: int, portions: Portions, said: str) -> Callable[[Question], Any]:
     """In a rank's process: joins the others. Returns what answers questions.
 
     Args:
@@ -56,7 +56,7 @@ def work(job: Job, rank: int, port: int, source: Source, said: str) -> Callable[
         _join(job, rank, port)
     here = _trainer(job, rank)
     give_back(device)
-    return partial(_answer, here, source)
+    return partial(_answer, here, portions)
 
 
 def _trainer(job: Job, rank: int) -> Trainer:
@@ -85,10 +85,10 @@ def _join(job: Job, rank: int, port: int) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=job.num_ranks, timeout=timeout)
 
 
-def _answer(here: Trainer, source: Source, question: Question) -> Any:
+def _answer(here: Trainer, portions: Portions, question: Question) -> Any:
     match question:
         case ("round", int(warm), int(steps)):
-            answer: Any = _round(here, source, warm, steps)
+            answer: Any = _round(here, portions, warm, steps)
         case ("weights",):
             answer = here.weights()
         case _:
@@ -97,15 +97,15 @@ def _answer(here: Trainer, source: Source, question: Question) -> Any:
     return answer
 
 
-def _round(here: Trainer, source: Source, warm: int, steps: int) -> Share:
+def _round(here: Trainer, portions: Portions, warm: int, steps: int) -> Share:
     """Warm-up steps, then measured ones from the moment when all ranks are ready."""
     for device in here.devices():
         reset_peak(device)
-    loss = _steps(here, source, warm)
+    loss = _steps(here, portions, warm)
     _meet(here)
     here.clock.restart()
     begun = time.perf_counter()
-    loss = _steps(here, source, steps)
+    loss = _steps(here, portions, steps)
     seconds = time.perf_counter() - begun
     spent = _spent(here, seconds)
     return Share(
@@ -119,12 +119,12 @@ def _round(here: Trainer, source: Source, warm: int, steps: int) -> Share:
     )
 
 
-def _steps(here: Trainer, source: Source, count: int) -> torch.Tensor | None:
+def _steps(here: Trainer, portions: Portions, count: int) -> torch.Tensor | None:
     """So many steps to their very end; the last one's loss."""
     loss: torch.Tensor | None = torch.tensor(math.nan)
     for _ in range(count):
         with here.clock.measure(TimeCategory.WAIT_IN):
-            portion = source.take()
+            portion = portions.take()
         loss = here.step(portion)
     here.busy.finish()
     for device in here.devices():

@@ -73,8 +73,8 @@ def curves(panels: Sequence[Panel], *, title: str, num_layers: int) -> Figure:
 
 def _shades(num_layers: int) -> dict[int, str]:
     """Colours of the layers; the lightest still stands out on white."""
-    places = np.linspace(0, 0.82, num_layers) if num_layers > 1 else [0.3]
-    return {layer: to_hex(mpl.colormaps["viridis"](place)) for layer, place in enumerate(places, start=1)}
+    shades = np.linspace(0, 0.82, num_layers) if num_layers > 1 else [0.3]
+    return {layer: to_hex(mpl.colormaps["viridis"](shade)) for layer, shade in enumerate(shades, start=1)}
 
 
 def _draw(axes: Axes, panel: Panel, shades: Mapping[int, str]) -> None:

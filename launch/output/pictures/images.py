@@ -52,7 +52,7 @@ def attention(sections: Mapping[str, Sequence[Example]], layers: Sequence[str]) 
     height = above + len(sections) * 0.3 + num_rows * pitch + below
     figure = Figure(figsize=(width, height))
 
-    def place(x: float, y: float) -> Axes:
+    def panel_at(x: float, y: float) -> Axes:
         """A square whose upper left corner is so many inches from the figure's."""
         return figure.add_axes((x / width, 1 - (y + cell) / height, cell / width, cell / height))
 
@@ -67,12 +67,12 @@ def attention(sections: Mapping[str, Sequence[Example]], layers: Sequence[str]) 
         y += 0.3
         for example in examples:
             say(0.05, y + line - 0.05, shown(example.label, cell + gap), fontsize=7.5)
-            _picture(place(0.05, y + line), example.image)
+            _picture(panel_at(0.05, y + line), example.image)
             for x, guess, maps in zip(offsets, example.guesses, example.maps, strict=False):
                 middle, name = x + (group * step - between) / 2, shown(guess, group * step)
                 say(middle, y + line - 0.05, name, fontsize=7.5, ha="center")
                 for number, values in enumerate(maps):
-                    drawn = _heat(place(x + number * step, y + line), example.image, values)
+                    drawn = _heat(panel_at(x + number * step, y + line), example.image, values)
             y += pitch
     for x in offsets:
         for number, name in enumerate(layers):
@@ -111,7 +111,7 @@ def anchors(rows: Sequence[AnchorRow], mean_same: Sequence[float], mean_other: S
     figure = Figure(figsize=(WIDTH * 0.86, 1.55 * len(rows) + 0.45), layout="constrained")
     grid = figure.add_gridspec(len(rows), 4, width_ratios=[1, 1, 1, 2.6])
     num_layers = len(mean_same)
-    places = np.arange(1, num_layers + 1)
+    positions = np.arange(1, num_layers + 1)
     low = min(0.0, *mean_other, *(value for row in rows for value in (*row.same, *row.other)))
     charts = []
     for number, row in enumerate(rows):
@@ -123,10 +123,10 @@ def anchors(rows: Sequence[AnchorRow], mean_same: Sequence[float], mean_other: S
             name = shown(label, 1.05)
             axes.set_title(f"{part}:\n{name}" if number == 0 else name, fontsize=7.5, pad=3)
         axes = figure.add_subplot(grid[number, 3])
-        axes.plot(places, row.same, color=BLUE, marker="o", label="anchor and same class")
-        axes.plot(places, row.other, color=ORANGE, marker="s", label="anchor and other class")
-        axes.plot(places, mean_same, color=BLUE, linestyle=":", linewidth=1, label="mean of all pairs of one class")
-        axes.plot(places, mean_other, color=ORANGE, linestyle=":", linewidth=1, label="mean of all other pairs")
+        axes.plot(positions, row.same, color=BLUE, marker="o", label="anchor and same class")
+        axes.plot(positions, row.other, color=ORANGE, marker="s", label="anchor and other class")
+        axes.plot(positions, mean_same, color=BLUE, linestyle=":", linewidth=1, label="mean of all pairs of one class")
+        axes.plot(positions, mean_other, color=ORANGE, linestyle=":", linewidth=1, label="mean of all other pairs")
         layer_axis(axes, num_layers)
         axes.set_ylim(low - 0.06, 1.06)
         axes.grid(axis="y")

@@ -24,9 +24,9 @@ def lines(series: Mapping[str, Sequence[float | None]], *, label: str, percent: 
     axes = figure.subplots()
     looks = zip((BLUE, ORANGE, GREEN), ("-", "--", ":"), ("o", "s", "^"), strict=True)
     for (name, values), (colour, dashes, marker) in zip(series.items(), looks, strict=False):
-        places = [place for place, value in enumerate(values, start=1) if value is not None]
+        positions = [position for position, value in enumerate(values, start=1) if value is not None]
         shown = [value for value in values if value is not None]
-        axes.plot(places, shown, color=colour, linestyle=dashes, marker=marker, label=name)
+        axes.plot(positions, shown, color=colour, linestyle=dashes, marker=marker, label=name)
     layer_axis(axes, max(len(values) for values in series.values()))
     axes.set_ylabel(label)
     axes.grid(axis="y")
@@ -45,10 +45,10 @@ def margins(inside: Sequence[float], margin: Sequence[float]) -> Figure:
     """Share of positive pairs inside the margin, a bar per layer that is named with its margin."""
     figure = Figure(figsize=(COLUMN, 2.5), layout="constrained")
     axes = figure.subplots()
-    places = np.arange(1, len(inside) + 1)
-    bars = axes.bar(places, inside, width=0.62, color=BLUE)
+    positions = np.arange(1, len(inside) + 1)
+    bars = axes.bar(positions, inside, width=0.62, color=BLUE)
     axes.bar_label(bars, [f"{share:.0%}" if share >= 0.005 else f"{share:.1%}" for share in inside], padding=2)
-    axes.set_xticks(places, [f"{place}\nm = {m:.2f}" for place, m in zip(places, margin, strict=True)])
+    axes.set_xticks(positions, [f"{position}\nm = {m:.2f}" for position, m in zip(positions, margin, strict=True)])
     axes.set_xlabel("layer")
     axes.set_ylabel("positive pairs inside the margin")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -115,10 +115,10 @@ def _colour_bar(figure: Figure, image: AxesImage, panels: Sequence[Axes], label:
 def _name_outer_axes(panels: Sequence[Axes]) -> None:
     """Takes class names off panels that have a neighbour which names them: to the left, or below."""
     for axes in panels:
-        place = axes.get_subplotspec()
-        assert place is not None, "made by subplots()"
+        panel = axes.get_subplotspec()
+        assert panel is not None, "made by subplots()"
         below = [other for other in panels if _under(other, axes)]
-        if place.colspan.start > 0:
+        if panel.colspan.start > 0:
             axes.set_yticks([])
         if below:
             axes.set_xticks([])
@@ -182,22 +182,22 @@ def _matrix(
 
 
 def _names(classes: Classes, *, large: bool) -> dict[float, str]:
-    """What is named along a matrix, by its place: classes, or groups where classes are too many, or nothing."""
+    """What is named along a matrix, by its position: classes, or groups where classes are too many, or nothing."""
     most, width, count = (_NAMED, None, len(classes.order)) if large else (_CELLS, 0.95, len(classes.order))
     if count <= most and not (classes.groups and count > MANY):
-        return {place: shown(classes.names[label], width) for place, label in enumerate(classes.order)}
+        return {position: shown(classes.names[label], width) for position, label in enumerate(classes.order)}
     if len(classes.groups) > most:
         return {}
     ends = np.cumsum([size for _, size in classes.groups])
-    places = [float(end) - size / 2 - 0.5 for end, (_, size) in zip(ends, classes.groups, strict=True)]
-    return {place: shown(name, width) for place, (name, _) in zip(places, classes.groups, strict=True)}
+    positions = [float(end) - size / 2 - 0.5 for end, (_, size) in zip(ends, classes.groups, strict=True)]
+    return {position: shown(name, width) for position, (name, _) in zip(positions, classes.groups, strict=True)}
 
 
-def _name_axes(axes: Axes, places: Sequence[float], names: Sequence[str], size: float) -> None:
+def _name_axes(axes: Axes, positions: Sequence[float], names: Sequence[str], size: float) -> None:
     if max(len(name) for name in names) <= 3 and len(names) <= _CELLS:
-        axes.set_xticks(places, names, fontsize=size)
+        axes.set_xticks(positions, names, fontsize=size)
     elif len(names) <= _CELLS:
-        axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+        axes.set_xticks(positions, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     else:
-        axes.set_xticks(places, names, rotation=90, fontsize=size)
-    axes.set_yticks(places, names, fontsize=size)
+        axes.set_xticks(positions, names, rotation=90, fontsize=size)
+    axes.set_yticks(positions, names, fontsize=size)

@@ -27,13 +27,13 @@ COLOURS = (
 
 
 @styled
-def scatters(places: Sequence[Numbers], titles: Sequence[str], labels: Numbers, names: Sequence[str]) -> Figure:
+def scatters(clouds: Sequence[Numbers], titles: Sequence[str], labels: Numbers, names: Sequence[str]) -> Figure:
     """Points (N, 2) of every layer, coloured by label; of more than 20 classes, ten are, the rest is grey."""
-    figure, panels = panel_grid(len(places), side=2.2)
+    figure, panels = panel_grid(len(clouds), side=2.2)
     present = np.unique(labels)
     coloured = present if len(present) <= MANY else present[np.linspace(0, len(present) - 1, 10).astype(int)]
     size = 8 if len(labels) <= 500 else 5 if len(labels) <= 1500 else 2.5
-    for axes, points, title in zip(panels, places, titles, strict=True):
+    for axes, points, title in zip(panels, clouds, titles, strict=True):
         others = ~np.isin(labels, coloured)
         axes.scatter(points[others, 0], points[others, 1], s=size, color="0.85", linewidths=0)
         for number, label in enumerate(coloured):

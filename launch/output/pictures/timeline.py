@@ -112,6 +112,6 @@ def _number(axes: Axes, step: Step, row: int, left: float, right: float, length:
     inches = (right - left) / length * (WIDTH - _SIDE)
     for text in (f"batch {step.batch + 1}", str(step.batch + 1)):
         if inches > _LETTER * (len(text) + 1):
-            place = ((left + right) / 2, row)
-            axes.text(*place, text, ha="center", va="center_baseline", fontsize=7, in_layout=False)
+            middle = ((left + right) / 2, row)
+            axes.text(*middle, text, ha="center", va="center_baseline", fontsize=7, in_layout=False)
             return

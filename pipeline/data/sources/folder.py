@@ -74,7 +74,7 @@ class FolderSource:
         self.shape, self.resized_from = images.common_shape(looks, image_size)
         # By class on disk, mixed in the shards: a window of the epoch's shuffle then holds all classes.
         mixed = rng.generator(_ORDER_SEED, "folder-order").permutation(len(train))
-        self._files = {"train": [train[place] for place in mixed], "test": test}
+        self._files = {"train": [train[index] for index in mixed], "test": test}
         self.counts = {split: len(files) for split, files in self._files.items()}
 
     def read(self, split: str) -> Iterator[Sample]:

@@ -1,7 +1,7 @@
 """Tiny ImageNet: the official zip, or its unpacked folder.
 
 The labels of its test images were never published; like Aghagolzadeh & Ezoji 2025, who test on 10,000 labelled images,
-this takes the official validation images as the test split. Labels are the places of the WordNet ids in alphabetic
+this takes the official validation images as the test split. Labels are the positions of the WordNet ids in alphabetic
 order.
 """
 
@@ -57,7 +57,7 @@ class TinyImageNetSource:
             )
         # By class in the archive, mixed in the shards: a window of the epoch's shuffle then holds all classes.
         mixed = rng.generator(_ORDER_SEED, "tiny-imagenet-order").permutation(len(train))
-        self._samples = {"train": [train[place] for place in mixed], "test": test}
+        self._samples = {"train": [train[index] for index in mixed], "test": test}
         self.classes = self._class_names(ids)
         self.shape = (3, 64, 64)
         self.counts = {split: len(samples) for split, samples in self._samples.items()}
