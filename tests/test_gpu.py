@@ -15,6 +15,7 @@ from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.methods import CflSettings, DclSettings, MethodConfig
+from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
 from pipeline.runtime.threads import train_threads
@@ -120,6 +121,27 @@ def test_label_embeddings_of_stages_that_share_a_gpu_give_the_serial_bits(
 
 
 @needs_two
+@pytest.mark.parametrize("stages", [2, 3, 4])
 @pytest.mark.parametrize("transport", ["gloo", "nccl"])
-def test_stages_on_two_gpus_give_the_serial_bits(small_settings: Settings, cluster: None, transport: Transport) -> None:
-    assert_same(on_gpus(small_settings, "ray", transport, 2), on_gpus(small_settings, "serial", "gloo", 1))
+def test_stages_on_gpus_of_their_own_give_the_serial_bits(
+    small_settings: Settings, cluster: None, transport: Transport, stages: int
+) -> None:
+    """From three stages on one of them has an edge on either side."""
+    if stages > torch.cuda.device_count():
+        pytest.skip(f"needs {stages} GPUs")
+    assert_same(on_gpus(small_settings, "ray", transport, stages), on_gpus(small_settings, "serial", "gloo", 1))
+
+
+@needs_two
+@pytest.mark.parametrize("how", ["on", "graphs"])
+@pytest.mark.parametrize("stages", [2, 3])
+def test_label_embeddings_read_exactly_by_compiled_stages_do_not_stop_them(
+    small_settings: Settings, cluster: None, stages: int, how: Literal["on", "graphs"]
+) -> None:
+    """The capture of a graph waits for the whole device, with what is received on it."""
+    if stages > torch.cuda.device_count():
+        pytest.skip(f"needs {stages} GPUs")
+    method = DclSettings(embedding=EmbeddingSettings(embedding_mode="shared-sum", embedding_sync="exact"))
+    pipe = replace(small_settings.pipeline, compile=how)
+    result = on_gpus(replace(small_settings, method=method, pipeline=pipe), "ray", "nccl", stages)
+    assert result.history.require_best_epoch(range(small_settings.train.epochs)) >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Protocol
 
@@ -9,11 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.transport.message import HEADER_BYTES
+from pipeline.errors import ChannelError
+from pipeline.transport.message import HEADER_BYTES, payload_size
 
 
 class Buffer(Protocol):
-    """Memory for one message, and how it travels to or from the peer."""
+    """Memory for one message, and how it travels to or from the peer.
+
+    Whatever waits raises RuntimeError after so many seconds, or when the peer is gone.
+    """
 
     @property
     def header(self) -> Tensor:
@@ -25,16 +30,28 @@ class Buffer(Protocol):
         """(bytes,) uint8: where the next message to be sent is written, or the one received lies."""
         ...
 
-    def post_send(self, size: int) -> list[dist.Work]:
+    def post_send(self, size: int) -> None:
         """Starts sending the header and the first ``size`` bytes of the payload."""
         ...
 
-    def post_receive(self) -> list[dist.Work]:
-        """Starts receiving."""
+    def wait_sent(self, seconds: float) -> None:
+        """Waits until the message is taken, so that the buffer may be written."""
         ...
 
-    def wait(self, works: list[dist.Work], seconds: float) -> None:
-        """Waits for what was posted. Raises RuntimeError after so many seconds, or when the peer is gone."""
+    def post_receive(self) -> None:
+        """Starts receiving what can come before it is known how large the message is."""
+        ...
+
+    def take_payload(self, seconds: float) -> None:
+        """Starts receiving the rest, if that has not begun: the header is here, or comes within so many seconds."""
+        ...
+
+    def wait_received(self, seconds: float) -> None:
+        """Waits until the message is here; on a GPU, for what is launched from now on."""
+        ...
+
+    def abandon(self) -> None:
+        """The peer is gone: nothing that was posted holds the device up any longer."""
         ...
 
 
@@ -45,47 +62,109 @@ class HostBuffer:
         self._frame = torch.zeros(HEADER_BYTES + payload, dtype=torch.uint8, pin_memory=pinned)
         self.header, self.payload = self._frame[:HEADER_BYTES], self._frame[HEADER_BYTES:]
         self._peer, self._group = peer, group
+        self._work: dist.Work | None = None
 
-    def post_send(self, size: int) -> list[dist.Work]:
-        return _works(dist.isend(self._frame[: HEADER_BYTES + size], self._peer, group=self._group))
+    def post_send(self, size: int) -> None:
+        self._work = dist.isend(self._frame[: HEADER_BYTES + size], self._peer, group=self._group)
 
-    def post_receive(self) -> list[dist.Work]:
+    def wait_sent(self, seconds: float) -> None:
+        _wait(self._work, seconds)
+
+    def post_receive(self) -> None:
         # gloo takes a shorter message into a longer buffer.
-        return _works(dist.irecv(self._frame, self._peer, group=self._group))
+        self._work = dist.irecv(self._frame, self._peer, group=self._group)
 
-    def wait(self, works: list[dist.Work], seconds: float) -> None:
-        for work in works:
-            work.wait(timedelta(seconds=seconds))
+    def take_payload(self, seconds: float) -> None:
+        """It comes with the header."""
+
+    def wait_received(self, seconds: float) -> None:
+        _wait(self._work, seconds)
+
+    def abandon(self) -> None:
+        """gloo lets go by itself."""
 
 
 class NcclBuffer:
     """Payload in GPU memory over NCCL, header in host memory over gloo: reading it must not stop the GPU.
 
-    NCCL wants both ends to name the same size, so the whole payload buffer travels. Its works do not block the host:
-    they order the GPU's streams. What holds the host back is the header, of which depth + 1 may be under way.
+    The header goes first. A receive of NCCL is a kernel that spins until the sender's runs, and whatever waits for the
+    whole device waits for it too: a kernel that is loaded on its first use, a graph's capture, memory that is
+    allocated. So it is posted only once a header says that the sender has posted its part, and with the size that the
+    header names. A control token has no payload, and no kernel.
+
+    NCCL's works do not block the host, they order the GPU's streams. What holds the host back is the header, of which
+    depth + 1 may be under way.
+
+    Args:
+        stream: on which payloads are received. It waits only until what reads the buffer's last message is done, so
+            that a message travels while the one before is worked on. None where the device is no GPU.
     """
 
     def __init__(
-        self, payload: int, peer: int, group: dist.ProcessGroup, header_group: dist.ProcessGroup, device: torch.device
+        self,
+        payload: int,
+        peer: int,
+        group: dist.ProcessGroup,
+        header_group: dist.ProcessGroup,
+        device: torch.device,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
         self.header = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
         self.payload = torch.zeros(max(payload, 1), dtype=torch.uint8, device=device)
         self._peer, self._group, self._header_group = peer, group, header_group
+        self._stream = stream
+        self._free: torch.cuda.Event | None = None
+        self._taken = True
+        self._head: dist.Work | None = None
+        self._body: dist.Work | None = None
 
-    def post_send(self, size: int) -> list[dist.Work]:
-        header = dist.isend(self.header, self._peer, group=self._header_group)
-        return _works(header, dist.isend(self.payload, self._peer, group=self._group))
+    def post_send(self, size: int) -> None:
+        self._head = dist.isend(self.header, self._peer, group=self._header_group)
+        self._body = dist.isend(self.payload[:size], self._peer, group=self._group) if size else None
 
-    def post_receive(self) -> list[dist.Work]:
-        header = dist.irecv(self.header, self._peer, group=self._header_group)
-        return _works(header, dist.irecv(self.payload, self._peer, group=self._group))
+    def wait_sent(self, seconds: float) -> None:
+        _wait(self._head, seconds)
+        self._order()
 
-    def wait(self, works: list[dist.Work], seconds: float) -> None:
-        header, payload = works
-        header.wait(timedelta(seconds=seconds))
-        payload.wait()  # orders the GPU's streams; with a timeout it would hold the host up until the bytes are there
+    def post_receive(self) -> None:
+        if self._stream is not None:
+            self._free = torch.cuda.current_stream(self.payload.device).record_event()
+        self._head, self._body, self._taken = dist.irecv(self.header, self._peer, group=self._header_group), None, False
+
+    def take_payload(self, seconds: float) -> None:
+        if self._taken:
+            return
+        _wait(self._head, seconds)
+        self._taken = True
+        size = payload_size(self.header)
+        if size > len(self.payload):
+            raise ChannelError(f"a message announces {size:,} bytes, and the channel takes {len(self.payload):,}")
+        if size:
+            with self._beside():
+                self._body = dist.irecv(self.payload[:size], self._peer, group=self._group)
+
+    def wait_received(self, seconds: float) -> None:
+        self.take_payload(seconds)
+        self._order()
+
+    def abandon(self) -> None:
+        """Ends the kernels of both ends' communicator. What they were to receive is not to be used."""
+        if self.payload.is_cuda:
+            dist.distributed_c10d._abort_process_group(self._group)
+
+    def _order(self) -> None:
+        """What is launched from now on comes after the payload's journey."""
+        if self._body is not None:
+            self._body.wait()  # with a timeout it would hold the host up until the bytes are there
+
+    def _beside(self) -> AbstractContextManager[object]:
+        if self._stream is None:
+            return nullcontext()
+        assert self._free is not None, "it was posted"
+        self._stream.wait_event(self._free)
+        return torch.cuda.stream(self._stream)
 
 
-def _works(*works: dist.Work | None) -> list[dist.Work]:
-    assert all(work is not None for work in works), "both ends belong to the group"
-    return [work for work in works if work is not None]
+def _wait(work: dist.Work | None, seconds: float) -> None:
+    assert work is not None, "it was posted, and both ends belong to the group"
+    work.wait(timedelta(seconds=seconds))

@@ -123,6 +123,14 @@ def sequence_of(header: Tensor) -> int:
     return int(fields[7]) if fields[0] == _MAGIC else -1
 
 
+def payload_size(header: Tensor) -> int:
+    """Payload bytes of the message whose header has arrived. Raises ChannelError where it is none."""
+    fields = _HEAD.unpack(bytes(header[: _HEAD.size].numpy()))
+    if fields[0] != _MAGIC:
+        raise ChannelError("a message has no valid header: the two ends of the channel do not agree")
+    return int(fields[8])
+
+
 def _header(message: Message, sequence: int, size: int) -> bytearray:
     if len(message.tensors) > _MAX_TENSORS:
         raise ChannelError(f"a message holds at most {_MAX_TENSORS} tensors, this one has {len(message.tensors)}")

@@ -9,7 +9,7 @@ import socket
 import struct
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from types import MappingProxyType
 from typing import ClassVar
@@ -33,7 +33,7 @@ class DistSender:
     def __init__(self, name: str, buffer: Buffer, *, stall_timeout: float, clock: Clock) -> None:
         self.name = name
         self._buffer, self._clock, self._timeout = buffer, clock, stall_timeout
-        self._works: list[dist.Work] = []
+        self._sending = False
         self._sequence = 0
 
     def send(self, message: Message) -> None:
@@ -45,14 +45,18 @@ class DistSender:
             }:
                 torch.cuda.current_stream(device).synchronize()  # the bytes have arrived in host memory
         self._sequence += 1
-        with self._clock.measure(TimeCategory.WAIT_OUT), _peer(self.name, "took no message", self._timeout):
-            self._works = self._buffer.post_send(size)
+        with self._clock.measure(TimeCategory.WAIT_OUT), self._peer():
+            self._buffer.post_send(size)
+        self._sending = True
 
     def close(self) -> None:
-        with self._clock.measure(TimeCategory.WAIT_OUT), _peer(self.name, "took no message", self._timeout):
-            if self._works:
-                self._buffer.wait(self._works, self._timeout)
-        self._works = []
+        with self._clock.measure(TimeCategory.WAIT_OUT), self._peer():
+            if self._sending:
+                self._buffer.wait_sent(self._timeout)
+        self._sending = False
+
+    def _peer(self) -> AbstractContextManager[None]:
+        return _peer(self.name, "took no message", self._timeout, [self._buffer])
 
 
 class DistReceiver:
@@ -63,16 +67,17 @@ class DistReceiver:
     ) -> None:
         self.name = name
         self._buffers, self._clock, self._timeout, self._device = buffers, clock, stall_timeout, device
-        self._works: list[list[dist.Work]] = [[] for _ in buffers]
+        self._posted = [False] * len(buffers)
         self._copied: torch.cuda.Event | None = None  # a copy out of the last buffer that may still be under way
         self._sequence = 0
         for slot in range(len(buffers)):
             self._post(slot)
 
     def _post(self, slot: int) -> None:
-        self._buffers[slot].header.zero_()  # so that ``waiting`` sees what has arrived
-        with _peer(self.name, "sent nothing", self._timeout):
-            self._works[slot] = self._buffers[slot].post_receive()
+        self._buffers[slot].header.zero_()  # so that it shows when the next message has arrived
+        with self._peer():
+            self._buffers[slot].post_receive()
+        self._posted[slot] = True
 
     def receive(self) -> Message:
         slot = self._sequence % len(self._buffers)
@@ -81,9 +86,11 @@ class DistReceiver:
                 self._copied.synchronize()
             if self._sequence > 0:
                 self._post((self._sequence - 1) % len(self._buffers))  # the message before is done with
-            with _peer(self.name, "sent nothing", self._timeout):
-                self._buffers[slot].wait(self._works[slot], self._timeout)
-            self._works[slot] = []
+            with self._peer():
+                self._buffers[slot].wait_received(self._timeout)
+                for number in self._arrived(self._sequence + 1):
+                    self._buffers[number % len(self._buffers)].take_payload(self._timeout)
+            self._posted[slot] = False
         buffer = self._buffers[slot]
         with self._clock.measure(TimeCategory.COPY):
             message = unpack(buffer.header, buffer.payload, self._sequence)
@@ -95,9 +102,18 @@ class DistReceiver:
 
     @property
     def waiting(self) -> int:
-        ahead = range(self._sequence, self._sequence + len(self._buffers))
-        slots = [(number, number % len(self._buffers)) for number in ahead]
-        return sum(bool(self._works[slot]) and sequence_of(self._buffers[slot].header) == n for n, slot in slots)
+        return sum(1 for _ in self._arrived(self._sequence))
+
+    def _arrived(self, first: int) -> Iterator[int]:
+        """The messages from this one on whose headers have begun to arrive, in order."""
+        for number in range(first, self._sequence + len(self._buffers)):
+            slot = number % len(self._buffers)
+            if not self._posted[slot] or sequence_of(self._buffers[slot].header) != number:
+                return
+            yield number
+
+    def _peer(self) -> AbstractContextManager[None]:
+        return _peer(self.name, "sent nothing", self._timeout, self._buffers)
 
 
 def _first_sentence(error: RuntimeError) -> str:
@@ -106,19 +122,28 @@ def _first_sentence(error: RuntimeError) -> str:
 
 
 @contextmanager
-def _peer(name: str, silence: str, timeout: float) -> Iterator[None]:
-    """Turns what torch.distributed raises into an error that names the channel."""
+def _peer(name: str, silence: str, timeout: float, buffers: Sequence[Buffer]) -> Iterator[None]:
+    """Turns what torch.distributed raises into an error that names the channel, and lets go of the buffers."""
     try:
         yield
     except RuntimeError as error:
+        for buffer in buffers:
+            buffer.abandon()
         reason = _first_sentence(error)
         if "timed out" in reason.lower() or "timeout" in reason.lower():
             raise PeerLostError(f"{name}: the neighbour {silence} for {timeout:g} s") from error
         raise PeerLostError(f"{name}: the neighbour is gone ({reason})") from error
 
 
+_MakeBuffers = Callable[[int, int], list[Buffer]]
+
+
 class Distributed(Carrier):
-    """Over torch.distributed: process groups of their own for each edge, made in one order on every rank."""
+    """Over torch.distributed: process groups of their own for each edge, made in one order on every rank.
+
+    All edges' connections are made and tried before anything is posted on one of them: what makes a communicator may
+    wait for the whole device.
+    """
 
     def connect(self, meeting: Meeting, edges: Sequence[Edge]) -> dict[Edge, Sender | Receiver | None]:
         if not dist.is_initialized():
@@ -128,26 +153,32 @@ class Distributed(Carrier):
             dist.init_process_group(
                 "gloo", store=meeting.store, rank=meeting.rank, world_size=meeting.num_ranks, timeout=timeout
             )
-        return {edge: self._open(meeting, edge) for edge in edges}
+        makers = {}
+        for edge in edges:
+            group = _new_group([edge.sender, edge.receiver], "gloo", edge.header_name, meeting.timeout)
+            if meeting.rank in (edge.sender, edge.receiver):
+                _warm(edge, meeting.rank, group, torch.device("cpu"))
+            makers[edge] = self.prepare(meeting, edge, group)
+        if meeting.device.type == "cuda":
+            torch.cuda.synchronize(meeting.device)
+        return {edge: self._end(meeting, edge, make) for edge, make in makers.items()}
 
-    def _open(self, meeting: Meeting, edge: Edge) -> DistSender | DistReceiver | None:
-        """This rank's end of an edge, if it has one. Every rank makes every group, in order."""
-        ends, rank, device = [edge.sender, edge.receiver], meeting.rank, meeting.device
-        group = _new_group(ends, "gloo", edge.header_name, meeting.timeout)
-        make = self.prepare(meeting, edge, group)
-        if rank not in ends:
-            return None
-        _warm(edge, rank, group, torch.device("cpu"))
-        sends = rank == edge.sender
-        peer, count = (edge.receiver, 1) if sends else (edge.sender, meeting.queue_depth + 1)
-        buffers = make(peer, count)
-        if sends:
-            return DistSender(edge.name, buffers[0], stall_timeout=meeting.timeout, clock=meeting.clock)
-        return DistReceiver(edge.name, buffers, stall_timeout=meeting.timeout, clock=meeting.clock, device=device)
+    def _end(self, meeting: Meeting, edge: Edge, make: _MakeBuffers) -> DistSender | DistReceiver | None:
+        """This rank's end of an edge, if it has one."""
+        if meeting.rank == edge.sender:
+            (buffer,) = make(edge.receiver, 1)
+            return DistSender(edge.name, buffer, stall_timeout=meeting.timeout, clock=meeting.clock)
+        if meeting.rank == edge.receiver:
+            buffers = make(edge.sender, meeting.queue_depth + 1)
+            return DistReceiver(
+                edge.name, buffers, stall_timeout=meeting.timeout, clock=meeting.clock, device=meeting.device
+            )
+        return None
 
     @abstractmethod
-    def prepare(self, meeting: Meeting, edge: Edge, group: dist.ProcessGroup) -> Callable[[int, int], list[Buffer]]:
-        """Makes what groups an edge needs besides, on every rank. Returns what makes (peer, count) buffers at an end.
+    def prepare(self, meeting: Meeting, edge: Edge, group: dist.ProcessGroup) -> _MakeBuffers:
+        """Makes what groups an edge needs besides, on every rank, and tries them on both ends. Returns what makes
+        (peer, count) buffers at an end.
 
         Args:
             group: gloo's, of both ends, which carries headers.
@@ -162,7 +193,7 @@ class Gloo(Distributed):
     devices = frozenset[DeviceKind](("cpu", "cuda"))
     auto_place: ClassVar[int | None] = 1
 
-    def prepare(self, meeting: Meeting, edge: Edge, group: dist.ProcessGroup) -> Callable[[int, int], list[Buffer]]:
+    def prepare(self, meeting: Meeting, edge: Edge, group: dist.ProcessGroup) -> _MakeBuffers:
         pinned = meeting.device.type == "cuda"
         return lambda peer, count: [HostBuffer(edge.payload, peer, group, pinned=pinned) for _ in range(count)]
 
@@ -174,29 +205,29 @@ class Nccl(Distributed):
     kind: ClassVar[str] = "nccl"
     devices = frozenset[DeviceKind](("cuda",))
     shares_gpu = False
+    payloads_over: ClassVar[str] = "nccl"
     auto_place: ClassVar[int | None] = 0
     environment = MappingProxyType(
         {
-            # A kernel loaded on first use may wait for the whole context, and a posted receive of NCCL never lets go
-            # of it.
-            "CUDA_MODULE_LOADING": "EAGER",
-            # A posted receive is a kernel that spins until its message comes, and one is always posted. What it
-            # occupies is lost to the layers. By default that may be 32 thread blocks; a few carry more than a stage
-            # sends.
+            # A receive is a kernel that spins until the sender's GPU comes to the message. What it occupies is lost to
+            # the layers. By default that may be 32 thread blocks; a few carry more than a stage sends.
             "NCCL_MAX_CTAS": "4",
             # Messages leave between two kernels of the layers, not behind all that are queued.
             "TORCH_NCCL_HIGH_PRIORITY": "1",
+            # A neighbour's death shows at the headers. PyTorch's watchdog would end this process for it, before its
+            # weights are fetched, and blur who died first.
+            "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
         }
     )
 
-    def prepare(self, meeting: Meeting, edge: Edge, group: dist.ProcessGroup) -> Callable[[int, int], list[Buffer]]:
-        # NCCL counts from the posting of a receive, and as many are posted as messages may be under way.
-        timeout = meeting.timeout * (meeting.queue_depth + 2)
-        payloads = _new_group([edge.sender, edge.receiver], "nccl", edge.name, timeout)
+    def prepare(self, meeting: Meeting, edge: Edge, group: dist.ProcessGroup) -> _MakeBuffers:
+        payloads = _new_group([edge.sender, edge.receiver], self.payloads_over, edge.name, meeting.timeout)
+        if meeting.rank in (edge.sender, edge.receiver):
+            _warm(edge, meeting.rank, payloads, meeting.device)
 
         def make(peer: int, count: int) -> list[Buffer]:
-            _warm(edge, meeting.rank, payloads, meeting.device)
-            return [NcclBuffer(edge.payload, peer, payloads, group, meeting.device) for _ in range(count)]
+            stream = torch.cuda.Stream(meeting.device) if meeting.device.type == "cuda" else None
+            return [NcclBuffer(edge.payload, peer, payloads, group, meeting.device, stream) for _ in range(count)]
 
         return make
 
