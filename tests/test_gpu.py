@@ -144,4 +144,4 @@ def test_label_embeddings_read_exactly_by_compiled_stages_do_not_stop_them(
     method = DclSettings(embedding=EmbeddingSettings(embedding_mode="shared-sum", embedding_sync="exact"))
     pipe = replace(small_settings.pipeline, compile=how)
     result = on_gpus(replace(small_settings, method=method, pipeline=pipe), "ray", "nccl", stages)
-    assert result.history.require_best_epoch(range(small_settings.train.epochs)) >= 0
+    assert result.best_epoch is not None

@@ -12,15 +12,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.errors import NonFiniteLossError
 from pipeline.kind import Kind
-from pipeline.layers.layer import LocalLayer, State
-from pipeline.layers.shared_state import FixedState
+from pipeline.layers.layer import LocalLayer, State, is_finite
+from pipeline.layers.shared_state import VALUES, FixedState, VersionedState
 from pipeline.layers.tallies import EvaluationTally
-from pipeline.methods import Activations, BatchPosition, CffSettings, CflSettings, DclSettings, Rule, StepContext
+from pipeline.methods import (
+    Activations,
+    BatchPosition,
+    CffSettings,
+    CflSettings,
+    DclSettings,
+    MethodConfig,
+    Rule,
+    StepContext,
+)
 from pipeline.methods.embeddings import EmbeddingSettings
-from pipeline.nets import MlpSettings, NetConfig, VitSettings
+from pipeline.nets import ConvSettings, MlpSettings, NetConfig, ResnetSettings, VitSettings
+from pipeline.nets.sizes import layer_features
 from pipeline.runtime.edges import edge_bytes
 from pipeline.transport.message import IDS, LABELS, Message, message_bytes
 from pipeline.versions import Mode
@@ -650,10 +661,68 @@ def test_evaluation_of_a_last_batch_of_one_image_is_finite() -> None:
     assert tally.report().loss == pytest.approx(five_sixths / 7)
 
 
+def as_on_a_gpu(layer: LocalLayer) -> LocalLayer:
+    """With the flags that a layer on a GPU has; fused optimizers honour them on a CPU as well."""
+    layer._not_finite, layer._readout_not_finite = torch.zeros(()), torch.zeros(())
+    return layer
+
+
+@pytest.mark.parametrize("net", [MLP, VIT, ConvSettings(channels=(4, 6))])
+def test_a_batch_that_is_no_number_spoils_neither_readout_nor_running_statistics_on_a_gpu(net: NetConfig) -> None:
+    """Symptom: the online readout learned from it, so a run that was ended by it kept nothing of its first epoch."""
+    layer = as_on_a_gpu(layer_of(net=net, readout="online"))
+    layer.train({"x": views()}, LABELS_OF_BATCH, LEARNING)
+    good = {name: value for name, value in layer.state().items() if "num_batches_tracked" not in name}
+    assert [name for name in good if ".readout." in name]
+    layer.train({"x": torch.full_like(views(), float("nan"))}, LABELS_OF_BATCH, LEARNING)
+    layer.train({"x": views()}, LABELS_OF_BATCH, LEARNING)
+    after = layer.state()
+    assert is_finite(after)
+    own = {name for name in good if "readout" not in name}
+    assert same({name: after[name] for name in own}, {name: good[name] for name in own})
+
+
+class HostReads(TorchDispatchMode):
+    """Notes each operation that waits for a GPU: its result decides what the host does."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        if func.overloadpacket in (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+NETS_OF_GPUS: dict[str, NetConfig] = {
+    "ViT": VIT,
+    "MLP": MLP,
+    "conv": ConvSettings(channels=(4, 6)),
+    "ResNet": ResnetSettings(depth=8, width=4),
+}
+
+
+@pytest.mark.parametrize("net", NETS_OF_GPUS)
+@pytest.mark.parametrize("method", [CffSettings(), CffSettings(views=1), CflSettings(), DclSettings()])
+def test_a_training_step_on_a_gpu_reads_nothing_back(net: str, method: MethodConfig) -> None:
+    """A loss or a mask that the host looks at would stop it until the GPU has caught up, once a step."""
+    settings = NETS_OF_GPUS[net].resolve((1, 8, 8))
+    chosen = method.resolve(layer_features(settings, (1, 8, 8)))
+    spec = tiny_spec(net=settings, method=chosen, readout="online")
+    shared = VersionedState(spec) if spec.shared_versions is not None else None
+    layer = as_on_a_gpu(LocalLayer(spec, 0, CPU, shared))
+    layer._shared = FixedState(shared.weights()[VALUES]) if shared is not None else None
+    layer._contributes = False  # a contribution goes to the host by its nature
+    with HostReads() as reads:
+        layer.train({"x": views(num_views=layer.rule.num_views)}, LABELS_OF_BATCH, LEARNING)
+    assert reads.found == []
+
+
 def test_where_losses_are_read_late_no_update_is_made_from_the_bad_one_on() -> None:
     """On a GPU reading each loss would stall it: a flag on the device holds the optimizer back instead."""
-    layer = layer_of(0)
-    layer._not_finite = torch.zeros(())  # as on a GPU; the fused optimizer honours it on a CPU as well
+    layer = as_on_a_gpu(layer_of(0))
     images = views()
     train(layer, {"x": images})
     good = layer.state()

@@ -91,10 +91,11 @@ class LocalLayer:
         self._contributes = self._versions is not None and index in self._versions.contributors
         assert shared is not None or self._versions is None, "a shared state has a source"
         # Reading a loss is free on a CPU and stalls a GPU. There the losses are looked at now and then, and until then
-        # this flag, which never falls, keeps a fused optimizer from applying an update that is no number. With another
+        # these flags, which never fall, keep fused optimizers from applying an update that is no number. With another
         # optimizer every loss is looked at.
         fused = all(group.get("fused") for group in self.optimizer.param_groups)
         self._not_finite = torch.zeros((), device=device) if device.type == "cuda" and fused else None
+        self._readout_not_finite = torch.zeros((), device=device) if device.type == "cuda" else None
         # Held while weights change, so that another thread (an interrupt) can copy them between two updates.
         self._updating = threading.Lock()
 
@@ -119,6 +120,8 @@ class LocalLayer:
         context = StepContext(labels=labels, where=where, generator=self._generator)
         self._set_mode(training=True)
         with self._updating:  # batch norm's running statistics change here
+            running = self._running_statistics() if self._not_finite is not None else []
+            before = [statistic.clone() for statistic in running]
             outputs = self.forward.outputs(activations, context, training=True)
         passed = self._to_send(outputs, context)
         send(passed)
@@ -128,13 +131,17 @@ class LocalLayer:
             if not torch.isfinite(loss):
                 raise NonFiniteLossError(self.index, loss.item())
         else:
-            self._not_finite = torch.maximum(self._not_finite, (~torch.isfinite(loss.detach())).float())
+            self._not_finite = _raised(self._not_finite, loss)
             self.optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]  # what GradScaler tells it, too
         self._set_rates(where)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         with self._updating:
             self.optimizer.step()
+            # Only now: the backward pass refuses what has been written since the forward pass.
+            for statistic, value in zip(running, before, strict=True):
+                assert self._not_finite is not None
+                statistic.copy_(torch.where(self._not_finite > 0, value, statistic))
         if self._contributes:
             assert self._shared is not None, "it was read"
             self._shared.push(self.index, where.step, self.rule.contribution(self.net, outputs.own, context))
@@ -142,6 +149,12 @@ class LocalLayer:
             _set_rate(self.readout_optimizer, self._readout_lr * self._milestones(where))
             self._update_readout(outputs, labels)
         return passed, loss.detach()
+
+    def _running_statistics(self) -> list[Tensor]:
+        """Batch norm's means and variances, which a batch that is no number would spoil for good."""
+        norms = [module for module in self.net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        kept = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+        return [tensor for tensor in kept if tensor is not None]
 
     def _set_rates(self, where: BatchPosition) -> None:
         """The learning rate of each group of parameters at this step."""
@@ -194,8 +207,12 @@ class LocalLayer:
     def _update_readout(self, outputs: Outputs, labels: Tensor) -> Tensor:
         seen = self.forward.readout_input(outputs).detach()  # (V·N, C)
         loss = F.cross_entropy(self.readout(seen), labels.repeat(len(seen) // len(labels)))
-        if self.device.type == "cpu" and not torch.isfinite(loss):
-            raise NonFiniteLossError(self.index, loss.item(), readout=True)
+        if self._readout_not_finite is None:
+            if not torch.isfinite(loss):
+                raise NonFiniteLossError(self.index, loss.item(), readout=True)
+        else:
+            self._readout_not_finite = _raised(self._readout_not_finite, loss)
+            self.readout_optimizer.found_inf = self._readout_not_finite  # type: ignore[attr-defined]
         self.readout_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         with self._updating:
@@ -308,6 +325,11 @@ class LocalLayer:
             state |= _optimizer_state(self.optimizer, self.rule, f"{self._prefix}.optimizer.rule.")
             state |= _optimizer_state(self.readout_optimizer, self.readout, f"{self._prefix}.readout_optimizer.")
         return state
+
+
+def _raised(flag: Tensor, loss: Tensor) -> Tensor:
+    """The flag, 1 from the first loss on that is no number."""
+    return torch.maximum(flag, (~torch.isfinite(loss.detach())).float())
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
