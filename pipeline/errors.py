@@ -75,6 +75,25 @@ class NonFiniteLossError(RunError):
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
+class NondeterministicError(RunError):
+    """A layer uses an operation whose bits change from run to run.
+
+    Args:
+        layer: 0-based index.
+        operation: by PyTorch's name of its kernel.
+    """
+
+    def __init__(self, layer: int, operation: str) -> None:
+        super().__init__(
+            f"layer {layer + 1}: {operation} has no kernel that gives the same bits every time. Use another operation, "
+            "or `deterministic` warn, with which the run's bits may change from run to run."
+        )
+        self.layer, self.operation = layer, operation
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
 class StageFailedError(RunError):
     """A worker (stage or feeder) died or raised; the message names it and its cause."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from pipeline.config.settings import DataSettings, Settings
 from pipeline.data.build import build
 from pipeline.data.registry import DATASETS
 from pipeline.data.sources.base import silent
+from pipeline.nets import VitSettings
 from tests.data.conftest import MadeUpSource
 
 
@@ -31,3 +34,19 @@ def write_photos(folder: Path) -> None:
             height, width = random.integers(40, 120, 2)
             pixels = random.normal(level, 30, (height, width, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number}.jpg")
+
+
+def run_of_256_tokens(folder: Path, settings: Settings) -> Settings:
+    """The same run on images of 16×16 pixels, each a token of its own, which it writes first."""
+    random = np.random.default_rng(0)
+    for name, level in (("dark", 80), ("light", 160)):
+        (folder / name).mkdir(parents=True)
+        for number in range(40):
+            pixels = random.normal(level, 40, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return replace(
+        settings,
+        data=DataSettings(data=str(folder)),
+        net=VitSettings(dim=16, heads=2, depth=3, patch=1),
+        train=replace(settings.train, epochs=2, batch_size=16),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -24,6 +25,7 @@ from pipeline.runtime.serial import train_serial
 from pipeline.runtime.threads import train_threads
 from pipeline.telemetry.reports import LayerReport
 from tests.conftest import make_run
+from tests.support_data import run_of_256_tokens
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +251,14 @@ def test_the_kept_weights_can_be_of_an_earlier_epoch(small_settings: Settings) -
     assert result.best_epoch < settings.train.epochs - 1
     name = "layers.3.net.qkv.weight"
     assert not torch.equal(result.weights[name], result.last[name])
+
+
+def test_attention_over_256_tokens_gives_the_serial_bits(small_settings: Settings, tmp_path: Path) -> None:
+    """There it is PyTorch's fused kernel, on a CPU too."""
+    settings = run_of_256_tokens(tmp_path / "images", small_settings)
+    spec, _ = make_run(settings)
+    assert spec.shape == (3, 16, 16)
+    assert_same(through_threads(settings, 3), serial(settings))
 
 
 def test_another_seed_gives_other_bits(small_settings: Settings) -> None:

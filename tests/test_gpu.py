@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -21,6 +22,7 @@ from pipeline.runtime.serial import train_serial
 from pipeline.runtime.threads import train_threads
 from pipeline.transport import Transport
 from tests.support import Watching
+from tests.support_data import run_of_256_tokens
 from tests.test_equality import assert_same
 
 pytestmark = pytest.mark.gpu
@@ -56,6 +58,19 @@ def on_gpus(
 def test_stages_on_a_gpu_give_the_serial_bits(small_settings: Settings, precision: Literal["fp32", "bf16"]) -> None:
     settings = replace(small_settings, pipeline=replace(small_settings.pipeline, precision=precision))
     assert_same(on_gpus(settings, "threads", "gloo", 3), on_gpus(settings, "serial", "gloo", 1))
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_attention_over_256_tokens_gives_the_serial_bits(
+    small_settings: Settings, tmp_path: Path, precision: Literal["fp32", "bf16"]
+) -> None:
+    """There PyTorch takes kernels whose backward pass sums in any order unless it is told otherwise."""
+    settings = run_of_256_tokens(tmp_path / "images", small_settings)
+    settings = replace(settings, pipeline=replace(settings.pipeline, precision=precision))
+    once, again = (on_gpus(settings, "serial", "gloo", 1) for _ in range(2))
+    assert_same(once, again)
+    assert_same(on_gpus(settings, "threads", "gloo", 3), once)
 
 
 @needs_gpu

@@ -156,6 +156,9 @@ class PipelineSettings:
     """CPU threads per stage. Changes bits: 1 and 2 threads sum in different orders."""
     precision: Precision = "fp32"
     """Arithmetic of the layers' matrix products (autocast). Changes bits."""
+    deterministic: Literal["on", "warn"] = "on"
+    """Kernels of a GPU. on: those that give the same bits every time; an operation that has none ends the run. warn: it
+    is used all the same, with a warning, and so are attention's faster ones, whose bits change from run to run."""
     compile: Compile = "off"
     """torch.compile of the layers' forward and backward pass; layers of one shape are compiled once, and what was
     compiled is kept on disk. graphs: replayed as CUDA graphs besides, on GPUs. auto: on where the run is long enough to

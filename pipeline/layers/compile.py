@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 
@@ -26,5 +28,22 @@ def compiled(function: Callable[_P, _T], how: Literal["on", "graphs"]) -> Callab
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "localpipe" / "compiled"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
+    _tune_nothing()
     mode = "reduce-overhead" if how == "graphs" else None
     return torch.compile(function, dynamic=False, mode=mode)
+
+
+def _tune_nothing() -> None:
+    """Has the compiler choose kernels by rule, not by timing them: each process would choose its own, with other bits.
+
+    Older versions of PyTorch cannot be told, and on a GPU that is said.
+    """
+    config: Any = importlib.import_module("torch._inductor.config")
+    if hasattr(config, "deterministic"):
+        config.deterministic = True
+    elif torch.cuda.is_available():
+        warnings.warn(
+            f"PyTorch {torch.__version__} times kernels when it compiles, each process for itself: the bits of a "
+            "compiled run may depend on how it is divided. Newer versions choose by rule.",
+            stacklevel=3,
+        )

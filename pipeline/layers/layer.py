@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline import rng
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import NonFiniteLossError
+from pipeline.layers.determinism import operations_named
 from pipeline.layers.forward import Arithmetic, LayerForward, Outputs
 from pipeline.layers.joined import JoinedFeatures
 from pipeline.layers.shared_state import SharedStateAccess
@@ -115,7 +116,14 @@ class LocalLayer:
             NonFiniteLossError: on CPU, before the update. On CUDA the caller looks at the losses at intervals; no
                 update is made from the bad one on.
             SharedStateError, PeerLostError: the label embeddings that the layer needs do not come.
+            NondeterministicError: an operation has no deterministic kernel, and the run asks for one.
         """
+        with operations_named(self.index):
+            return self._learn(activations, labels, where, send)
+
+    def _learn(
+        self, activations: Activations, labels: Tensor, where: BatchPosition, send: Callable[[Activations], None]
+    ) -> tuple[Activations, Tensor]:
         self._generator.manual_seed(rng.torch_seed(self._train.seed, "layer", self.index, where.step))
         context = StepContext(labels=labels, where=where, generator=self._generator)
         self._set_mode(training=True)
