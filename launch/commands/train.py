@@ -97,7 +97,7 @@ def run(
             failure, kept = error, error.result
             if kept is None:
                 if display.has_reports:
-                    folder.draw(path)
+                    folder.draw(folder.path)
                 else:
                     folder.discard()
                 raise

@@ -23,8 +23,20 @@ def make_console(file: IO[str] | None = None, *, quiet: bool = False) -> Console
     if not stream.isatty() and not os.environ.get("COLUMNS", "").isdecimal():
         width = _PIPED_WIDTH
     if os.environ.get("NO_COLOR"):
-        return Console(file=file, width=width, quiet=quiet, color_system=None)
-    return Console(file=file, width=width, quiet=quiet)
+        return _Enduring(file=file, width=width, quiet=quiet, color_system=None)
+    return _Enduring(file=file, width=width, quiet=quiet)
+
+
+class _Enduring(Console):
+    """Whose reader may go, as in `launch … | head`: it prints nothing more. rich itself would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())  # what is in a buffer, and what others still write, goes there
+        os.close(nowhere)
+        if self.file is not sys.stderr:
+            warn("nobody reads the standard output any more: nothing more is printed there.")
 
 
 def say(console: Console, text: str, *, style: str = "") -> None:

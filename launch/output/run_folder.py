@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import itertools
 import json
 import math
 import shutil
@@ -54,13 +55,12 @@ class RunFolder:
     """
 
     def __init__(self, spec: RunSpec, path: Path, *, warn: Callable[[str], None]) -> None:
-        self.path = path
         self._spec, self._warn, self._pictures = spec, warn, RunPictures(spec)
         check_room(spec, path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.path = _claim(path, named=spec.settings.run_dir is not None)
             self._write_json("config.json", _config(spec))
-            self._metrics = (path / "metrics.jsonl").open("a", buffering=1)
+            self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1)
         except OSError as error:
             raise UserError(f"--run-dir {path}: cannot be written ({error.strerror}). Choose another.") from error
         self._writer: SummaryWriter | None = None
@@ -194,6 +194,33 @@ def new_path(run_dir: str | None, preset: str) -> Path:
     path = Path(run_dir)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"--run-dir {path} exists and holds something. Give a new folder, or remove this one.")
+    return path
+
+
+def _claim(path: Path, *, named: bool) -> Path:
+    """Makes the folder, which from then on is this run's alone: another may have been started in the same second.
+
+    Args:
+        named: a person chose the name. Otherwise it gets a number where the folder is there by now.
+
+    Raises:
+        UserError: another run writes to the folder of that name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if named:
+        path.mkdir(exist_ok=True)
+        try:
+            (path / "config.json").touch(exist_ok=False)
+        except FileExistsError as error:
+            raise UserError(f"--run-dir {path}: another run has begun to write there. Give a new folder.") from error
+        return path
+    for number in itertools.count(2):
+        try:
+            path.mkdir()
+        except FileExistsError:
+            path = path.with_name(f"{path.name}-{number}")
+        else:
+            break
     return path
 
 

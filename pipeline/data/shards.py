@@ -168,10 +168,11 @@ def parse_label(data: bytes, extension: str) -> int:
 
 def stream(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Samples of the shards as webdataset reads them, in order: ``__key__`` and a bytes entry for each extension."""
-    # Neither split over workers nor shuffled: who reads what is decided by the caller.
-    yield from webdataset.WebDataset(
-        [str(path) for path in paths], shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False
-    )
+    # Open files, not names: webdataset takes a name for a URL, in which #, ? and ; mean something.
+    for path in paths:
+        with path.open("rb") as file:
+            members = webdataset.tariterators.tar_file_expander([{"url": str(path), "stream": file}])
+            yield from webdataset.tariterators.group_by_keys(members)
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,8 @@ def _members(data: mmap.mmap) -> Iterator[tuple[str, int, int]]:
             checksum = int(header[148:156].rstrip(b"\0 "), 8)
         except ValueError:
             raise ShardError(f"is corrupt (no tar header at byte {at})") from None
+        if size < 0:
+            raise ShardError(f"is corrupt (a negative size in the tar header at byte {at})")
         if checksum != sum(header[:148]) + sum(header[156:]) + 8 * 32:
             raise ShardError(f"is corrupt (wrong checksum of the tar header at byte {at})")
         start = at + _BLOCK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,27 @@ def test_reading_by_offset_gives_what_webdataset_streams(prepared: Prepared) -> 
 
 def test_keys_count_through_the_split(prepared: Prepared) -> None:
     assert shards.scan(prepared() / "train-000001.tar").keys[2] == "train-00000012"
+
+
+@pytest.mark.parametrize("name", ["a#b", "what?", "x;y", "50%25", "{0..3}", "a b"])
+def test_a_shard_is_streamed_whatever_its_folder_is_called(prepared: Prepared, tmp_path: Path, name: str) -> None:
+    """Symptom: webdataset took the path for a URL, and what stands behind # for a fragment of it."""
+    (tmp_path / name).mkdir()
+    path = shutil.copy(prepared() / "train-000000.tar", tmp_path / name)
+    assert len(list(shards.stream([Path(path)]))) == 10
+
+
+def test_a_member_of_negative_size_is_refused(tmp_path: Path) -> None:
+    """Symptom: the reader went back to the same header, again and again."""
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("0.png"))
+    data = bytearray((tmp_path / "bad.tar").read_bytes())
+    data[124:136] = b"-0000002000\0"
+    data[148:156] = b" " * 8
+    data[148:156] = f"{sum(data[:512]):06o}\0 ".encode()
+    (tmp_path / "bad.tar").write_bytes(data)
+    with pytest.raises(ShardError, match="negative size"):
+        shards.scan(tmp_path / "bad.tar")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,4 +86,8 @@ def read(file: Path | bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 
 def _open(file: Path | bytes) -> Any:
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    if isinstance(file, bytes):
+        return Image.open(io.BytesIO(file))
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError("no regular file")  # a pipe would be waited for
+    return Image.open(file)
