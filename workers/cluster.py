@@ -144,7 +144,9 @@ def _join_or_start(settings: Settings) -> Devices:
         # many processes ahead of the actors as it has cores: one for each actor, feeders and coordinator included.
         cores = max(num_cores(), num_stages(settings, devices.count) * pipe.threads)
         coordinators = 1 if settings.method.shared_versions(num_layers(settings), 1) is not None else 0
-        _start_here(cores + pipe.feeders + coordinators)
+        # Ray counts a node's GPUs in a way of its own, which may find none where torch finds some.
+        gpus = devices.count if devices.kind == "cuda" else None
+        _start_here(cores + pipe.feeders + coordinators, gpus)
         return devices
     _reach(address)
     try:
@@ -169,8 +171,11 @@ def _cluster_devices(settings: PipelineSettings) -> Devices:
     return Devices("cpu", max(1, int(there.get("CPU", 1)) // settings.threads))
 
 
-def _start_here(num_cpus: int) -> None:
+def _start_here(num_cpus: int, num_gpus: int | None) -> None:
     """Starts a Ray cluster of this machine alone.
+
+    Args:
+        num_gpus: None: as many as Ray itself finds.
 
     Raises:
         ResourcesError: it cannot be started.
@@ -182,6 +187,7 @@ def _start_here(num_cpus: int) -> None:
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
+                num_gpus=num_gpus,
                 object_store_memory=_OBJECT_STORE,
                 include_dashboard=False,
                 logging_level=logging.ERROR,
