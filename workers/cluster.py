@@ -73,7 +73,7 @@ class StartingCluster:
         """Waits until Ray is there; gives the devices that stages can be placed on.
 
         Raises:
-            ResourcesError: the cluster cannot be reached, or has no GPU where CUDA is asked for.
+            ResourcesError: the cluster cannot be reached, or lacks the GPU or the precision that is asked for.
         """
         while not self._ready.wait(_LOOK):  # a signal is handled between two looks
             pass
@@ -137,7 +137,7 @@ def _join_or_start(settings: Settings) -> Devices:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a training run calls nobody
     address = pipe.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        devices = local_devices(pipe.device, pipe.threads)
+        devices = local_devices(pipe.device, pipe.threads, pipe.precision)
         for name, value in {**ENVIRONMENT, **_RAY_ENVIRONMENT}.items():  # the workers inherit it
             os.environ.setdefault(name, value)
         # More stages than cores take turns; Ray must not refuse them on a machine that is theirs alone. It starts as
