@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+import torch
 from PIL import Image
 
 from launch.cli import main
+from pipeline.config.devices import Devices, check_precision, local_devices
 from pipeline.data import prepare
+from pipeline.errors import ResourcesError
+from pipeline.runtime.process import configure_process
+from tests.support import tiny_spec
 
 _RUN = ["cff-vit", "--executor", "threads", "--device", "cpu"]
 
@@ -188,6 +194,61 @@ def test_a_machine_on_which_ray_does_not_start_is_one_message(
     assert said in error and "--executor threads" in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def old_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs, the second of compute capability 7.5."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: ((8, 6), (7, 5))[torch.device(device).index])
+
+
+@pytest.mark.parametrize("executor", ["ray", "threads", "serial"])
+def test_bf16_on_a_gpu_that_would_crawl_is_refused_before_anything_starts(
+    executor: str, old_gpus: None, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was started"))
+    run = ["cff-vit", "--executor", executor, "--run-dir", str(tmp_path / "run")]
+    assert main([*run, "--precision", "bf16"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "--precision bf16: cuda:1 is a GPU of compute capability 7.5" in said
+    assert "bf16 needs 8.0 or higher. Use --precision fp32." in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_precisions_and_gpus_are_not_refused(old_gpus: None) -> None:
+    assert local_devices("auto", 1) == Devices("cuda", 2)
+    assert local_devices("cpu", 1, "bf16").kind == "cpu"
+    check_precision("bf16", torch.device("cuda", 0))
+
+
+def test_a_bf16_run_is_looked_at_on_the_cpu_where_the_gpu_would_crawl(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    small = ["--width", "16", "--depth", "2", "--epochs", "1", "--readout-epochs", "1", "--data", "digits"]
+    run_as = ["--executor", "serial", "--device", "cpu", "--precision", "bf16", "--run-dir", str(run)]
+    assert main(["cff-mlp-mnist", *small, *run_as]) == 0
+    learned = json.loads((run / "summary.json").read_text())["test_accuracy"]
+    capsys.readouterr()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    assert main(["eval", str(run)]) == 0
+    said = capsys.readouterr()
+    assert f"{learned:.2%}" in said.out
+    assert "too old for the run's precision, bf16: the CPU" in " ".join(said.err.split())
+
+
+def test_every_process_that_computes_refuses_a_precision_that_its_gpu_lacks(old_gpus: None) -> None:
+    """A cluster's GPUs are seen by those alone who work on them."""
+    spec = replace(tiny_spec(precision="bf16"), device="cuda")
+    with pytest.raises(ResourcesError, match=r"`precision` bf16: cuda:1 .* 7\.5, .* Use `precision` fp32\."):
+        configure_process(spec, torch.device("cuda", 1))
 
 
 def test_a_full_disk_is_seen_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -41,6 +41,7 @@ from pipeline.nets.whole import WholeLayer
 from pipeline.runtime.serial import train_serial
 from tests.conftest import make_run
 from tests.support import CPU, tiny_spec
+from tests.support_replicas import out_of_reach, replicas_of
 
 KINDS: tuple[Feedback, ...] = ("bp", "fa", "dfa", "drtp")
 NETS: dict[str, NetConfig] = {
@@ -152,6 +153,44 @@ def test_bp_gives_the_bits_of_a_plain_training_loop(net: NetConfig, plain: nn.Mo
         assert torch.equal(loss, ours_lost)
     trained = [*layer.net.state_dict().values(), *layer.rule.state_dict().values()]
     assert all(torch.equal(mine, value) for mine, value in zip(trained, plain.state_dict().values(), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On several GPUs by torch.nn.DataParallel
+
+
+class WithLoss(nn.Module):
+    """A whole net and its rule as one module: images in, the loss out."""
+
+    def __init__(self, layer: WholeLayer, rule: Rule) -> None:
+        super().__init__()
+        self.layer, self.rule = layer, rule
+
+    def forward(self, images: Tensor, context: StepContext) -> Tensor:
+        return self.rule.loss(self.layer, self.rule(self.layer, {"x": images}, context), context)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("net", WITHOUT_DROPOUT)
+def test_replicas_of_a_net_learn_what_it_learns_itself(net: str, kind: Feedback) -> None:
+    """Symptom: StopIteration in the benchmark's row dataparallel. A replica has no parameters of its own."""
+    layer, rule, context, images = built(kind, WITHOUT_DROPOUT[net])
+    whole = WithLoss(layer, rule)
+    shares = [(images[rows], replace(context, labels=context.labels[rows])) for rows in (slice(3), slice(2, 5))]
+    plain = copy.deepcopy(whole)
+    expected = [plain(*share) for share in shares]
+    torch.stack(expected).sum().backward()
+
+    replicas = replicas_of(whole, 2)
+    assert not list(replicas[0].parameters()), "as torch makes them"
+    with out_of_reach(whole):
+        losses = [replica(*share) for replica, share in zip(replicas, shares, strict=True)]
+    torch.stack(losses).sum().backward()
+    assert torch.equal(torch.stack(losses), torch.stack(expected))
+    gradients = {name: parameter.grad for name, parameter in whole.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pytest
@@ -23,7 +23,18 @@ from launch.bench.conclusion import FeederRate, conclude
 from launch.bench.entries import NAMES, THEIRS, Entry, chosen, compete, in_turn, sources_of
 from launch.bench.feeding import FeederSpeed, feeder_speed
 from launch.bench.figures import Figures, figures_of
-from launch.bench.ours import ROWS, PipelineRunner, Source, StageUse, drain, pace, spec_of, stage_use, turns_of
+from launch.bench.ours import (
+    ROWS,
+    PipelineRunner,
+    Source,
+    StageUse,
+    drain,
+    joined,
+    pace,
+    spec_of,
+    stage_use,
+    turns_of,
+)
 from launch.bench.plain import PlainLoop
 from launch.bench.protocol import CannotRunError, DeviceUse, Round, Runner
 from launch.bench.report import cells
@@ -35,10 +46,12 @@ from pipeline.config.settings import DataSettings, Settings
 from pipeline.data.augment import Augment
 from pipeline.errors import StageFailedError, UserError
 from pipeline.nets import VitSettings
+from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import TimeCategory
-from pipeline.telemetry.reports import StepTimes
+from pipeline.telemetry.reports import PassReport, StepTimes
 from tests.conftest import make_run
 from tests.support_cli import launch
+from workers.group import RayWorkers
 
 BATCH = 10
 TINY = ["--data", "digits", "--dim", "16", "--heads", "2", "--depth", "2", "--batch-size", "64", "--device", "cpu"]
@@ -348,6 +361,43 @@ def tiny_settings(depth: int, batch_size: int = 64) -> Settings:
         train=replace(DEFAULT.train, batch_size=batch_size),
         pipeline=replace(DEFAULT.pipeline, device="cpu"),
     )
+
+
+def test_no_measured_pass_is_the_first_of_its_workers(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Symptom: on GPUs every measured pass decoded its images and compiled, while the rivals' did not."""
+    spec = turns_of(spec_of(ROWS["cff-1"], tiny_settings(depth=2), Devices("cpu", 2), QUIET), "memory", warm=1, steps=2)
+    fed: list[list[int]] = []  # each group's passes, by their epochs
+    measured: list[list[int]] = []  # the passes that a round rests on, as the first stage reported them
+
+    class Watched(RayWorkers):
+        def __enter__(self) -> Self:
+            fed.append([])
+            return super().__enter__()
+
+        def feed(self, passes: Sequence[Pass]) -> None:
+            fed[-1] += [epoch for _, epoch in passes]
+            super().feed(passes)
+
+    class Parked(PipelineRunner):
+        """Its workers end after every turn, as they do on GPUs."""
+
+        _ends_between_turns = True
+
+    def watched(reports: list[PassReport]) -> StepTimes:
+        if reports[0].stage == 0:
+            measured.append([report.epoch for report in reports])
+        return joined(reports)
+
+    monkeypatch.setattr("launch.bench.ours.RayWorkers", Watched)
+    monkeypatch.setattr("launch.bench.ours.joined", watched)
+    row = Parked("cff-1", "CFF", spec, warm=1)
+    try:
+        row.start()
+        assert row.round(2).images == 2 * 64
+    finally:
+        row.close()
+    assert fed == [[0], [0, 1]], "the start's workers and the round's"
+    assert measured == [[1]]
 
 
 def test_one_device_leaves_the_rows_that_need_one(tmp_path: Path, cluster: None, capsys: Any) -> None:

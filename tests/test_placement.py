@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.transport import CARRIERS, Gloo, Transport
 from pipeline.transport.base import DeviceKind, automatic, kinds
 from tests.support import changed, tiny_spec
+from workers.cluster import ray_cluster
 from workers.placement import bundles_of
 
 
@@ -110,3 +111,20 @@ def test_an_unknown_transport_names_those_that_there_are(capsys: Any) -> None:
 def test_shared_memory_between_gpus_is_refused(small_settings: Settings) -> None:
     with pytest.raises(UserError, match="`transport` shm works between CPUs only"):
         placed(small_settings, "shm", Devices("cuda", 2))
+
+
+@pytest.mark.parametrize(("devices", "told"), [(Devices("cuda", 3), 3), (Devices("cpu", 2), None)])
+def test_a_private_cluster_is_told_of_the_gpus_that_torch_finds(
+    small_settings: Settings, devices: Devices, told: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: Ray found no GPU, where torch found some, and the run waited for them in vain."""
+    given: dict[str, Any] = {}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("workers.cluster.local_devices", lambda *asked: devices)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **options: given.update(options))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    pipe = replace(small_settings.pipeline, executor="ray", device="auto")
+    with ray_cluster(replace(small_settings, pipeline=pipe)) as there:
+        assert there == devices
+    assert given["num_gpus"] == told, "None: as many as Ray finds, as before"

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch.bench.backprop import replicas
+from launch.bench.backprop.batches import in_memory
 from launch.bench.backprop.entry import BackpropRunner, backprop_runners
 from launch.bench.backprop.final_messages import kind_of
 from launch.bench.backprop.job import Way
@@ -31,6 +33,7 @@ from pipeline.runtime.serial import train_serial
 from pipeline.telemetry.reports import PassReport
 from tests.conftest import make_run
 from tests.support import Watching, changed, tiny_spec
+from tests.support_replicas import DataParallelOnCpu
 
 _BATCH = 320
 _STEPS = 4  # an epoch of digits; also what is kept in memory
@@ -152,6 +155,27 @@ def test_several_devices_learn_what_one_learns(
         assert min(device.seconds.values()) >= 0
         assert sum(device.seconds.values()) <= done.seconds * 1.001
         assert device.peak_bytes > 50 << 20  # Python and PyTorch alone
+
+
+def test_dataparallel_learns_what_one_device_learns(
+    run: tuple[RunSpec, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: the row ended in a StopIteration. It cannot run without GPUs, so their place is taken by this CPU."""
+    spec, dataset = run
+    alone = replace(plan(spec, "backprop", 1), way="dataparallel")
+    several = replace(alone, num_devices=2)
+    plain = replicas.Replicated(alone, 0)
+    monkeypatch.setattr(replicas, "DataParallel", DataParallelOnCpu)
+    shared = replicas.Replicated(several, 0)
+    (first,), (second,) = in_memory(alone, dataset), in_memory(several, dataset)
+    for _ in range(2):
+        torch.testing.assert_close(shared.step(second.take()), plain.step(first.take()))
+    exact = without_key_biases(plain.weights())
+    for name, value in without_key_biases(shared.weights()).items():
+        torch.testing.assert_close(value, exact[name], rtol=1e-5, atol=1e-6, msg=name)
+    scores = _BATCH * len(spec.classes)
+    num_parameters = sum(parameter.numel() for parameter in shared.part.parameters())
+    assert shared.bytes_per_step == 4 * (2 * num_parameters + (_BATCH * 64 + 2 * scores) // 2)
 
 
 @pytest.mark.slow

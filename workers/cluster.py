@@ -73,7 +73,7 @@ class StartingCluster:
         """Waits until Ray is there; gives the devices that stages can be placed on.
 
         Raises:
-            ResourcesError: the cluster cannot be reached, or has no GPU where CUDA is asked for.
+            ResourcesError: the cluster cannot be reached, or lacks the GPU or the precision that is asked for.
         """
         while not self._ready.wait(_LOOK):  # a signal is handled between two looks
             pass
@@ -137,14 +137,16 @@ def _join_or_start(settings: Settings) -> Devices:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a training run calls nobody
     address = pipe.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        devices = local_devices(pipe.device, pipe.threads)
+        devices = local_devices(pipe.device, pipe.threads, pipe.precision)
         for name, value in {**ENVIRONMENT, **_RAY_ENVIRONMENT}.items():  # the workers inherit it
             os.environ.setdefault(name, value)
         # More stages than cores take turns; Ray must not refuse them on a machine that is theirs alone. It starts as
         # many processes ahead of the actors as it has cores: one for each actor, feeders and coordinator included.
         cores = max(num_cores(), num_stages(settings, devices.count) * pipe.threads)
         coordinators = 1 if settings.method.shared_versions(num_layers(settings), 1) is not None else 0
-        _start_here(cores + pipe.feeders + coordinators)
+        # Ray counts a node's GPUs in a way of its own, which may find none where torch finds some.
+        gpus = devices.count if devices.kind == "cuda" else None
+        _start_here(cores + pipe.feeders + coordinators, gpus)
         return devices
     _reach(address)
     try:
@@ -169,8 +171,11 @@ def _cluster_devices(settings: PipelineSettings) -> Devices:
     return Devices("cpu", max(1, int(there.get("CPU", 1)) // settings.threads))
 
 
-def _start_here(num_cpus: int) -> None:
+def _start_here(num_cpus: int, num_gpus: int | None) -> None:
     """Starts a Ray cluster of this machine alone.
+
+    Args:
+        num_gpus: None: as many as Ray itself finds.
 
     Raises:
         ResourcesError: it cannot be started.
@@ -182,6 +187,7 @@ def _start_here(num_cpus: int) -> None:
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
+                num_gpus=num_gpus,
                 object_store_memory=_OBJECT_STORE,
                 include_dashboard=False,
                 logging_level=logging.ERROR,

@@ -35,8 +35,9 @@ from workers.coordinator import CoordinatorWorker
 from workers.failures import failure_of
 from workers.feeder import FeederWorker
 from workers.names import StageName
-from workers.placement import bundles_of, described, missing, runtime_env
+from workers.placement import bundles_of, described, look, missing, runtime_env
 from workers.stage import StageWorker
+from workers.topology import Place, links_in, stage_order
 
 _BESIDE = 4  # calls that an actor answers at once, its main work among them
 _AFTERSHOCK = 1.0  # seconds in which the neighbours of a dead worker report their loss
@@ -110,16 +111,13 @@ class RayWorkers:
             raise ResourcesError(missing(wanted, pipe.resource_timeout))
         self._observer.waits_for(f"starting {_workers(self._spec)}")
         run = uuid.uuid4().hex[:8]
-        # Bundles may lie on nodes in any order; stages go through them node by node.
-        nodes = placement_group_table(group)["bundles_to_node_id"]
-        bundles = sorted(range(self._spec.num_stages), key=lambda index: nodes[index])
 
         def start(worker: type, name: str, *arguments: Any, beside: int = _BESIDE, **options: Any) -> Any:
             actor: Any = ray.remote(worker).options(name=name, max_concurrency=beside, **options)
             return actor.remote(self._spec, *arguments)
 
         # Feeders work where the data was opened and checked. They and the coordinator take no core of their own.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        here = NodeAffinitySchedulingStrategy(_this_node(), soft=False)
         # They come first: they open the data, and so take longest to start.
         self._feeders = [
             start(FeederWorker, f"localpipe-{run}-feeder-{number + 1}", number, num_cpus=0, scheduling_strategy=here)
@@ -143,8 +141,32 @@ class RayWorkers:
                 runtime_env=runtime_env(self._spec),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
             )
-            for name, bundle in zip(names, bundles, strict=True)
+            for name, bundle in zip(names, self._bundles_in_order(group, wanted), strict=True)
         }
+
+    def _bundles_in_order(self, group: PlacementGroup, wanted: list[dict[str, float]]) -> list[int]:
+        """The group's bundles in the order of the stages, as ``workers.topology.stage_order`` has it.
+
+        Ray promises no order of a group's bundles. It tells on which nodes they are; on which GPUs, only a task sees.
+        """
+        table = placement_group_table(group)["bundles_to_node_id"]
+        nodes = [table[bundle] for bundle in range(len(wanted))]
+        places, links = [Place(node, "0") for node in nodes], {}
+        if self._spec.device == "cuda" and len(wanted) > 1:
+            looks = {
+                f"looking at place {bundle + 1}": ray.remote(look)
+                .options(
+                    num_cpus=0,
+                    num_gpus=wanted[bundle]["GPU"],
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+                )
+                .remote(nodes.index(node) == bundle)  # once a node
+                for bundle, node in enumerate(nodes)
+            }
+            seen = self._all(looks)
+            places = [Place(node, gpu) for node, (gpu, _) in zip(nodes, seen, strict=True)]
+            links = {node: links_in(told) for node, (_, told) in zip(nodes, seen, strict=True) if told}
+        return stage_order(places, _this_node(), links)
 
     def _connect(self) -> None:
         stages = {name.described(self._spec): stage for name, stage in self._stages.items()}
@@ -284,6 +306,12 @@ class RayWorkers:
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
+
+
+def _this_node() -> str:
+    """The launching process's node, by Ray's id."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 def _workers(spec: RunSpec) -> str:

@@ -11,6 +11,7 @@ import ray
 from pipeline.config.partition import partition
 from pipeline.config.run_spec import RunSpec
 from pipeline.transport import CARRIERS
+from workers.topology import ask_nvidia_smi
 
 _GPU_ENVIRONMENT = {
     # Ray's masking of CUDA_VISIBLE_DEVICES slows NCCL on NVSwitch hosts; stages choose their device themselves.
@@ -36,6 +37,11 @@ def runtime_env(spec: RunSpec) -> dict[str, Any] | None:
         return None
     wanted = {**_GPU_ENVIRONMENT, **CARRIERS[spec.settings.pipeline.transport].environment}
     return {"env_vars": {name: os.environ.get(name, value) for name, value in wanted.items()}}
+
+
+def look(with_links: bool) -> tuple[str, str]:
+    """In a task on a stage's place: its GPU as the node calls it, and the node's table of links where asked for."""
+    return str(ray.get_gpu_ids()[0]), ask_nvidia_smi() if with_links else ""
 
 
 def described(bundles: list[dict[str, float]]) -> str:

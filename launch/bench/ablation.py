@@ -157,7 +157,8 @@ def _single(settings: Settings, threads: int) -> Settings:
 
 
 def _spec(settings: Settings) -> RunSpec:
-    return build_run(settings, local_devices(settings.pipeline.device, settings.pipeline.threads))
+    pipe = settings.pipeline
+    return build_run(settings, local_devices(pipe.device, pipe.threads, pipe.precision))
 
 
 def _times(entry: Entry, other: Entry) -> float:

@@ -118,7 +118,8 @@ def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
     checks.check(settings)
     folder = output_folder(asked.out, "bench", run_dir=asked.settings.run_dir)
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    devices = local_devices(settings.pipeline.device, settings.pipeline.threads)
+    pipe = settings.pipeline
+    devices = local_devices(pipe.device, pipe.threads, pipe.precision)
     there = devices.count
     devices = Devices(devices.kind, asked.devices or there)
 

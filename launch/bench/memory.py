@@ -195,7 +195,7 @@ def _spec(settings: Settings, depth: int) -> RunSpec:
     net: Any = settings.net
     pipe = replace(settings.pipeline, executor="ray", stages=depth, partition="even", transport="auto")
     settings = replace(settings, net=replace(net, depth=depth), pipeline=pipe)
-    kind = local_devices(settings.pipeline.device, settings.pipeline.threads).kind
+    kind = local_devices(pipe.device, pipe.threads, pipe.precision).kind
     return build_run(settings, Devices(kind, depth))
 
 

@@ -160,11 +160,10 @@ class PipelineRunner(Runner):
 
     def start(self) -> None:
         self._open()
-        self._train(1)  # reads the images into memory, compiles, finds the allocator's blocks
         self._park()
 
     def round(self, steps: int) -> Round:
-        group = self._crew or self._open()
+        group = self._crew or self._open()  # every round begins warm, whether or not its workers are new
         batch = self.spec.settings.train.batch_size
         group.peak_bytes(reset=True)
         reports = self._train(math.ceil((self._warm + steps + drain(self.spec)) / self.spec.steps_per_epoch))
@@ -190,12 +189,27 @@ class PipelineRunner(Runner):
         self._crew = None
 
     def _open(self) -> RayWorkers:
+        """Starts the workers and has them train one pass that nobody measures.
+
+        It reads the images into memory, compiles, and finds the allocator's blocks: rivals have done so, too.
+        """
         self._crew, self._epoch = RayWorkers(self.spec), 0
-        return self._crew.__enter__()
+        group = self._crew.__enter__()
+        self._train(1)
+        return group
+
+    @property
+    def _ends_between_turns(self) -> bool:
+        """Whether workers live for one turn only, as they do on GPUs.
+
+        Ray gives a GPU to one group of workers at a time. Were each to take a share of it, so that all could live, Ray
+        would pack two stages of one group onto one GPU while another had none.
+        """
+        return self.spec.device == "cuda"
 
     def _park(self) -> None:
-        """Between turns: gives memory back, and a GPU, which Ray gives to one group of workers at a time."""
-        if self.spec.device == "cuda":
+        """Between turns: gives memory back, and with it the GPUs."""
+        if self._ends_between_turns:
             self.close()
         elif self._crew is not None:
             self._crew.give_back()

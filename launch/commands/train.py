@@ -72,7 +72,8 @@ def run(
         if starting is not None:
             devices = starting.wait()
         else:
-            devices = local_devices(settings.pipeline.device, settings.pipeline.threads)
+            pipe = settings.pipeline
+            devices = local_devices(pipe.device, pipe.threads, pipe.precision)
         if arguments.dry_run:
             dry_run(settings, dataset, devices, path, console)
             return None

@@ -13,7 +13,7 @@ from launch.output.run_folder import load_config
 from pipeline.config import build
 from pipeline.config import settings as settings_module
 from pipeline.config.build import build_run
-from pipeline.config.devices import local_devices
+from pipeline.config.devices import has_precision, local_devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
@@ -66,7 +66,11 @@ def open_run(run: Path) -> OpenRun:
         )
     if dataset.index.content_hash != values["data"]["content_hash"]:
         warn(f"{settings.data.data} is no longer what the run learned from; the figures will differ.")
-    spec = build_run(settings, local_devices("auto", 1), dataset=dataset)
+    devices = local_devices("auto", 1)
+    if devices.kind == "cuda" and not has_precision(here.precision, torch.device("cuda", 0)):
+        warn(f"The GPU is too old for the run's precision, {here.precision}: the CPU computes in its place.")
+        devices = local_devices("cpu", 1)
+    spec = build_run(settings, devices, dataset=dataset)
     for name, configured, trained in (
         ("net", spec.settings.net, card.net),
         ("method", spec.settings.method, card.method),

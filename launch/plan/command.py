@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,7 +74,11 @@ def plan(arguments: list[str], console: Console) -> None:
     settings = build.resolve(settings, dataset)
     joins = settings.pipeline.executor == "ray" and joins_cluster(settings)
     pipe = settings.pipeline
-    with ray_cluster(settings) if joins else nullcontext(local_devices(pipe.device, pipe.threads)) as devices:
+    with ExitStack() as stack:
+        if joins:
+            devices = stack.enter_context(ray_cluster(settings))
+        else:
+            devices = local_devices(pipe.device, pipe.threads, pipe.precision)
         say(console, f"timing {counted(checks.num_layers(settings), 'layer')} …")
         made = _make(parsed, settings, dataset, devices)
         print_layers(console, made.spec, made.profile)

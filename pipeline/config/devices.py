@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.config.settings import Precision
 from pipeline.errors import ResourcesError
+
+_BF16 = (8, 0)  # compute capability of GPUs that have it; those before imitate it, many times slower than float32
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,38 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def local_devices(wanted: str, threads: int) -> Devices:
+def local_devices(wanted: str, threads: int, precision: Precision = "fp32") -> Devices:
     """This machine's devices. ``wanted`` is "auto", "cpu" or "cuda".
 
+    Args:
+        precision: what they are to compute in.
+
     Raises:
-        ResourcesError: CUDA is asked for and not there.
+        ResourcesError: CUDA is asked for and not there, or a GPU lacks the precision.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         build = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no GPU answers"
         raise ResourcesError(f"`device` cuda: {build}. Use `device` cpu, or install a CUDA build of PyTorch.")
     if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()):
-        return Devices("cuda", torch.cuda.device_count())
+        count = torch.cuda.device_count()
+        for index in range(count):
+            check_precision(precision, torch.device("cuda", index))
+        return Devices("cuda", count)
     return Devices("cpu", max(1, num_cores() // threads))
+
+
+def has_precision(precision: Precision, device: torch.device) -> bool:
+    """Whether a device computes in a precision at all, and not merely as if."""
+    if precision != "bf16" or device.type != "cuda":
+        return True  # a GPU is asked only where it matters: asking starts CUDA in this process
+    return torch.cuda.get_device_capability(device) >= _BF16
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raises ResourcesError where a device does not have the precision that a run asks for."""
+    if not has_precision(precision, device):
+        has, needs = (".".join(map(str, pair)) for pair in (torch.cuda.get_device_capability(device), _BF16))
+        raise ResourcesError(
+            f"`precision` {precision}: {device} is a GPU of compute capability {has}, which would crawl in it; bf16 "
+            f"needs {needs} or higher. Use `precision` fp32."
+        )

@@ -64,7 +64,7 @@ class EndToEndRule(Rule):
     def __init__(self, layer: WholeLayer, model_info: ModelInfo, *, feedback: bool = False) -> None:
         super().__init__()
         linear = nn.Linear(layer.readout_width, model_info.num_classes)
-        self.classifier: nn.Module = linear
+        self.classifier: nn.Linear | FeedbackLinear = linear
         if feedback:
             again = nn.Linear(layer.readout_width, model_info.num_classes)
             self.classifier = FeedbackLinear(linear, again.weight.detach())
@@ -78,8 +78,9 @@ class EndToEndRule(Rule):
     def classify(self, layer: Layer, activations: Tensor) -> Tensor:
         """Scores (N, Z) from the last layer's activations."""
         seen = layer.readout_input(activations)
-        # In the classifier's precision whatever the layers': a softmax follows.
-        scores: Tensor = self.classifier(seen.to(next(self.classifier.parameters()).dtype))
+        # In the classifier's precision whatever the layers': a softmax follows. Its weight is asked by name: one of
+        # DataParallel's replicas has no parameters, though it has what they are called.
+        scores: Tensor = self.classifier(seen.to(self.classifier.weight.dtype))
         return scores
 
 

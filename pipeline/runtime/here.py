@@ -35,7 +35,7 @@ def train(
     if pipe.executor == "ray":
         raise UserError("`executor` ray is of `launch`. Use `executor` serial or threads in this process.")
     dataset = open_data(settings)
-    spec = build_run(settings, local_devices(pipe.device, pipe.threads), dataset=dataset)
+    spec = build_run(settings, local_devices(pipe.device, pipe.threads, pipe.precision), dataset=dataset)
     return train_here(spec, dataset, observer)
 
 

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from pipeline.config.devices import check_precision
 from pipeline.config.run_spec import RunSpec
 from pipeline.runtime.allocator import keep_freed_memory
 
@@ -26,7 +27,11 @@ def configure_process(spec: RunSpec, device: torch.device) -> None:
     """Keeps freed memory and sets CPU threads to the run's; asks a GPU for deterministic kernels and makes it current.
 
     The number of threads is a property of the calling thread.
+
+    Raises:
+        ResourcesError: the device does not have the run's precision.
     """
+    check_precision(spec.settings.pipeline.precision, device)
     keep_freed_memory()
     torch.set_num_threads(spec.settings.pipeline.threads)
     if device.type == "cuda":
