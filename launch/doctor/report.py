@@ -87,6 +87,7 @@ class Report:
 
     def write(self) -> None:
         """Writes what there is."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         drawn = self._draw()
         self._write("topology.txt", self.machine.topology or "There is no nvidia-smi that tells.\n")
         values = self.redaction.values(self._values())

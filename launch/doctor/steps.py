@@ -99,20 +99,20 @@ def _on_cpu() -> tuple[Step, ...]:
     digits = ("--data", "digits", "--batch-size", "64", "--rounds", "1", "--steps", "2", "--warm", "1")
     tiny = (*digits, "--dim", "16", "--heads", "2", "--depth", "2", *cpu, "--source", "memory")
     ours = ("--only", "backprop", "cff-serial-1", "cff-1")
-    few = ("--batch-size", "16", "--steps", "2", "--precision", "fp32", "bf16", "--compile", "off", *cpu)
+    few = ("--batch-size", "16", "--steps", "2", "--precision", "fp32", "--compile", "off", *cpu)
     return (
-        _tests(120),
-        _costs("costs-vit-128", "vit-128", 120, *few, "--backprop"),
-        _bench("bench-paper", "The paper's experiment, tiny", 120, "paper", *ours, *tiny),
-        _bench("bench-fp32", "Rows that matter, tiny, fp32", 120, *tiny, *ours),
-        _bench("bench-bf16", "Rows that matter, tiny, bf16", 120, *tiny, *ours, "--precision", "bf16"),
-        _memory(120, *digits[:4], "--dim", "16", "--heads", "2", *cpu, "--depths", "2", "4"),
-        _transport(90, "--sizes", "0", "2", "--rounds", "1", "--seconds", "0.1"),
+        _tests(240),
+        _costs("costs-vit-128", "vit-128", 240, *few, "--backprop"),
+        _bench("bench-paper", "The paper's experiment, tiny", 240, "paper", *ours, *tiny),
+        _bench("bench-fp32", "Rows that matter, tiny, fp32", 240, *tiny, *ours),
+        _bench("bench-bf16", "Rows that matter, tiny, bf16", 240, *tiny, *ours, "--precision", "bf16"),
+        _memory(240, *digits[:4], "--dim", "16", "--heads", "2", *cpu, "--depths", "2", "4"),
+        _transport(240, "--sizes", "0", "2", "--rounds", "1", "--seconds", "0.1"),
         _learning("learn-cff", "CFF, ViT[64 4 4], digits", 60, "cff-vit", *cpu, "--executor", "serial"),
         _learning("learn-cff-bp", "The same net by backprop", 30, "cff-vit", *cpu, "--baseline", "bp"),
-        _costs("costs-resnet32", "resnet32", 120, *few),
-        _costs("costs-vgg8b", "vgg8b", 120, *few),
-        _plan(120, "cff-vit", *cpu),
+        _costs("costs-resnet32", "resnet32", 240, *few),
+        _costs("costs-vgg8b", "vgg8b", 240, *few),
+        _plan(240, "cff-vit", *cpu),
     )  # fmt: skip
 
 
