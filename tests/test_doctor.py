@@ -360,6 +360,7 @@ def report(tmp_path: Path) -> Report:
         command="launch doctor --gpu",
         started="2026-11-28T10:00:00+0000",
         minutes=30,
+        num_steps=4,
     )
 
 
@@ -386,7 +387,7 @@ def test_a_step_that_fails_or_takes_too_long_does_not_stop_the_others(report: Re
         ("d", "done"),
     ]
     page = (report.folder / "report.md").read_text()
-    assert "4 steps: 1 done, 1 failed, 1 stopped, 1 skipped." in page
+    assert "4 of 4 steps have ended: 1 done, 1 failed, 1 stopped, 1 skipped." in page
     assert "| c | skipped | – | needs 3 GPUs, and there are 2 |" in page
     assert "| b | stopped | 60 of 60 | its 60 s were over |" in page
 
@@ -426,6 +427,7 @@ def test_who_stops_it_by_hand_keeps_the_report(report: Report, tmp_path: Path) -
         carry_out([step_of("a"), step_of("b"), step_of("c")], ends, report, tmp_path)
     values = json.loads((report.folder / "report.json").read_text())
     assert [step["status"] for step in values["steps"]] == ["done", "stopped", "skipped"]
+    assert "3 of 4 steps have ended: 1 done, 1 stopped, 1 skipped." in (report.folder / "report.md").read_text()
 
 
 def test_the_report_is_there_after_every_step(report: Report, tmp_path: Path) -> None:
@@ -469,7 +471,7 @@ def test_the_reports_values_have_their_names(report: Report, tmp_path: Path) -> 
     values = json.loads((report.folder / "report.json").read_text())
     assert values["format"] == 1
     assert set(values) == {
-        "format", "command", "started", "device", "minutes", "note", "machine", "findings", "steps",
+        "format", "command", "started", "device", "minutes", "num_steps", "note", "machine", "findings", "steps",
     }  # fmt: skip
     (step,) = values["steps"]
     assert set(step) == {

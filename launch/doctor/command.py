@@ -27,6 +27,7 @@ from launch.doctor.runner import run_all, run_step
 from launch.doctor.steps import Step, steps_for
 from launch.output.console import counted, say
 from launch.output.run_folder import command_line
+from pipeline.data.prepare import default_data_dir
 from pipeline.errors import RunError, UserError
 
 _MADE_UP = "made-up-images"
@@ -126,13 +127,14 @@ def _measure(asked: DoctorArguments, machine: Machine, findings: Sequence[Findin
     try:
         report = Report(
             folder=folder,
-            redaction=redaction_here({"WORK": str(work)}),
+            redaction=redaction_here({"WORK": str(work), "REPORT": str(folder), "DATA": str(default_data_dir())}),
             machine=machine,
             findings=findings,
             device=device,
             command=command_line(),
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             minutes=asked.minutes,
+            num_steps=len(steps),
         )
         if device == "cuda" and data == _MADE_UP:
             report.note = "CIFAR-10 is not prepared here: speed was measured on random images of its size."
@@ -141,7 +143,7 @@ def _measure(asked: DoctorArguments, machine: Machine, findings: Sequence[Findin
         try:
             run_all(steps, report, work, minutes=asked.minutes, say=lambda said: say(console, said), run=run_step)
         finally:
-            say(console, f"{in_short(report.results)}. Report: {folder}/report.md")
+            say(console, f"{in_short(report.results, report.num_steps)}. Report: {folder}/report.md")
     finally:
         shutil.rmtree(work, ignore_errors=True)
     failed = [result.step.name for result in report.results if result.status == "failed"]

@@ -64,8 +64,8 @@ def redaction_here(folders: Mapping[str, str]) -> Redaction:
         "HERE": str(Path.cwd()),
         **folders,
     }
-    paths = {path: name for name, given in named.items() for path in {given, str(Path(given).resolve())}}
-    paths = {path: name for path, name in paths.items() if path not in ("/", "")}
+    paths = {path: name for name, given in named.items() for path in (given, str(Path(given).resolve()))}
+    paths = {path: name for path, name in paths.items() if Path(path).is_absolute() and path != "/"}
     hosts = {socket.gethostname(), platform.node(), os.environ.get("HOSTNAME", "")}
     hosts |= {host.split(".", 1)[0] for host in hosts}
     users = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "SUDO_USER")} | {_user(), Path.home().name}

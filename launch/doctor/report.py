@@ -62,6 +62,7 @@ class Report:
         device: "cuda" or "cpu".
         command, started: as typed; local time with zone.
         minutes: that it might take.
+        num_steps: that it is to run.
         note: what a reader must know of the benchmarks' data; "" where nothing.
     """
 
@@ -73,6 +74,7 @@ class Report:
     command: str
     started: str
     minutes: float
+    num_steps: int
     note: str = ""
     results: list[StepResult] = field(default_factory=list)
 
@@ -108,6 +110,7 @@ class Report:
             "started": self.started,
             "device": self.device,
             "minutes": self.minutes,
+            "num_steps": self.num_steps,
             "note": self.note,
             "machine": asdict(self.machine),
             "findings": [asdict(finding) for finding in self.findings],
@@ -154,12 +157,13 @@ def _step_values(result: StepResult) -> dict[str, Any]:
     }
 
 
-def in_short(results: Sequence[StepResult]) -> str:
-    """How many steps ended in which way: "9 steps done, 1 failed"."""
+def in_short(results: Sequence[StepResult], num_steps: int) -> str:
+    """How many steps ended in which way: "10 of 20 steps have ended: 9 done, 1 failed"."""
     order: tuple[Status, ...] = ("done", "failed", "stopped", "skipped")
     counts = {status: sum(result.status == status for result in results) for status in order}
     said = [f"{count} {status}" for status, count in counts.items() if count]
-    return f"{counted(len(results), 'step')}: {', '.join(said)}" if said else "no step has ended yet"
+    ended = f"{len(results)} of {counted(num_steps, 'step')} have ended"
+    return f"{ended}: {', '.join(said)}" if said else ended
 
 
 def markdown(report: Report, drawn: dict[str, str]) -> str:
@@ -179,7 +183,7 @@ def markdown(report: Report, drawn: dict[str, str]) -> str:
         "",
         f"{about}. Begun {report.started}, at most {report.minutes:g} minutes: `{report.command}`.",
         "",
-        f"{in_short(report.results)}.",
+        f"{in_short(report.results, report.num_steps)}.",
         "",
         *([report.note, ""] if report.note else []),
     ]
@@ -196,7 +200,9 @@ def markdown(report: Report, drawn: dict[str, str]) -> str:
 
 
 def _findings(findings: Sequence[Finding]) -> list[str]:
-    rows = tuple((one.name, one.status, " ".join(part for part in (one.text, one.advice) if part)) for one in findings)
+    rows = tuple(
+        (one.name, one.status, " → ".join(part for part in (one.text, one.advice) if part)) for one in findings
+    )
     return _words(("what", "is", "how"), rows)
 
 

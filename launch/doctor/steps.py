@@ -112,7 +112,7 @@ def _on_cpu() -> tuple[Step, ...]:
         _learning("learn-cff-bp", "The same net by backprop", 30, "cff-vit", *cpu, "--baseline", "bp"),
         _costs("costs-resnet32", "resnet32", 240, *few),
         _costs("costs-vgg8b", "vgg8b", 240, *few),
-        _plan(240, "cff-vit", *cpu),
+        _plan(240, "cff-vit", "--dim", "16", "--heads", "2", "--depth", "2", *cpu),
     )  # fmt: skip
 
 
