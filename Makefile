@@ -23,7 +23,7 @@ INSTALLED := $(VENV)/installed
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-all lint format pytest constraints clean
+.PHONY: help install demo gpu test test-fast test-all lint format pytest constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ install: $(INSTALLED) ## Make .venv with everything in it
 
 demo: $(INSTALLED) ## launch cff-vit: train a small Vision Transformer, a stage per GPU or core; ARGS='--epochs 5' to change it
 	$(BIN)/$(DEMO) $(ARGS)
+
+gpu: $(INSTALLED) ## launch doctor --gpu: test and measure this machine's GPUs into gpu-report/; ARGS='--minutes 10' to change it
+	$(BIN)/launch doctor --gpu $(ARGS)
 
 test: lint pytest ## Linters, types and tests, as CI runs them
 

@@ -161,6 +161,12 @@ def _plan(arguments: list[str], console: Console) -> None:
     plan(arguments, console)
 
 
+def _doctor(arguments: list[str], console: Console) -> None:
+    from launch.doctor.command import doctor  # noqa: PLC0415
+
+    doctor(arguments, console)
+
+
 def _list(arguments: list[str], console: Console) -> None:
     from launch.command_line.arguments import ListArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
@@ -184,6 +190,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command(usage="RUN FILE", about="one .safetensors file, for `from pipeline import load`", run=_export),
     "plan": Command(usage="PRESET", about="time the layers and predict the pipeline on 1 to 64 devices", run=_plan),
     "bench": Command(usage="", about="the pipeline beside backprop, DDP, GPipe and 1F1B on these devices", run=_bench),
+    "doctor": Command(usage="", about="is this machine fit for a run; --gpu measures it into a report", run=_doctor),
     "completion": Command(usage="SHELL", about="completion for bash, zsh or fish", run=_completion),
 }
 

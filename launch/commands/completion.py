@@ -20,6 +20,7 @@ from launch.command_line.arguments import (
     PrepareArguments,
 )
 from launch.command_line.parse import MARKERS, REGISTRY, RunArguments
+from launch.doctor.command import DoctorArguments
 from launch.plan.command import PlanArguments
 from launch.presets import PRESETS
 from pipeline.errors import UserError
@@ -52,6 +53,7 @@ def print_completion(arguments: list[str]) -> None:
         "export": ExportArguments,
         "plan": PlanArguments(run=PRESETS["cff-vit"].settings),
         "bench": BenchArguments,
+        "doctor": DoctorArguments,
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "completion")
