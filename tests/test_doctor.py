@@ -20,7 +20,7 @@ from launch.doctor.command import chosen, line
 from launch.doctor.costs import COLUMNS, rows_of
 from launch.doctor.figures import Figures, Table, markdown_table, read
 from launch.doctor.learning import LearningClock, Point, reached, sentence
-from launch.doctor.machine import Machine, TorchGpu
+from launch.doctor.machine import Machine, TorchGpu, supported
 from launch.doctor.made_up import MadeUpImages
 from launch.doctor.nvidia import parse_gpus, parse_links
 from launch.doctor.redaction import Redaction, redaction_here
@@ -165,6 +165,24 @@ def test_a_gpu_without_bf16_or_without_kernels_is_said() -> None:
     assert findings_of(machine, "GPU 1").status == "problem"
     crowded = replace(FIT, driver_gpus=(replace(FIT.driver_gpus[0], used=30_000), FIT.driver_gpus[1]))
     assert "30,000 MiB" in findings_of(crowded, "GPU 0").advice
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "fits"),
+    [
+        ((8, 6), ["sm_80", "sm_90a"], True),
+        ((7, 0), ["sm_75", "sm_80"], False),
+        ((7, 5), ["sm_80"], False),
+        ((12, 0), ["sm_90", "compute_90"], True),
+        ((12, 0), ["sm_90"], False),
+        ((10, 0), ["sm_100"], True),
+        ((9, 0), [], False),
+    ],
+)
+def test_kernels_of_a_gpus_generation_or_that_its_driver_compiles_run_on_it(
+    capability: tuple[int, int], built: list[str], fits: bool
+) -> None:
+    assert supported(capability, built) == fits
 
 
 def test_links_are_shown_and_slow_ones_said() -> None:

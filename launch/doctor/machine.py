@@ -7,6 +7,7 @@ import resource
 import shutil
 import socket
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,16 +114,30 @@ def look() -> Machine:
 def _torch_gpu(number: int) -> TorchGpu:
     facts: Any = torch.cuda.get_device_properties(number)
     capability = (facts.major, facts.minor)
-    return TorchGpu(name=facts.name, memory=facts.total_memory, capability=capability, supported=_supported(capability))
+    return TorchGpu(
+        name=facts.name,
+        memory=facts.total_memory,
+        capability=capability,
+        supported=supported(capability, torch.cuda.get_arch_list()),
+    )
 
 
-def _supported(capability: tuple[int, int]) -> bool:
-    """Whether this PyTorch has kernels for it: for an older one of the same generation, or a form it can compile."""
-    built = [name.removeprefix("sm_").rstrip("af") for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
-    known = [(int(name[:-1]), int(name[-1])) for name in built]
-    if any(major == capability[0] and minor <= capability[1] for major, minor in known):
-        return True
-    return any(name.startswith("compute_") for name in torch.cuda.get_arch_list()) and capability > max(known)
+def supported(capability: tuple[int, int], built: Sequence[str]) -> bool:
+    """Whether kernels that were built run on a GPU: machine code of its generation and no newer, or a form (PTX) that
+    its driver compiles.
+
+    Args:
+        capability: the GPU's.
+        built: as ``torch.cuda.get_arch_list`` names it: "sm_80", "sm_90a", "compute_90".
+    """
+    for name in built:
+        kind, _, number = name.rstrip("af").partition("_")
+        major, minor = int(number[:-1]), int(number[-1])
+        if kind == "sm" and major == capability[0] and minor <= capability[1]:
+            return True
+        if kind == "compute" and (major, minor) <= capability:
+            return True
+    return False
 
 
 def _nccl() -> str | None:
