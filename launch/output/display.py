@@ -293,7 +293,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
             say(console, f"  stage {stage['stage']} ({stage['device']}): {shares}")
     accuracy = accuracy_sentence(rows)
     if accuracy is None:
-        say(console, "No test accuracy: the run ended before its readouts were trained.")
+        say(console, f"No test accuracy: the run ended before its test. `launch eval {folder}` looks at what it kept.")
     else:
         top_k = summary["top_k"]
         also = f", top-{top_k} {percent(rows[-1].top_k)}" if top_k > 1 else ""
