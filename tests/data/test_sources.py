@@ -415,6 +415,15 @@ def test_unreadable_images_are_counted_or_refused(tmp_path: Path) -> None:
         FolderSource(tmp_path, strict=True)
 
 
+def test_a_pipe_among_images_is_left_out_and_not_waited_for(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for number in range(5):
+            write_image(tmp_path / name / f"{number}.png", number)
+    os.mkfifo(tmp_path / "cat" / "9.png")
+    source = FolderSource(tmp_path)
+    assert [(one.short, one.reason) for one in source.skipped] == [("cat/9.png", "unreadable image: no regular file")]
+
+
 def test_a_test_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
     for name in ("train/cat", "train/dog", "test/cow"):
         write_image(tmp_path / name / "1.png")

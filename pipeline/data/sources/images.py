@@ -88,6 +88,7 @@ def read(file: Path | bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 def _open(file: Path | bytes) -> Any:
     if isinstance(file, bytes):
         return Image.open(io.BytesIO(file))
-    if not stat.S_ISREG(file.stat().st_mode):
+    mode = file.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError("no regular file")  # a pipe would be waited for
     return Image.open(file)
