@@ -223,7 +223,7 @@ def model(stages: int, depth: int, sync: str, *, ahead: bool = False) -> Model:
 
 @pytest.mark.parametrize("sync", SYNCS)
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("stages", [2, 3, 4])
+@pytest.mark.parametrize("stages", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_stages_never_wait_for_each_other_in_a_circle(stages: int, depth: int, sync: str) -> None:
     assert dead_ends(model(stages, depth, sync)) == []
 
