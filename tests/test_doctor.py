@@ -536,8 +536,8 @@ def test_this_machines_names_are_known(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("USER", "grace")
     monkeypatch.setenv("HOME", str(tmp_path / "grace"))
     monkeypatch.setattr("socket.gethostname", lambda: "tower7.example.org")
-    redaction = redaction_here({"WORK": str(tmp_path / "work")})
-    said = redaction.text(f"grace@tower7 tower7.example.org {tmp_path}/grace/a {tmp_path}/work/b root")
+    redaction = redaction_here({"WORK": str(tmp_path / "jobs")})
+    said = redaction.text(f"grace@tower7 tower7.example.org {tmp_path}/grace/a {tmp_path}/jobs/b root")
     assert said == "USER@HOST HOST ~/a WORK/b root"
 
 

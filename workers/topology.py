@@ -53,7 +53,7 @@ def gpu_chain(gpus: Collection[str], links: Links) -> list[str]:
     A chain goes from each GPU to the one with the strongest link among those that are left. Of the chains from every
     GPU the best is taken: a pipeline is as fast as its slowest edge, so the weakest links are compared first.
     """
-    ids = sorted(gpus, key=_place_of)
+    ids = sorted(gpus, key=_id_order)
     if any(pair not in links for pair in permutations(ids, 2)):
         return ids
     chains = [_chain_from(first, ids, links) for first in ids]
@@ -68,7 +68,7 @@ def _chain_from(first: str, ids: Sequence[str], links: Links) -> list[str]:
     return chain
 
 
-def _place_of(gpu: str) -> tuple[bool, int, str]:
+def _id_order(gpu: str) -> tuple[bool, int, str]:
     """By number; those that CUDA_VISIBLE_DEVICES names by their UUIDs come after, by these."""
     return (False, int(gpu), "") if gpu.isdecimal() else (True, 0, gpu)
 

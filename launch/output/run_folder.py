@@ -23,7 +23,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,8 +189,7 @@ def new_path(run_dir: str | None, preset: str) -> Path:
     """Where the run goes. Raises UserError if a folder that was asked for holds something."""
     if run_dir is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        candidates = [Path("runs") / f"{preset}-{stamp}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 100)))]
-        return next(path for path in candidates if not path.exists())
+        return next(path for path in _numbered(Path("runs") / f"{preset}-{stamp}") if not path.exists())
     path = Path(run_dir)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"--run-dir {path} exists and holds something. Give a new folder, or remove this one.")
@@ -214,14 +213,21 @@ def _claim(path: Path, *, named: bool) -> Path:
         except FileExistsError as error:
             raise UserError(f"--run-dir {path}: another run has begun to write there. Give a new folder.") from error
         return path
-    for number in itertools.count(2):
+    for candidate in _numbered(path):
         try:
-            path.mkdir()
+            candidate.mkdir()
         except FileExistsError:
-            path = path.with_name(f"{path.name}-{number}")
-        else:
-            break
+            continue
+        path = candidate
+        break
     return path
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """The path, and then the same with a number behind it: -2, -3, …"""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}-{number}")
 
 
 def load_config(run: Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import torch
 from pipeline.config.settings import Precision
 from pipeline.errors import ResourcesError
 
-_BF16 = (8, 0)  # compute capability of GPUs that have it; those before imitate it, many times slower than float32
+BF16 = (8, 0)
+"""Compute capability of GPUs that have it; those before imitate it, many times slower than float32."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,13 @@ def has_precision(precision: Precision, device: torch.device) -> bool:
     """Whether a device computes in a precision at all, and not merely as if."""
     if precision != "bf16" or device.type != "cuda":
         return True  # a GPU is asked only where it matters: asking starts CUDA in this process
-    return torch.cuda.get_device_capability(device) >= _BF16
+    return torch.cuda.get_device_capability(device) >= BF16
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
     """Raises ResourcesError where a device does not have the precision that a run asks for."""
     if not has_precision(precision, device):
-        has, needs = (".".join(map(str, pair)) for pair in (torch.cuda.get_device_capability(device), _BF16))
+        has, needs = (".".join(map(str, pair)) for pair in (torch.cuda.get_device_capability(device), BF16))
         raise ResourcesError(
             f"`precision` {precision}: {device} is a GPU of compute capability {has}, which would crawl in it; bf16 "
             f"needs {needs} or higher. Use `precision` fp32."

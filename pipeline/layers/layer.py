@@ -97,6 +97,7 @@ class LocalLayer:
         fused = all(group.get("fused") for group in self.optimizer.param_groups)
         self._not_finite = torch.zeros((), device=device) if device.type == "cuda" and fused else None
         self._readout_not_finite = torch.zeros((), device=device) if device.type == "cuda" else None
+        self._running = _running_statistics(self.net)
         # Held while weights change, so that another thread (an interrupt) can copy them between two updates.
         self._updating = threading.Lock()
 
@@ -128,7 +129,7 @@ class LocalLayer:
         context = StepContext(labels=labels, where=where, generator=self._generator)
         self._set_mode(training=True)
         with self._updating:  # batch norm's running statistics change here
-            running = self._running_statistics() if self._not_finite is not None else []
+            running = self._running if self._not_finite is not None else []
             before = [statistic.clone() for statistic in running]
             outputs = self.forward.outputs(activations, context, training=True)
         passed = self._to_send(outputs, context)
@@ -157,12 +158,6 @@ class LocalLayer:
             _set_rate(self.readout_optimizer, self._readout_lr * self._milestones(where))
             self._update_readout(outputs, labels)
         return passed, loss.detach()
-
-    def _running_statistics(self) -> list[Tensor]:
-        """Batch norm's means and variances, which a batch that is no number would spoil for good."""
-        norms = [module for module in self.net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        kept = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
-        return [tensor for tensor in kept if tensor is not None]
 
     def _set_rates(self, where: BatchPosition) -> None:
         """The learning rate of each group of parameters at this step."""
@@ -333,6 +328,13 @@ class LocalLayer:
             state |= _optimizer_state(self.optimizer, self.rule, f"{self._prefix}.optimizer.rule.")
             state |= _optimizer_state(self.readout_optimizer, self.readout, f"{self._prefix}.readout_optimizer.")
         return state
+
+
+def _running_statistics(net: nn.Module) -> list[Tensor]:
+    """Batch norm's means and variances, which a batch that is no number would spoil for good."""
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+    return [tensor for tensor in kept if tensor is not None]
 
 
 def _raised(flag: Tensor, loss: Tensor) -> Tensor:
