@@ -22,11 +22,13 @@ class Kind(IntEnum):
     """Nothing follows."""
     JUDGE = 7
     """Evaluate the readouts on validation images; of each, the best so far is kept."""
+    CHECKPOINT = 8
+    """Save what the next update depends on, between the same two batches in every stage."""
 
     @property
     def is_control(self) -> bool:
         """Whether it is a control token: it carries no batch and may stand anywhere, also inside a pass."""
-        return self in (Kind.RESTORE, Kind.STOP)
+        return self in (Kind.RESTORE, Kind.STOP, Kind.CHECKPOINT)
 
     @property
     def is_evaluation(self) -> bool:

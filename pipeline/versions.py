@@ -131,6 +131,21 @@ class Versions:
             case _:
                 return (epoch + 1) * self.steps_per_epoch
 
+    def complete(self, step: int) -> int:
+        """The newest version that has no update of this training step or a later one."""
+        if not self.contributors:
+            return 0
+        if self.mode != "in-turn":
+            return step
+        updates = step * self.num_layers
+        if self.exact:
+            return updates
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if within == 0:
+            return epoch * self._ticks
+        # Within an epoch a version ends with an update of the last layer but one; the last layer's comes after it.
+        return epoch * self._ticks + within + max(0, self.num_layers - 2)
+
     def behind(self, layer: int, step: int) -> int:
         """By how many updates a layer reads less at a training step than plain sequential training has it read."""
         if not self.contributors:

@@ -375,7 +375,7 @@ def test_no_measured_pass_is_the_first_of_its_workers(cluster: None, monkeypatch
             return super().__enter__()
 
         def feed(self, passes: Sequence[Pass]) -> None:
-            fed[-1] += [epoch for _, epoch in passes]
+            fed[-1] += [one.epoch for one in passes]
             super().feed(passes)
 
     class Parked(PipelineRunner):

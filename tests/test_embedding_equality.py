@@ -221,6 +221,9 @@ class NoState:
     def freeze(self, epoch: int) -> None:
         raise AssertionError
 
+    def checkpoint(self, key: str, step: int) -> None:
+        raise AssertionError
+
 
 def reference_seed(settings: Settings, layer: int, step: int) -> int:
     return rng.torch_seed(settings.train.seed, "layer", layer, step)

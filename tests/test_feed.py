@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.data.loader import Batch, Split
 from pipeline.kind import Kind
 from pipeline.runtime.feeder import IMAGES, BatchReceiver, MergedReceiver, messages
-from pipeline.runtime.passes import Pass, closing_passes, layer_passes
+from pipeline.runtime.passes import Pass, layer_passes, readout_passes
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.message import IDS, LABELS, Message
 
@@ -28,12 +28,14 @@ class Counted:
         self.num_batches = num_batches
         self.asked: list[tuple[Split, int]] = []
 
-    def batches(self, split: Split, *, epoch: int, batch_size: int, part: tuple[int, int]) -> Iterable[Batch]:
+    def batches(
+        self, split: Split, *, epoch: int, batch_size: int, part: tuple[int, int], first: int = 0
+    ) -> Iterable[Batch]:
         assert batch_size == BATCH
         self.asked.append((split, epoch))
-        first, feeders = part
+        feeder, feeders = part
         count = self.num_batches[split]
-        for step in range(first, count, feeders):
+        for step in (step for step in range(first, count) if step % feeders == feeder):
             ids = torch.arange(BATCH) + BATCH * step + 1000 * epoch + FIRST_ID[split]
             images = torch.full((BATCH, 1, 2, 2), step, dtype=torch.uint8)
             yield Batch(images, ids % 3, ids, position=BATCH * step, step=step, last=step == count - 1)
@@ -69,7 +71,7 @@ def told(message: Message) -> tuple[object, ...]:
 
 
 def whole_run(epochs: int = 2) -> list[Pass]:
-    return [*layer_passes(range(epochs)), *closing_passes(0, epochs, 1)]
+    return [*layer_passes(range(epochs)), Pass(Kind.RESTORE, 0), *readout_passes(epochs, 1)]
 
 
 def test_one_feeder_sends_every_pass_behind_the_other() -> None:
@@ -99,7 +101,7 @@ def test_readouts_draw_from_the_training_split_with_their_own_epoch() -> None:
 
 
 def test_batch_becomes_images_labels_and_ids_at_its_position() -> None:
-    (sent,) = run_feeders(Counted(train=2), [(Kind.TRAIN, 3)], 1)
+    (sent,) = run_feeders(Counted(train=2), [Pass(Kind.TRAIN, 3)], 1)
     message = sent.messages[1]
     assert list(message.tensors) == [IMAGES, LABELS, IDS]
     assert message.tensors[IMAGES].dtype == torch.uint8
@@ -134,8 +136,8 @@ def test_any_number_of_feeders_merges_to_the_order_of_one(
 
 
 def test_a_token_inside_a_pass_changes_nobodys_turn() -> None:
-    (alone,) = run_feeders(Counted(train=6), [(Kind.TRAIN, 0)], 1)
-    first, second = run_feeders(Counted(train=6), [(Kind.TRAIN, 0)], 2)
+    (alone,) = run_feeders(Counted(train=6), [Pass(Kind.TRAIN, 0)], 1)
+    first, second = run_feeders(Counted(train=6), [Pass(Kind.TRAIN, 0)], 2)
     first.messages.insert(1, Message(Kind.RESTORE, 3))
     merged = MergedReceiver([first, second])
     received = [merged.receive() for _ in range(7)]
@@ -144,7 +146,7 @@ def test_a_token_inside_a_pass_changes_nobodys_turn() -> None:
 
 
 def test_merged_queue_is_as_long_as_all_feeders_queues() -> None:
-    merged = MergedReceiver(run_feeders(Counted(train=5), [(Kind.TRAIN, 0)], 2))
+    merged = MergedReceiver(run_feeders(Counted(train=5), [Pass(Kind.TRAIN, 0)], 2))
     assert merged.waiting == 5
     merged.receive()
     merged.receive()
@@ -203,13 +205,13 @@ def test_a_stage_without_feeders_reads_the_order_of_one_feeder() -> None:
 
 def test_a_stage_without_feeders_waits_for_passes_that_come_later() -> None:
     receiver, _ = reading(Counted(train=2))
-    receiver.feed([(Kind.TRAIN, 0)])
+    receiver.feed([Pass(Kind.TRAIN, 0)])
     for _ in range(2):
         receiver.receive()
     got: list[Message] = []
     waiting = threading.Thread(target=lambda: got.append(receiver.receive()), daemon=True)
     waiting.start()
-    receiver.feed([(Kind.TRAIN, 1)])
+    receiver.feed([Pass(Kind.TRAIN, 1)])
     waiting.join(10)
     assert [(m.kind, m.epoch, m.step) for m in got] == [(Kind.TRAIN, 1, 0)]
 
@@ -217,7 +219,7 @@ def test_a_stage_without_feeders_waits_for_passes_that_come_later() -> None:
 @pytest.mark.parametrize("taken", [0, 2, 3], ids=["before the first batch", "amid a pass", "waiting for a pass"])
 def test_an_interrupt_stops_a_stage_without_feeders(taken: int) -> None:
     receiver, _ = reading(Counted(train=3))
-    receiver.feed([(Kind.TRAIN, 0)])
+    receiver.feed([Pass(Kind.TRAIN, 0)])
     for _ in range(taken):
         receiver.receive()
     receiver.interrupt()

@@ -481,6 +481,9 @@ class Source:
     def freeze(self, epoch: int) -> None:
         raise NotImplementedError
 
+    def checkpoint(self, key: str, step: int) -> None:
+        raise NotImplementedError
+
 
 def embedded(index: int, mode: Mode = "last", **values: Any) -> tuple[LocalLayer, Source]:
     """A layer of CFL without noise, and the dictionary (3, 12) that it pools to its 8 features."""

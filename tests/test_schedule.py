@@ -12,7 +12,7 @@ from pipeline.config.partition import balanced, partition, sized
 from pipeline.errors import UserError
 from pipeline.kind import Kind
 from pipeline.planning.ideal import fill, ideal_speedup
-from pipeline.runtime.passes import closing_passes, layer_passes
+from pipeline.runtime.passes import Pass, layer_passes, readout_passes
 
 
 @pytest.mark.parametrize(
@@ -59,22 +59,16 @@ def test_impossible_number_of_stages_is_refused_with_what_is_possible(num_stages
 
 def test_every_epoch_trains_then_validates() -> None:
     T, V = Kind.TRAIN, Kind.VALIDATE  # noqa: N806 - a table
-    assert layer_passes(range(3)) == [(T, 0), (V, 0), (T, 1), (V, 1), (T, 2), (V, 2)]
+    assert layer_passes(range(3)) == [Pass(*one) for one in ((T, 0), (V, 0), (T, 1), (V, 1), (T, 2), (V, 2))]
 
 
-def test_run_closes_with_best_weights_readouts_and_test() -> None:
-    assert closing_passes(best_epoch=1, epochs=3, readout_epochs=2) == [
-        (Kind.RESTORE, 1),
-        (Kind.READOUT, 3),
-        (Kind.READOUT, 4),
-        (Kind.TEST, 0),
-        (Kind.STOP, 0),
-    ]
+def test_run_closes_with_readouts_and_test() -> None:
+    closing = [(Kind.READOUT, 3), (Kind.READOUT, 4), (Kind.TEST, 0), (Kind.STOP, 0)]
+    assert readout_passes(epochs=3, readout_epochs=2) == [Pass(*one) for one in closing]
 
 
 def test_readouts_that_are_judged_are_validated_after_each_epoch() -> None:
-    assert closing_passes(best_epoch=0, epochs=3, readout_epochs=2, judged=True) == [
-        (Kind.RESTORE, 0),
+    closing = [
         (Kind.READOUT, 3),
         (Kind.JUDGE, 3),
         (Kind.READOUT, 4),
@@ -82,11 +76,11 @@ def test_readouts_that_are_judged_are_validated_after_each_epoch() -> None:
         (Kind.TEST, 0),
         (Kind.STOP, 0),
     ]
+    assert readout_passes(epochs=3, readout_epochs=2, judged=True) == [Pass(*one) for one in closing]
 
 
 def test_run_with_online_readouts_closes_without_a_readout_pass() -> None:
-    closing = [(Kind.RESTORE, 0), (Kind.TEST, 0), (Kind.STOP, 0)]
-    assert closing_passes(best_epoch=0, epochs=1, readout_epochs=0) == closing
+    assert readout_passes(epochs=1, readout_epochs=0) == [Pass(Kind.TEST, 0), Pass(Kind.STOP, 0)]
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,9 @@ class _Plain:
     def freeze(self, epoch: int) -> None:
         raise AssertionError("asked of a whole run")
 
+    def checkpoint(self, key: str, step: int) -> None:
+        raise AssertionError("asked of a whole run")
+
 
 def test_a_classs_weight_is_its_difficulty(hard: Settings) -> None:
     """By hand: the loss is the mean of weighted cross-entropies, a contribution the mean loss of each class."""

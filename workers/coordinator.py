@@ -9,7 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError
 from torch import Tensor
 
+from pipeline.checkpoints.saver import SavedFile, Saver
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import PeerLostError, RunError, SharedStateError
 from pipeline.layers.layer import State
-from pipeline.layers.shared_state import VersionedState
 from pipeline.methods import BatchPosition
+from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, shared_state
+from pipeline.runtime.passes import START, Cut, trained_steps
 from workers.failures import own_error
 
 NAME = "coordinator (label embeddings)"
@@ -31,12 +34,20 @@ Gradient = tuple[int, int, NDArray[np.float32]]
 """Layer, step and what the layer contributes."""
 
 
+class Checkpoint(NamedTuple):
+    """A stage has come to a checkpoint, after which training step ``step`` follows."""
+
+    key: str
+    step: int
+
+
 class CoordinatorWorker:
     """Owns the shared state. Its calls are answered beside each other; ``watch`` ends when something is wrong."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, checkpointing: Checkpointing = NO_CHECKPOINTS) -> None:
         torch.set_num_threads(1)
-        self._state = VersionedState(spec)
+        self._saver = Saver(checkpointing.folder) if checkpointing.folder is not None else None
+        self._state = shared_state(spec, self._saver, checkpointing.resume)
         self._failure: RunError | None = None
         self._failed = threading.Event()
 
@@ -46,11 +57,15 @@ class CoordinatorWorker:
         assert self._failure is not None
         raise self._failure
 
-    def push(self, gradients: list[Gradient]) -> None:
-        """Takes gradients, in the order in which a stage made them."""
+    def push(self, said: list[Gradient | Checkpoint]) -> None:
+        """Takes what a stage says, in the order in which it says it."""
         try:
-            for layer, step, gradient in gradients:
-                self._state.push(layer, step, torch.from_numpy(gradient.copy()))
+            for one in said:
+                if isinstance(one, Checkpoint):
+                    self._state.checkpoint(one.key, one.step)
+                else:
+                    layer, step, gradient = one
+                    self._state.push(layer, step, torch.from_numpy(gradient.copy()))
         except RunError as error:
             self._failure = error
             self._failed.set()
@@ -66,6 +81,13 @@ class CoordinatorWorker:
         values: NDArray[np.float32] = self._state.candidate(epoch).numpy()
         return values
 
+    def saved(self) -> tuple[list[SavedFile], bool]:
+        """Files of checkpoints that came to their end since the last call, and whether others are being written."""
+        if self._saver is None:
+            return [], False
+        saving = self._saver.busy
+        return self._saver.take(), saving
+
     def keep_only(self, best: int, upto: int) -> None:
         self._state.keep_only(best, upto)
 
@@ -79,15 +101,31 @@ class CoordinatorWorker:
         return self._state.state()
 
 
+@dataclass(frozen=True)
+class _Outgoing:
+    """A gradient on its way, and when it has come from its GPU."""
+
+    layer: int
+    step: int
+    gradient: Tensor
+    copied: torch.cuda.Event | None
+
+    def ready(self) -> Gradient:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.layer, self.step, self.gradient.numpy()
+
+
 class RemoteState:
     """The shared state as one stage sees it. Implements ``pipeline.layers.shared_state.SharedStateAccess``.
 
     Args:
         coordinator: the actor.
         layers: the stage's layers.
+        cut: where the run begins.
     """
 
-    def __init__(self, spec: RunSpec, coordinator: Any, layers: range) -> None:
+    def __init__(self, spec: RunSpec, coordinator: Any, layers: range, cut: Cut = START) -> None:
         versions = spec.shared_versions
         assert versions is not None, "asked for only where layers share a state"
         self._schedule, self._layers = versions, layers
@@ -97,12 +135,14 @@ class RemoteState:
         self._frozen: Tensor | None = None
         self._changed = threading.Condition()
         self._failure: RunError | None = None
-        self._outgoing: queue.SimpleQueue[tuple[int, int, Tensor, torch.cuda.Event | None]] = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[_Outgoing | Checkpoint] = queue.SimpleQueue()
         num_steps = spec.settings.train.epochs * spec.steps_per_epoch
         self._last = max(self._schedule.read(layer, num_steps, training=False) for layer in layers)
+        # What is read first: the oldest version of all, whether the run begins with a training step or a validation.
+        begin = trained_steps(spec, cut)
+        self._first = min(self._schedule.read(layers[0], begin, training=training) for training in (True, False))
         self._start("label embeddings: fetch", self._fetch)
-        if set(layers) & set(self._schedule.contributors):
-            self._start("label embeddings: send", self._send)
+        self._start("label embeddings: send", self._send)
 
     def read(self, layer: int, where: BatchPosition) -> Tensor:
         """As ``VersionedState.read``; waits for a version that is not there yet.
@@ -134,7 +174,10 @@ class RemoteState:
             copied = torch.cuda.Event()
             copied.record(torch.cuda.current_stream(gradient.device))
             gradient = host
-        self._outgoing.put((layer, step, gradient, copied))
+        self._outgoing.put(_Outgoing(layer, step, gradient, copied))
+
+    def checkpoint(self, key: str, step: int) -> None:
+        self._outgoing.put(Checkpoint(key, step))
 
     def freeze(self, epoch: int) -> None:
         try:
@@ -144,7 +187,7 @@ class RemoteState:
 
     def _fetch(self) -> None:
         """Fetches every version as soon as it is made, until the last one that the stage will read."""
-        due = 0
+        due = self._first
         while due <= self._last:
             fetched = ray.get(self._coordinator.wait_from.remote(due))
             with self._changed:
@@ -153,17 +196,13 @@ class RemoteState:
             due = max(fetched) + 1
 
     def _send(self) -> None:
-        """Sends gradients in the order in which they were made, as many at a time as have come meanwhile."""
+        """Sends what the stage says in the order in which it said it, as much at a time as has come meanwhile."""
         while True:
             waiting = [self._outgoing.get()]
             while not self._outgoing.empty():
                 waiting.append(self._outgoing.get())
-            gradients = []
-            for layer, step, gradient, copied in waiting:
-                if copied is not None:
-                    copied.synchronize()
-                gradients.append((layer, step, gradient.numpy()))
-            ray.get(self._coordinator.push.remote(gradients))
+            said = [one if isinstance(one, Checkpoint) else one.ready() for one in waiting]
+            ray.get(self._coordinator.push.remote(said))
 
     def _start(self, name: str, work: Callable[[], None]) -> None:
         def guarded() -> None:

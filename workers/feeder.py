@@ -13,6 +13,7 @@ from pipeline.config.build import open_folder
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.loader import Dataset
 from pipeline.errors import PeerLostError, StageFailedError
+from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, pacer_of
 from pipeline.runtime.feeder import messages
 from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import Clock
@@ -34,8 +35,9 @@ def open_source(spec: RunSpec) -> Dataset:
 class FeederWorker:
     """Feeder ``number`` of a run: every F-th batch, F the number of feeders."""
 
-    def __init__(self, spec: RunSpec, number: int) -> None:
+    def __init__(self, spec: RunSpec, number: int, checkpointing: Checkpointing = NO_CHECKPOINTS) -> None:
         self.spec, self.number = spec, number
+        self._pacer = pacer_of(spec, checkpointing)
         torch.set_num_threads(1)
         self._source = open_source(spec)
         self._sender: Sender | None = None
@@ -59,11 +61,17 @@ class FeederWorker:
                     batch_size=self.spec.settings.train.batch_size,
                     part=(self.number, self.spec.settings.pipeline.feeders),
                     interrupted=self._interrupted.is_set,
+                    pacer=self._pacer,
                 ):
                     self._sender.send(message)
         except PeerLostError:
             if not self._interrupted.is_set():  # after a stop from another feeder, stage 1 takes nothing more
                 raise
+
+    def checkpoint(self) -> None:
+        """Has a checkpoint be saved before the next batch."""
+        assert self._pacer is not None, "the run saves checkpoints"
+        self._pacer.ask()
 
     def interrupt(self) -> None:
         self._interrupted.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,9 +20,11 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from pipeline import plugins
+from pipeline.checkpoints.saver import SavedFile
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import ResourcesError, RunError
 from pipeline.layers.layer import State
+from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing
 from pipeline.runtime.controller import control
 from pipeline.runtime.edges import edges_of
 from pipeline.runtime.history import RunResult
@@ -51,6 +54,7 @@ _FETCH_INTERRUPTED = 1.5  # the same, while a person waits for the run to stop
 def train_ray(
     spec: RunSpec,
     observer: Observer = Observer(),  # noqa: B008 (it has no state)
+    checkpointing: Checkpointing = NO_CHECKPOINTS,
 ) -> RunResult:
     """As ``pipeline.runtime.serial.train_serial``, each stage in a Ray actor. Ray must be initialised.
 
@@ -58,8 +62,8 @@ def train_ray(
         ResourcesError: the cluster does not have the devices, also after waiting.
         StageFailedError, NonFiniteLossError: a worker failed; the message names it.
     """
-    with RayWorkers(spec, observer) as group:
-        return control(spec, group, observer)
+    with RayWorkers(spec, observer, checkpointing) as group:
+        return control(spec, group, observer, checkpointing)
 
 
 class RayWorkers:
@@ -69,15 +73,19 @@ class RayWorkers:
         self,
         spec: RunSpec,
         observer: Observer = Observer(),  # noqa: B008 (it has no state)
+        checkpointing: Checkpointing = NO_CHECKPOINTS,
     ) -> None:
         for plugin in plugins.loaded().values():
             ray.cloudpickle.register_pickle_by_value(plugin)  # no worker needs to have the file
-        self._spec, self._observer = spec, observer
+        self._spec, self._observer, self._checkpointing = spec, observer, checkpointing
         self._group: PlacementGroup | None = None
         self._coordinator: Any = None
         self._stages: dict[StageName, Any] = {}
         self._feeders: list[Any] = []
         self._polls: dict[StageName, Any] = {}
+        self._shared_saved: Any = None  # an open question to the coordinator
+        self._saved: list[SavedFile] = []
+        self._saving: dict[Any, bool] = {}
         self._fetch = _FETCH
         self._running: dict[ray.ObjectRef[None], str] = {}  # unfinished work of stages and feeders, and whose it is
         self.devices: list[str] = []
@@ -120,14 +128,26 @@ class RayWorkers:
         here = NodeAffinitySchedulingStrategy(_this_node(), soft=False)
         # They come first: they open the data, and so take longest to start.
         self._feeders = [
-            start(FeederWorker, f"localpipe-{run}-feeder-{number + 1}", number, num_cpus=0, scheduling_strategy=here)
+            start(
+                FeederWorker,
+                f"localpipe-{run}-feeder-{number + 1}",
+                number,
+                self._checkpointing,
+                num_cpus=0,
+                scheduling_strategy=here,
+            )
             for number in range(pipe.feeders)
         ]
         if self._spec.shared_versions is not None:
             # Every stage has a call waiting for the next version and another one with gradients.
             beside = _BESIDE + 2 * self._spec.num_stages
             self._coordinator = start(
-                CoordinatorWorker, f"localpipe-{run}-coordinator", beside=beside, num_cpus=0, scheduling_strategy=here
+                CoordinatorWorker,
+                f"localpipe-{run}-coordinator",
+                self._checkpointing,
+                beside=beside,
+                num_cpus=0,
+                scheduling_strategy=here,
             )
         names = [StageName(index) for index in range(self._spec.num_stages)]
         self._stages = {
@@ -136,6 +156,7 @@ class RayWorkers:
                 name.actor(run),
                 name,
                 self._coordinator,
+                self._checkpointing,
                 num_cpus=wanted[bundle].get("CPU", 0.0),
                 num_gpus=wanted[bundle].get("GPU", 0.0),
                 runtime_env=runtime_env(self._spec),
@@ -223,6 +244,17 @@ class RayWorkers:
         if not self._feeders:  # the first stage reads for itself
             self._running[self._stages[StageName(0)].feed.remote(passes)] = "the first stage's reader"
 
+    def checkpoint(self) -> None:
+        reader = self._feeders[0] if self._feeders else self._stages[StageName(0)]
+        reader.checkpoint.remote()
+
+    def saved(self) -> list[SavedFile]:
+        saved, self._saved = self._saved, []
+        return saved
+
+    def saving(self) -> bool:
+        return any(self._saving.values())
+
     def interrupt(self) -> None:
         self._fetch = _FETCH_INTERRUPTED
         for reader in self._feeders or [*self._stages.values()][:1]:
@@ -237,12 +269,29 @@ class RayWorkers:
         polled = []
         for name in [name for name, ref in self._polls.items() if ref in answered]:
             try:
-                polled.append(ray.get(self._polls.pop(name)))
+                said = ray.get(self._polls.pop(name))
+                polled.append((said.status, said.reports))
+                self._saved += said.saved
+                self._saving[name] = said.saving
             except RayActorError:
                 continue  # it is dead: ``wait`` says so by name
             except RayError as error:
                 raise failure_of(name.described(self._spec), error) from error
+        self._ask_coordinator()
         return polled
+
+    def _ask_coordinator(self) -> None:
+        """Hears which parts of checkpoints the coordinator has written."""
+        if self._coordinator is None or self._checkpointing.folder is None:
+            return
+        if self._shared_saved is None:
+            self._shared_saved = self._coordinator.saved.remote()
+        if not ray.wait([self._shared_saved], timeout=_ANSWER)[0]:
+            return
+        asked, self._shared_saved = self._shared_saved, None
+        with suppress(RayActorError):  # it is dead: ``wait`` says so by name
+            saved, self._saving[COORDINATOR] = ray.get(asked)
+            self._saved += saved
 
     def wait(self, seconds: float) -> bool:
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -11,9 +12,11 @@ import ray
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
+from pipeline.checkpoints.saver import SavedFile, Saver
 from pipeline.config.run_spec import RunSpec
 from pipeline.layers.layer import State
 from pipeline.runtime import stage as stages
+from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, pacer_of
 from pipeline.runtime.edges import edge_bytes
 from pipeline.runtime.feeder import BatchReceiver, MergedReceiver
 from pipeline.runtime.passes import Pass
@@ -30,22 +33,58 @@ from workers.feeder import open_source
 from workers.names import StageName
 
 
+@dataclass(frozen=True)
+class Polled:
+    """What a stage has to say since it was asked last.
+
+    Attributes:
+        saved: files of checkpoints that came to their end.
+        saving: whether others are being written.
+    """
+
+    status: Status
+    reports: list[PassReport]
+    saved: list[SavedFile]
+    saving: bool
+
+
 class StageWorker:
     """Holds a stage and its channels. ``run`` works in one thread; all other calls are answered beside it."""
 
-    def __init__(self, spec: RunSpec, name: StageName, coordinator: Any = None) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        name: StageName,
+        coordinator: Any = None,
+        checkpointing: Checkpointing = NO_CHECKPOINTS,
+    ) -> None:
         self.spec, self.name = spec, name
+        self._cut, folder = checkpointing.cut, checkpointing.folder
         self._reports: list[PassReport] = []
         self._clock = Clock()
         self._device = _own_device(spec)
         configure_process(spec, self._device)
-        shared = RemoteState(spec, coordinator, spec.stages[name.stage]) if coordinator is not None else None
-        self._stage = Stage(spec, name.stage, self._device, report=self._report, clock=self._clock, shared=shared)
-        self._reader = (
-            BatchReceiver(open_source(spec), batch_size=spec.settings.train.batch_size, clock=self._clock)
-            if name.stage == 0 and not spec.settings.pipeline.feeders
+        shared = (
+            RemoteState(spec, coordinator, spec.stages[name.stage], checkpointing.cut)
+            if coordinator is not None
             else None
         )
+        self._saver = Saver(folder) if folder is not None else None
+        self._stage = Stage(
+            spec,
+            name.stage,
+            self._device,
+            report=self._report,
+            clock=self._clock,
+            shared=shared,
+            saver=self._saver,
+            resume=checkpointing.resume,
+        )
+        self._reader = None
+        self._pacer = pacer_of(spec, checkpointing)
+        if name.stage == 0 and not spec.settings.pipeline.feeders:
+            size = spec.settings.train.batch_size
+            self._reader = BatchReceiver(open_source(spec), batch_size=size, clock=self._clock, pacer=self._pacer)
         self._store: TCPStore | None = None
         self._inbox: Receiver | None = None
         self._outbox: Sender | None = None
@@ -74,7 +113,9 @@ class StageWorker:
         if self._reader is not None:
             self._inbox = self._reader
         else:
-            self._inbox = MergedReceiver(ends.inboxes) if self.name.stage == 0 else ends.inboxes[0]
+            self._inbox = (
+                MergedReceiver(ends.inboxes, first=self._cut.steps) if self.name.stage == 0 else ends.inboxes[0]
+            )
         self._outbox = next(iter(ends.outboxes), None)
 
     def run(self) -> None:
@@ -93,6 +134,11 @@ class StageWorker:
         assert self._reader is not None, "feeders are interrupted"
         self._reader.interrupt()
 
+    def checkpoint(self) -> None:
+        """Has a checkpoint be saved before the next batch."""
+        assert self._pacer is not None, "the run saves checkpoints"
+        self._pacer.ask()
+
     def peak_bytes(self, *, reset: bool = False) -> int:
         """Most memory held since the last reset (``pipeline.telemetry.memory``)."""
         peak = peak_bytes(self._device)
@@ -104,12 +150,14 @@ class StageWorker:
         """Gives freed memory back, between two batches."""
         give_back(self._device)
 
-    def poll(self) -> tuple[Status, list[PassReport]]:
+    def poll(self) -> Polled:
+        saving = self._saver is not None and self._saver.busy
+        saved = self._saver.take() if self._saver is not None else []  # first: their reports are there by now
         status = self._stage.status()
         status.replica = self.name.replica
         status.device = self.describe()
         status.waiting = self._inbox.waiting if self._inbox is not None else 0
-        return status, take(self._reports)
+        return Polled(status, take(self._reports), saved, saving)
 
     def _report(self, report: PassReport) -> None:
         report.replica = self.name.replica

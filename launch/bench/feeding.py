@@ -14,6 +14,7 @@ from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
 from pipeline.kind import Kind
 from pipeline.runtime.feeder import messages
+from pipeline.runtime.passes import Pass
 from pipeline.transport.message import HEADER_BYTES, message_bytes, pack
 
 _SECONDS = 1.0
@@ -40,7 +41,7 @@ def feeder_speed(settings: Settings, dataset: Dataset, seconds: float = _SECONDS
     wanted = max(2 * batch, _LARGE // math.prod(dataset.index.shape))
     fraction = settings.data.train_fraction * min(1.0, wanted / count)
     source = build.open_folder(replace(settings, data=replace(settings.data, train_fraction=fraction)), dataset.folder)
-    endless = ((Kind.TRAIN, epoch) for epoch in itertools.count())
+    endless = (Pass(Kind.TRAIN, epoch) for epoch in itertools.count())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     header, payload = torch.zeros(HEADER_BYTES, dtype=torch.uint8), torch.zeros(0, dtype=torch.uint8)

@@ -25,6 +25,7 @@ from pipeline.kind import Kind
 from pipeline.methods import CffSettings
 from pipeline.runtime.controller import until_next_look
 from pipeline.runtime.edges import edge_bytes
+from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import PassReport, StepTimes
 from workers.group import RayWorkers
@@ -218,7 +219,7 @@ class PipelineRunner(Runner):
         """So many passes through the pipeline; each stage's reports on them."""
         group = self._crew
         assert group is not None, "start() comes first"
-        group.feed([(Kind.TRAIN, self._epoch + number) for number in range(num_passes)])
+        group.feed([Pass(Kind.TRAIN, self._epoch + number) for number in range(num_passes)])
         self._epoch += num_passes
         begun = time.perf_counter()
         reports: list[list[PassReport]] = [[] for _ in range(self.spec.num_stages)]

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from launch.output.run_pictures import RunPictures
-from pipeline.config import settings as settings_module
 from pipeline.config.run_spec import RunSpec
+from pipeline.config.saved import config_of
 from pipeline.data import skipped
 from pipeline.data.skipped import Skipped
 from pipeline.errors import RunError, UserError
@@ -59,7 +59,7 @@ class RunFolder:
         check_room(spec, path)
         try:
             self.path = _claim(path, named=spec.settings.run_dir is not None)
-            self._write_json("config.json", _config(spec))
+            self._write_json("config.json", config_of(spec))
             self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1)
         except OSError as error:
             raise UserError(f"--run-dir {path}: cannot be written ({error.strerror}). Choose another.") from error
@@ -163,7 +163,7 @@ class RunFolder:
 
     def _write_result(self, path: Path, result: RunResult, summary: dict[str, Any]) -> None:
         if path != self.path:
-            _write_json(path / "config.json", _config(self._spec))
+            _write_json(path / "config.json", config_of(self._spec))
         if result.weights:
             _whole(lambda: save(path / "model.safetensors", result.weights, card_of(self._spec)))
             _whole(lambda: save(path / "last.safetensors", result.last, card_of(self._spec)))
@@ -246,24 +246,6 @@ def load_config(run: Path) -> dict[str, Any]:
                 "again with --config and this file."
             )
     return values
-
-
-def _config(spec: RunSpec) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "settings": settings_module.to_dict(spec.settings),
-        "data": {
-            "name": spec.data_name,
-            "folder": spec.data_folder,
-            "content_hash": spec.content_hash,
-            "shape": spec.shape,
-            "classes": spec.classes,
-            "mean": spec.augment.mean,
-            "std": spec.augment.std,
-        },
-        "stages": [[layer + 1 for layer in layers] for layers in spec.stages],
-        "device": spec.device,
-    }
 
 
 def check_room(spec: RunSpec, path: Path) -> None:

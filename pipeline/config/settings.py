@@ -172,6 +172,22 @@ class PipelineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """What is saved while the run goes on, so that it can go on after whatever ends it. None of it changes bits."""
+
+    checkpoint_every: str = field(default="5m", metadata={"metavar": "STEPS|TIME|off"})
+    """How often everything that training depends on is saved: training steps such as 500, or a time such as 30s, 5m or
+    1h. Also where the run is stopped. `launch resume` goes on from it, with any number of stages. off: never."""
+    keep_checkpoints: int = 2
+    """How many are kept: the newest, and besides them the one at the end of the layers' training."""
+    stop_timeout: float = 20.0
+    """Seconds that a stopped run may take to finish the batches under way and to save a checkpoint. A second Ctrl-C
+    does not wait."""
+    max_restarts: int = 3
+    """How often a run goes on from its last checkpoint by itself after a worker was lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """One run."""
 
@@ -189,6 +205,7 @@ class Settings:
     train: TrainSettings = field(default_factory=TrainSettings)
     readout: ReadoutSettings = field(default_factory=ReadoutSettings)
     pipeline: PipelineSettings = field(default_factory=PipelineSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     run_dir: str | None = field(default=None, metadata={"metavar": "FOLDER"})
     """Folder for everything the run leaves. Default: runs/PRESET-DATE-TIME."""
     log_every: float = 0.5

@@ -137,7 +137,9 @@ class Dataset:
         """Images of all of a pass's batches."""
         return min(self.count(split), self.num_batches(split, batch_size) * batch_size)
 
-    def batches(self, split: Split, *, epoch: int, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+    def batches(
+        self, split: Split, *, epoch: int, batch_size: int, part: tuple[int, int] = (0, 1), first: int = 0
+    ) -> Iterator[Batch]:
         """The batches of one pass.
 
         Training is shuffled by (seed, epoch) and drops the last partial batch unless it is kept; the others go in disk
@@ -145,6 +147,7 @@ class Dataset:
 
         Args:
             part: (f, F) gives only batches with step % F == f: the share of feeder f among F.
+            first: the first batch that is wanted, from 0.
 
         Raises:
             UserError: fewer training samples than a batch, or a sample that cannot be read (named).
@@ -159,7 +162,7 @@ class Dataset:
                 "Give a smaller `batch_size` or more data."
             )
         ids = self._pass_order(split, epoch)
-        for step in range(feeder, num_batches, num_feeders):
+        for step in range(first + (feeder - first) % num_feeders, num_batches, num_feeders):
             position = step * batch_size
             chosen = ids[position : position + batch_size]
             images, labels = self._disk[split].gather(chosen)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,10 @@ from pipeline.layers.joined import JoinedFeatures
 from pipeline.layers.shared_state import SharedStateAccess
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import Activations, BatchPosition, StepContext
-from pipeline.methods.adamw import AdamW
+from pipeline.methods.adamw import AdamW, load_optimizer
 from pipeline.nets import Dropout
+
+_OF_A_DEVICE = ("fused", "foreach", "capturable", "differentiable")  # settings of an optimizer that change no number
 
 State = dict[str, Tensor]
 """Flat names → tensors, such as ``layers.2.net.qkv.weight`` or ``layers.2.optimizer.qkv.weight.exp_avg``."""
@@ -312,10 +315,10 @@ class LocalLayer:
 
     def load_weights(self, state: State) -> None:
         """Takes weights that ``weights`` returned."""
-        readout = _below(state, f"{self._prefix}.readout.")
+        readout = below(state, f"{self._prefix}.readout.")
         with self._updating:
-            self.net.load_state_dict(_below(state, f"{self._prefix}.net."))
-            self.rule.load_state_dict(_below(state, f"{self._prefix}.rule."))
+            self.net.load_state_dict(below(state, f"{self._prefix}.net."))
+            self.rule.load_state_dict(below(state, f"{self._prefix}.rule."))
             if readout:
                 self.readout.load_state_dict(readout)
                 self.readout_trained = True
@@ -328,6 +331,85 @@ class LocalLayer:
             state |= _optimizer_state(self.optimizer, self.rule, f"{self._prefix}.optimizer.rule.")
             state |= _optimizer_state(self.readout_optimizer, self.readout, f"{self._prefix}.readout_optimizer.")
         return state
+
+    # What follows is asked for between two batches by the thread that trains.
+
+    def snapshot(self) -> Snapshot:
+        """Everything that the next update depends on, and the readout that is kept. The tensors are the layer's own."""
+        tensors: State = {}
+        for part, module in (("net", self.net), ("rule", self.rule), ("readout", self.readout)):
+            tensors |= {f"{part}.{name}": value.detach() for name, value in module.state_dict().items()}
+        values: dict[str, Any] = {"readout_trained": self.readout_trained}
+        for part, optimizer in self._optimizers():
+            noted, groups = _noted(optimizer, self._named())
+            tensors |= {f"{part}.{name}": value for name, value in noted.items() if isinstance(value, Tensor)}
+            values[part] = {
+                "state": {name: value for name, value in noted.items() if not isinstance(value, Tensor)},
+                "groups": groups,
+            }
+        if self._best_readout is not None:
+            values["best_readout_loss"], best = self._best_readout
+            tensors |= {f"best_readout.{name}": value for name, value in best.items()}
+        return Snapshot(tensors, values)
+
+    def load_snapshot(self, snapshot: Snapshot) -> None:
+        """Goes on from a snapshot of the same layer, taken on whatever device.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: it is not of such a layer.
+        """
+        tensors, values = snapshot.tensors, snapshot.values
+        with self._updating:
+            for part, module in (("net", self.net), ("rule", self.rule), ("readout", self.readout)):
+                module.load_state_dict(below(tensors, f"{part}."))
+            self.readout_trained = bool(values["readout_trained"])
+            named = self._named()
+            for part, optimizer in self._optimizers():
+                state: dict[Tensor, dict[str, Any]] = {}
+                for name, value in {**below(tensors, f"{part}."), **values[part]["state"]}.items():
+                    parameter, _, field = name.rpartition(".")
+                    state.setdefault(named[parameter], {})[field] = value
+                load_optimizer(optimizer, state, values[part]["groups"])
+            if "best_readout_loss" in values:
+                self._best_readout = float(values["best_readout_loss"]), below(tensors, "best_readout.")
+
+    def _optimizers(self) -> tuple[tuple[str, torch.optim.Optimizer], ...]:
+        return ("optimizer", self.optimizer), ("readout_optimizer", self.readout_optimizer)
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        """Every parameter of the layer by its name in a snapshot."""
+        parts = (("net", self.net), ("rule", self.rule), ("readout", self.readout))
+        return {f"{part}.{name}": value for part, module in parts for name, value in module.named_parameters()}
+
+
+@dataclass
+class Snapshot:
+    """A layer, or what a stage keeps of it, between two batches.
+
+    Attributes:
+        tensors: by name. They change with the layer's next update unless they are copied before.
+        values: what is no tensor, as JSON has it.
+    """
+
+    tensors: State = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def _noted(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What an optimizer has noted of each parameter, by its name and the field's; and its groups' settings."""
+    names = {id(parameter): name for name, parameter in named.items()}
+    noted = {
+        f"{names[id(parameter)]}.{name}": value
+        for parameter, fields in optimizer.state.items()
+        for name, value in fields.items()
+    }
+    groups = [
+        {name: value for name, value in group.items() if isinstance(value, (int, float)) and name not in _OF_A_DEVICE}
+        for group in optimizer.param_groups
+    ]
+    return noted, groups
 
 
 def _running_statistics(net: nn.Module) -> list[Tensor]:
@@ -356,7 +438,8 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone() if tensor.is_cuda else tensor.detach().clone()
 
 
-def _below(state: State, prefix: str) -> State:
+def below(state: Mapping[str, Tensor], prefix: str) -> State:
+    """What names that begin so stand for, without that beginning."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 

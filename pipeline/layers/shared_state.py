@@ -7,6 +7,7 @@ reads is decided by ``pipeline.versions``.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -38,6 +39,17 @@ class SharedStateAccess(Protocol):
         """From now on every layer reads the state of that epoch's end, in the readouts' training and the test."""
         ...
 
+    def checkpoint(self, key: str, step: int) -> None:
+        """A stage is between two training steps, the second of which is ``step``, and saves what it has.
+
+        Every stage says so, before its layers contribute to that step.
+        """
+        ...
+
+
+Saved = Callable[[str, dict[str, Tensor]], None]
+"""Takes a checkpoint's key, and the state as of that checkpoint."""
+
 
 class VersionedState:
     """A shared state and its versions, on the CPU whatever the layers are on.
@@ -46,9 +58,13 @@ class VersionedState:
     they count in the order that ``Versions.updates`` names. All waiting ends with ``break_off``.
 
     Implements ``SharedStateAccess`` for one process.
+
+    Args:
+        saved: gets the state as of every checkpoint, once all contributions before it are there; they may still be
+            under way when a stage speaks of it. In the thread that brings the last of them.
     """
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, saved: Saved | None = None) -> None:
         self._state = spec.shared_state()
         self._schedule, self._title = self._state.versions, self._state.title
         assert self._schedule == spec.shared_versions, "a method names its versions once"
@@ -60,6 +76,9 @@ class VersionedState:
         self._frozen: Tensor | None = None
         self._changed = threading.Condition()
         self._broken = False
+        self._saved = saved
+        self._due: dict[str, int] = {}  # checkpoints that are to be saved, and the training step that comes after
+        self._last_due: str | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -90,7 +109,57 @@ class VersionedState:
                 raise SharedStateError(f"{who}: the gradient is not a number. {self._state.advice}")
             self._pending.setdefault(changed, {})[layer, step] = contribution
             while len(self._pending.get(self._version, ())) == len(self._schedule.updates(self._version)):
+                self._save_due()  # the next version may hold what comes after a checkpoint
                 self._advance()
+            self._save_due()
+            self._changed.notify_all()
+
+    def checkpoint(self, key: str, step: int) -> None:
+        with self._changed:
+            if self._saved is None or key == self._last_due:  # another stage has said so
+                return
+            self._due[key], self._last_due = step, key
+            self._save_due()
+
+    def _save_due(self) -> None:
+        """Hands over the state as of the checkpoints before which nothing is missing."""
+        for key, step in list(self._due.items()):
+            if self._version != self._schedule.complete(step):
+                continue
+            there = self._pending.get(self._version, {})
+            coming = self._schedule.updates(self._version) if self._schedule.contributors else ()
+            before = [update for update in coming if update[1] < step]
+            if any(update not in there for update in before):
+                continue  # the last contributions are under way
+            del self._due[key]
+            assert self._saved is not None, "nothing is due otherwise"
+            self._saved(key, self._as_of({update: there[update] for update in before}))
+
+    def _as_of(self, pending: Mapping[Update, Tensor]) -> dict[str, Tensor]:
+        """All that the state consists of, with these contributions to its next version. Nothing in it changes later."""
+        return {
+            "version": torch.tensor(self._version),
+            **{f"versions.{number}": values for number, values in self._versions.items()},
+            **{f"ends.{epoch}": values for epoch, values in self._ends.items()},
+            **{f"pending.{layer}.{step}": contribution for (layer, step), contribution in pending.items()},
+            **{f"optimizer.{name}": value.clone() for name, value in self._state.state().items()},
+        }
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Goes on from what was saved with a checkpoint."""
+        kinds: dict[str, dict[str, Tensor]] = {"versions": {}, "ends": {}, "pending": {}, "optimizer": {}}
+        for name, value in saved.items():
+            kind, _, rest = name.partition(".")
+            if kind in kinds:
+                kinds[kind][rest] = value
+        with self._changed:
+            self._version = int(saved["version"])
+            self._versions = {int(number): values for number, values in kinds["versions"].items()}
+            self._ends = {int(epoch): values for epoch, values in kinds["ends"].items()}
+            self._state.load(self._versions[self._version], kinds["optimizer"])
+            for name, contribution in kinds["pending"].items():
+                layer, step = (int(number) for number in name.split("."))
+                self._pending.setdefault(self._schedule.changed_by(layer, step), {})[layer, step] = contribution
             self._changed.notify_all()
 
     def _advance(self) -> None:
@@ -202,3 +271,6 @@ class FixedState:
 
     def freeze(self, epoch: int) -> None:
         raise SharedStateError("the state of a trained run has no epochs")
+
+    def checkpoint(self, key: str, step: int) -> None:
+        raise SharedStateError("the state of a trained run has no checkpoints")

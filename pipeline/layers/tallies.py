@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -45,6 +46,16 @@ class TrainTally:
                 raise NonFiniteLossError(self.layer, loss, readout=self._readout, step=step)
         self._seen = len(self.losses)
         return float(losses[-1])
+
+    def snapshot(self) -> tuple[dict[str, Tensor], list[int]]:
+        """The losses and version skews of the steps so far."""
+        losses = torch.stack(self.losses) if self.losses else torch.zeros(0)
+        return {"losses": losses}, list(self._skews)
+
+    def load_snapshot(self, tensors: Mapping[str, Tensor], skews: Sequence[int]) -> None:
+        """Goes on from a snapshot."""
+        self.losses, self._skews = list(tensors["losses"].unbind()), list(skews)
+        self._seen = len(self.losses)
 
     def report(self) -> LayerReport:
         losses = torch.stack(self.losses).float().cpu().numpy() if self.losses else np.zeros(0, np.float32)

@@ -1,10 +1,13 @@
-"""AdamW (Loshchilov & Hutter 2019), torch's own, without its compiler."""
+"""AdamW (Loshchilov & Hutter 2019), torch's own, without its compiler; and any optimizer as it was saved."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
 _TORCHS = torch.optim.AdamW
 
@@ -21,3 +24,26 @@ class AdamW(_TORCHS):
     load_state_dict = inspect.unwrap(_TORCHS.load_state_dict)
     zero_grad = inspect.unwrap(_TORCHS.zero_grad)
     step = torch.no_grad()(inspect.unwrap(_TORCHS.step))
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[Tensor, Mapping[str, Any]],
+    groups: list[dict[str, Any]] | None = None,
+) -> None:
+    """Gives an optimizer the state that it had, as its own ``load_state_dict`` brings it to device and dtype.
+
+    Args:
+        state: what it noted of each parameter, by the parameter. One of which it had noted nothing is left out.
+        groups: settings of its groups of parameters that may have changed since it was made.
+    """
+    saved = optimizer.state_dict()
+    numbers = {
+        id(parameter): number
+        for group, names in zip(optimizer.param_groups, saved["param_groups"], strict=True)
+        for parameter, number in zip(group["params"], names["params"], strict=True)
+    }
+    saved["state"] = {numbers[id(parameter)]: dict(fields) for parameter, fields in state.items() if fields}
+    for group, changed in zip(saved["param_groups"], groups or [], strict=False):
+        group.update(changed)
+    optimizer.load_state_dict(saved)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline import rng
 from pipeline.errors import UserError
-from pipeline.methods.adamw import AdamW
+from pipeline.methods.adamw import AdamW, load_optimizer
 from pipeline.methods.shared_state import SharedState, TrainingInfo
 from pipeline.versions import Mode, Update, Versions
 
@@ -139,6 +139,13 @@ class LabelEmbeddings(SharedState):
             for prefix, optimizer in self._optimizers.items()
             for name, value in optimizer.state.get(self._parameter, {}).items()
         }
+
+    def load(self, values: Tensor, state: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            self._parameter.copy_(values)
+        for prefix, optimizer in self._optimizers.items():
+            fields = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            load_optimizer(optimizer, {self._parameter: fields})
 
     def _step(self, prefix: str, gradient: Tensor, step: int) -> None:
         optimizer = self._optimizers[prefix]

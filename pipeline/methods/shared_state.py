@@ -59,3 +59,8 @@ class SharedState(ABC):
     def state(self) -> dict[str, Tensor]:
         """What the next update depends on beside the values, by name."""
         return {}
+
+    def load(self, values: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Goes on from values and what ``state`` gave with them. Who overrides one overrides the other."""
+        assert not state, f"{type(self).__name__} has state() and no load()"
+        self.values = values.clone()

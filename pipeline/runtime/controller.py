@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from pipeline.checkpoints.saver import SavedFile
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import RunError, StageFailedError
 from pipeline.kind import Kind
 from pipeline.layers.layer import State, is_finite
-from pipeline.runtime.history import History, RunResult
+from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing
+from pipeline.runtime.history import RunResult
+from pipeline.runtime.keeper import Keeper, history_of
 from pipeline.runtime.observer import Observer
-from pipeline.runtime.passes import Pass, closing_passes, layer_passes, next_phase
+from pipeline.runtime.passes import Pass, coming, next_segment
 from pipeline.telemetry.reports import PassReport, Status
 
 _SHORTEST, _LONGEST = 0.1, 0.5  # seconds between two looks at the workers
@@ -59,6 +62,18 @@ class WorkerGroup(Protocol):
         """
         ...
 
+    def checkpoint(self) -> None:
+        """Has the feeders send a token for a checkpoint before the next batch."""
+        ...
+
+    def saved(self) -> list[SavedFile]:
+        """Files of checkpoints that have come to their end since the last call."""
+        ...
+
+    def saving(self) -> bool:
+        """Whether files of a checkpoint are being written, or were and ``saved`` has not told of them."""
+        ...
+
     def keep_only(self, best: int, upto: int) -> None:
         """Has the stages forget the candidates up to epoch ``upto`` that are not the best."""
         ...
@@ -80,79 +95,131 @@ def control(
     spec: RunSpec,
     group: WorkerGroup,
     observer: Observer = Observer(),  # noqa: B008 (it has no state)
+    checkpointing: Checkpointing = NO_CHECKPOINTS,
 ) -> RunResult:
     """Runs the passes of ``spec`` through the workers' pipeline.
 
     Arguments and errors as ``pipeline.runtime.serial.train_serial``.
     """
-    history = History.of(spec)
-    result = RunResult(
-        status="finished", best_epoch=None, weights={}, last={}, history=history, devices=list(group.devices)
-    )
+    return Controller(spec, group, observer, checkpointing).run()
 
-    statuses: dict[int, Status] = {}
 
-    def collect() -> None:
-        for status, reports in group.poll():
-            statuses[status.stage] = status
+class Controller:
+    """Controls one pipelined run. Arguments as ``control``."""
+
+    def __init__(self, spec: RunSpec, group: WorkerGroup, observer: Observer, checkpointing: Checkpointing) -> None:
+        self._spec, self._group, self._observer = spec, group, observer
+        self._keeper = Keeper(spec, checkpointing, observer)
+        self._history = history_of(spec, checkpointing)
+        self._cut = checkpointing.cut
+        self._restored = list(self._cut.restored)  # best epochs of the phases that are over
+        self._result = RunResult(
+            status="finished",
+            best_epoch=self._history.best_epoch,
+            weights={},
+            last={},
+            history=self._history,
+            seconds=dict(checkpointing.seconds),
+            devices=list(group.devices),
+        )
+        self._statuses: dict[int, Status] = {}
+        self._judged_up_to = max(self._history.epochs(Kind.VALIDATE), default=-1)
+        self._mark = time.perf_counter()  # up to which ``seconds`` count
+        # A run that is being stopped has so long for it.
+        self._stop_by: float | None = None
+        self._patience = DRAIN_TIMEOUT if checkpointing.folder is None else spec.settings.checkpoint.stop_timeout
+
+    def run(self) -> RunResult:
+        """From where the run begins to its result."""
+        begun = time.perf_counter()
+        self._group.feed(coming(self._spec, self._cut))
+        self._feed_next()  # where it was cut at a phase's end
+        try:
+            while not self._group.wait(until_next_look(time.perf_counter() - begun)):
+                self._look()
+                if self._stop_by is not None and time.perf_counter() > self._stop_by:
+                    break
+            self._hear_last_words()
+        except RunError as error:
+            self._result.status = "failed"
+            error.result = self._result if _salvage(self._group, self._result, self._statuses.values()) else None
+            raise
+        if self._history.layers(Kind.TEST, 0) is None:
+            self._result.status = "interrupted"
+            if not _salvage(self._group, self._result, self._statuses.values()):
+                raise StageFailedError("a stage died while the run was being stopped: nothing of it could be kept")
+            return self._result
+        self._count()
+        self._result.last = self._group.trained()
+        self._result.weights = self._group.weights()
+        return self._result
+
+    def _look(self) -> None:
+        self._collect()
+        self._keep_best()
+        self._feed_next()
+        if self._observer.asked_to_save():
+            self._group.checkpoint()
+        if self._stop_by is None and self._observer.interrupted():
+            self._group.interrupt()
+            self._stop_by = time.perf_counter() + self._patience
+
+    def _collect(self) -> None:
+        """Hears what every stage has to say."""
+        for status, reports in self._group.poll():
+            self._statuses[status.stage] = status
             for report in reports:
-                history.add(report)
-                observer.pass_finished(report)
-        if len(statuses) == spec.num_stages:
-            observer.progressed([statuses[stage] for stage in range(spec.num_stages)])
+                self._history.add(report)
+                self._observer.pass_finished(report)
+        if len(self._statuses) == self._spec.num_stages:
+            self._observer.progressed([self._statuses[stage] for stage in range(self._spec.num_stages)])
+        self._keeper.heard(self._group.saved())
+        self._count()
+        self._keeper.seal(self._history, self._restored, self._result.seconds)
 
-    def forget_worse() -> None:
+    def _keep_best(self) -> None:
         """Has the stages forget the candidates that an epoch validated since was better than."""
-        validated = history.epochs(Kind.VALIDATE)
-        if validated and validated[-1] != forgotten_up_to[-1] and history.best_epoch is not None:
-            forgotten_up_to.append(validated[-1])
-            result.best_epoch = history.best_epoch
-            group.keep_only(result.best_epoch, validated[-1])
+        validated = self._history.epochs(Kind.VALIDATE)
+        best = self._history.best_epoch
+        if not validated or validated[-1] == self._judged_up_to or best is None:
+            return
+        better = best != self._result.best_epoch
+        self._judged_up_to, self._result.best_epoch = validated[-1], best
+        self._group.keep_only(best, validated[-1])
+        if better and self._observer.wants_best:
+            self._observer.improved(best, self._group.candidate(best))
 
-    forgotten_up_to = [-1]
-    phases = list(spec.phases)
-    stop_by: float | None = None
-    begun = time.perf_counter()
-    group.feed(layer_passes(phases[0].epochs))
-    try:
-        while not group.wait(until_next_look(time.perf_counter() - begun)):
-            collect()
-            forget_worse()
-            if phases and history.layers(Kind.VALIDATE, phases[0].epochs[-1]) is not None:
-                best = history.require_best_epoch(phases.pop(0))
-                if phases:
-                    group.feed(next_phase(best, phases[0].epochs))
-                else:
-                    result.seconds["layers"] = time.perf_counter() - begun
-                    readout = spec.settings.readout
-                    readout_epochs = readout.readout_epochs if readout.mode == "after" else 0
-                    group.feed(closing_passes(best, spec.epochs, readout_epochs, judged=readout.judged))
-            if stop_by is None and observer.interrupted():
-                group.interrupt()
-                stop_by = time.perf_counter() + DRAIN_TIMEOUT
-            if stop_by is not None and time.perf_counter() > stop_by:
-                break
-        last_words = time.perf_counter() + (FINAL_REPORTS_TIMEOUT if stop_by is None else _LONGEST)
-        collect()
-        while history.layers(Kind.TEST, 0) is None and time.perf_counter() < last_words:
+    def _feed_next(self) -> None:
+        """What follows a phase, once its last epoch is validated."""
+        number, phases = len(self._restored), self._spec.phases
+        if number == len(phases) or self._history.layers(Kind.VALIDATE, phases[number].epochs[-1]) is None:
+            return
+        best = self._history.require_best_epoch(phases[number])
+        self._count()
+        self._restored.append(best)
+        self._group.feed(next_segment(self._spec, best, number + 1))
+
+    def _count(self) -> None:
+        """Adds the time since it was counted last to that of the part of the run that is under way."""
+        part = "layers" if len(self._restored) < len(self._spec.phases) else "readouts_and_test"
+        now = time.perf_counter()
+        self._result.seconds[part] = self._result.seconds.get(part, 0.0) + now - self._mark
+        self._mark = now
+
+    def _hear_last_words(self) -> None:
+        """The reports, and the checkpoint, that stages have left to hand over."""
+        stopped = self._stop_by
+        last_words = time.perf_counter() + (FINAL_REPORTS_TIMEOUT if stopped is None else _LONGEST)
+        self._collect()
+        while self._history.layers(Kind.TEST, 0) is None and time.perf_counter() < last_words:
             time.sleep(_SHORTEST / 5)
-            collect()
-        forget_worse()
-        if stop_by is None and history.layers(Kind.TEST, 0) is None:
+            self._collect()
+        while stopped is not None and self._group.saving() and time.perf_counter() < stopped:
+            time.sleep(_SHORTEST / 5)
+            self._collect()
+        self._keep_best()
+        if stopped is None and self._history.layers(Kind.TEST, 0) is None:
             raise StageFailedError("the stages ended without reporting on the test images")
-    except RunError as error:
-        result.status = "failed"
-        error.result = result if _salvage(group, result, statuses.values()) else None
-        raise
-    if history.layers(Kind.TEST, 0) is None:
-        result.status = "interrupted"
-        if not _salvage(group, result, statuses.values()):
-            raise StageFailedError("a stage died while the run was being stopped: nothing of it could be kept")
-        return result
-    result.seconds["readouts_and_test"] = time.perf_counter() - begun - result.seconds["layers"]
-    result.last = group.trained()
-    result.weights = group.weights()
-    return result
 
 
 def _salvage(group: WorkerGroup, result: RunResult, statuses: Iterable[Status]) -> bool:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from pipeline.data.loader import Batch, Split
 from pipeline.kind import Kind
+from pipeline.runtime.checkpointing import Pacer
 from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.channel import Receiver
@@ -27,7 +28,9 @@ _SPLITS: dict[Kind, Split] = {
 class BatchSource(Protocol):
     """Where batches come from, such as ``pipeline.data.loader.Dataset``."""
 
-    def batches(self, split: Split, *, epoch: int, batch_size: int, part: tuple[int, int]) -> Iterable[Batch]: ...
+    def batches(
+        self, split: Split, *, epoch: int, batch_size: int, part: tuple[int, int], first: int
+    ) -> Iterable[Batch]: ...
 
 
 def messages(
@@ -37,24 +40,37 @@ def messages(
     batch_size: int,
     part: tuple[int, int] = (0, 1),
     interrupted: Callable[[], bool] = lambda: False,
+    pacer: Pacer | None = None,
 ) -> Iterator[Message]:
     """The batches of all passes, one pass behind the other without a pause; control tokens come from feeder 0.
 
     Args:
         part: (f, F): the share of feeder f of F; every F-th batch.
         interrupted: looked at before each batch; once true, a stop comes and nothing after it.
+        pacer: says when a checkpoint is due; None: the run saves none. One more is saved at the end of the layers'
+            training, which more epochs may follow, and before the stop of an interrupted run.
     """
-    for kind, epoch in passes:
+    paces = pacer is not None and part[0] == 0
+    for kind, epoch, first in passes:
         if kind.is_control:
+            if paces and kind is Kind.RESTORE:
+                yield Message(Kind.CHECKPOINT)
             if part[0] == 0:
                 yield Message(kind, epoch)
             continue
-        for batch in source.batches(_SPLITS[kind], epoch=epoch, batch_size=batch_size, part=part):
+        for batch in source.batches(_SPLITS[kind], epoch=epoch, batch_size=batch_size, part=part, first=first):
             if interrupted():
-                yield Message(Kind.STOP)
-                return
+                break
+            if pacer is not None and paces and pacer.due(0 if kind.is_evaluation else part[1]):
+                yield Message(Kind.CHECKPOINT)
             tensors = {IMAGES: batch.images, LABELS: batch.labels, IDS: batch.ids}
             yield Message(kind, epoch, batch.step, batch.position, batch.last, tensors)
+        if interrupted():
+            break
+    if interrupted():
+        if pacer is not None:
+            yield Message(Kind.CHECKPOINT)
+        yield Message(Kind.STOP)
 
 
 class Passes:
@@ -97,9 +113,11 @@ class BatchReceiver:
     The reading counts as waiting for input. ``feed`` and ``interrupt`` may be called from any thread.
     """
 
-    def __init__(self, source: BatchSource, *, batch_size: int, clock: Clock) -> None:
+    def __init__(self, source: BatchSource, *, batch_size: int, clock: Clock, pacer: Pacer | None = None) -> None:
         self._passes, self._interrupted, self._clock = Passes(), threading.Event(), clock
-        self._messages = messages(source, self._passes, batch_size=batch_size, interrupted=self._interrupted.is_set)
+        self._messages = messages(
+            source, self._passes, batch_size=batch_size, interrupted=self._interrupted.is_set, pacer=pacer
+        )
 
     def feed(self, passes: Sequence[Pass]) -> None:
         """Has these passes follow those before."""
@@ -120,15 +138,19 @@ class BatchReceiver:
 
 
 class MergedReceiver:
-    """The feeders' channels as one: batch by batch in turn, from the first feeder again in every pass."""
+    """The feeders' channels as one: batch by batch in turn, from the first feeder again in every pass.
 
-    def __init__(self, receivers: Sequence[Receiver]) -> None:
+    Args:
+        first: number of the first batch in its pass.
+    """
+
+    def __init__(self, receivers: Sequence[Receiver], *, first: int = 0) -> None:
         self._receivers = receivers
-        self._turn = 0
+        self._turn = first % len(receivers)
 
     def receive(self) -> Message:
         message = self._receivers[self._turn].receive()
-        if not message.kind.is_control:  # tokens come from the first feeder, between two of its batches
+        if not message.kind.is_control:  # tokens come between two of a feeder's batches
             self._turn = 0 if message.last else (self._turn + 1) % len(self._receivers)
         return message
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipeline.config.run_spec import Phase, RunSpec
 from pipeline.errors import RunError
 from pipeline.kind import Kind
-from pipeline.layers.layer import State
+from pipeline.layers.layer import Snapshot, State
+from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import TimeBreakdown
 from pipeline.telemetry.reports import LayerReport, PassReport
 
+_FIGURES = tuple(one.name for one in fields(LayerReport) if one.name not in ("layer", "losses", "predictions"))
 _ENDLESS = 2**63 - 1  # epochs, where nobody says how many
 
 
@@ -36,6 +39,8 @@ class History:
         self._layers: dict[tuple[Kind, int], dict[int, LayerReport]] = {}
         self._accounts: dict[tuple[Kind, int], dict[int, TimeBreakdown]] = {}
         self.started_at: dict[int, float] = {}
+        self.done_before = 0
+        """Batches of the first pass with an account that an earlier part of the run had done."""
         self.ids: NDArray[np.int64] | None = None
         self.labels: NDArray[np.int64] | None = None
 
@@ -52,6 +57,27 @@ class History:
             self._accounts.setdefault(key, {})[report.stage] = report.account
         if report.ids is not None:
             self.ids, self.labels = report.ids, report.labels
+
+    def snapshot(self, passes: Iterable[Pass]) -> Snapshot:
+        """What was reported of these passes, as it is saved. Times are left out: they are of a part of the run."""
+        tensors, reports = {}, []
+        for kind, epoch, _ in passes:
+            for index, report in sorted(self._layers.get((kind, epoch), {}).items()):
+                tensors[f"{int(kind)}.{epoch}.{index}"] = torch.tensor(report.losses)
+                figures = {name: getattr(report, name) for name in _FIGURES}
+                reports.append([int(kind), epoch, index, figures])
+        return Snapshot(tensors, {"reports": reports})
+
+    def load_snapshot(self, snapshot: Snapshot) -> None:
+        """Goes on from a snapshot. Raises KeyError, TypeError or ValueError where it is none."""
+        for number, epoch, index, figures in snapshot.values["reports"]:
+            losses = snapshot.tensors[f"{number}.{epoch}.{index}"].numpy()
+            report = LayerReport(layer=index, losses=losses, **figures)
+            self._layers.setdefault((Kind(number), epoch), {})[index] = report
+
+    def passes(self) -> list[tuple[Kind, int]]:
+        """Every pass of which every layer has reported."""
+        return [key for key in self._layers if self.layers(*key) is not None]
 
     def layers(self, kind: Kind, epoch: int) -> list[LayerReport] | None:
         """Every layer's report on a pass, first layer first; None until the last stage has reported."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.checkpoints.folder import Manifest
+from pipeline.layers.layer import State
 from pipeline.telemetry.reports import PassReport, Status
 
 
@@ -12,6 +14,9 @@ class Observer:
     here holds up a serial loop.
     """
 
+    wants_best: bool = False
+    """Whether ``improved`` is to be told the weights, which have to be fetched from the workers."""
+
     def pass_finished(self, report: PassReport) -> None:
         """A stage has finished a pass over a split. Reports of one stage come in order."""
 
@@ -20,6 +25,16 @@ class Observer:
 
     def interrupted(self) -> bool:
         """Whether the run should stop now. What it learned until then is kept. Looked at before every batch."""
+        return False
+
+    def improved(self, epoch: int, weights: State) -> None:
+        """An epoch's validation was the best so far, with these weights (and readouts, where they learn with them)."""
+
+    def checkpointed(self, manifest: Manifest) -> None:
+        """A checkpoint is whole."""
+
+    def asked_to_save(self) -> bool:
+        """Whether a checkpoint is to be saved soon, besides those that are due. True once for each wish."""
         return False
 
     def notified(self, sentence: str) -> None:

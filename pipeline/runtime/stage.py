@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pipeline.checkpoints.saver import Saver
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.augment import Augment
 from pipeline.errors import ChannelError, NonFiniteLossError
@@ -22,7 +23,10 @@ from pipeline.layers.layer import LocalLayer, State, nowhere
 from pipeline.layers.shared_state import SharedStateAccess
 from pipeline.layers.tallies import EvaluationTally, TrainTally
 from pipeline.methods import Activations, BatchPosition, StepContext
+from pipeline.runtime.checkpointing import Resume
 from pipeline.runtime.feeder import IMAGES
+from pipeline.runtime.parts import Kept, go_on, parts_of
+from pipeline.runtime.passes import START, coming, trained_steps
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.telemetry.reports import PassReport, Status, StepTimes
 from pipeline.telemetry.steps import BusyMeter, StepLog
@@ -41,6 +45,11 @@ class Stage:
         report: gets a report at the end of every pass, in the stage's own thread.
         clock: the stage's clock; the caller accounts for waiting with it.
         shared: the state that layers share, for methods that have one.
+        saver: writes the stage's part of checkpoints; None: tokens for them pass through.
+        resume: the checkpoint from which the run goes on.
+
+    Raises:
+        DamagedError: the checkpoint's part for this stage cannot be read, or is of another run.
     """
 
     def __init__(
@@ -52,6 +61,8 @@ class Stage:
         report: Callable[[PassReport], None],
         clock: Clock,
         shared: SharedStateAccess | None = None,
+        saver: Saver | None = None,
+        resume: Resume | None = None,
     ) -> None:
         self.spec, self.index, self.device = spec, index, device
         self._shared = AwaitedState(shared, clock) if shared is not None else None
@@ -71,6 +82,10 @@ class Stage:
         self._epoch, self._step, self._images = 0, 0, 0
         self._before: Message | None = None  # the batch before, without its tensors
         self._restored = False
+        self._saver, self._cut = saver, START
+        self._saved_last: str | None = None
+        if resume is not None:
+            self._go_on(resume)
 
     def handle(self, message: Message, send: Send) -> bool:
         """Works on one message. Returns whether more may follow.
@@ -90,9 +105,15 @@ class Stage:
             case Kind.RESTORE:
                 send(message)
                 self._restore(message.epoch)
+                self._cut = self._cut.after_restore(message.epoch)
+            case Kind.CHECKPOINT:
+                send(message)
+                self._save()
             case Kind.STOP:
                 send(message)
                 return False
+        if not message.kind.is_control:
+            self._cut = self._cut.after_batch(message.kind, last=message.last)
         return True
 
     def _restore(self, epoch: int) -> None:
@@ -106,6 +127,34 @@ class Stage:
         if last and self._shared is not None:
             self._shared.freeze(epoch)
         self._restored = last
+
+    def _save(self) -> None:
+        """Saves the stage as it is between two batches."""
+        key = self._cut.key
+        if self._saver is None or key == self._saved_last:  # since then nothing was learned
+            return
+        self.look()  # nothing is worth saving that is no number
+        self._saved_last = key
+        with self._candidates_lock:
+            kept = Kept(dict(self._candidates), self._trained, self._training, self._images)
+        with self._clock.measure(TimeCategory.COPY):
+            self._saver.save(key, parts_of(self.layers, kept))
+        if self._shared is not None:
+            self._shared.checkpoint(key, trained_steps(self.spec, self._cut))
+
+    def _go_on(self, resume: Resume) -> None:
+        """Takes what a checkpoint has of the stage's layers."""
+        self._cut = cut = resume.cut
+        self._saved_last = cut.key
+        self._restored = len(cut.restored) == len(self.spec.phases)
+        kept = go_on(self.layers, resume, readout=self._restored)
+        self._candidates, self._trained = kept.candidates, kept.trained
+        self._training, self._images = kept.tallies, kept.images
+        if cut.steps:
+            left = coming(self.spec, cut)[0]
+            self._before = Message(left.kind, left.epoch, cut.steps - 1)
+        if self._restored and self._shared is not None:
+            self._shared.freeze(cut.restored[-1])
 
     def _check_order(self, message: Message) -> None:
         """Refuses a batch that does not follow the one before: within a pass steps count up, a pass begins at 0.
@@ -307,6 +356,10 @@ class AwaitedState:
     def freeze(self, epoch: int) -> None:
         with self._clock.measure(TimeCategory.SYNC):
             self._source.freeze(epoch)
+
+    def checkpoint(self, key: str, step: int) -> None:
+        with self._clock.measure(TimeCategory.SYNC):
+            self._source.checkpoint(key, step)
 
 
 def run(stage: Stage, inbox: Receiver, outbox: Sender | None, clock: Clock) -> None:

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from pipeline.checkpoints.saver import SavedFile, Saver
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import PeerLostError, RunError, StageFailedError
 from pipeline.layers.layer import State
-from pipeline.layers.shared_state import VersionedState
 from pipeline.runtime import stage as stages
+from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, pacer_of, shared_state
 from pipeline.runtime.controller import control
 from pipeline.runtime.feeder import BatchReceiver, BatchSource, MergedReceiver, Passes, messages
 from pipeline.runtime.history import RunResult
@@ -29,11 +30,12 @@ def train_threads(
     spec: RunSpec,
     source: BatchSource,
     observer: Observer = Observer(),  # noqa: B008 (it has no state)
+    checkpointing: Checkpointing = NO_CHECKPOINTS,
 ) -> RunResult:
     """As ``pipeline.runtime.serial.train_serial``, stage by stage in threads."""
-    group = ThreadWorkers(spec, source)
+    group = ThreadWorkers(spec, source, checkpointing)
     try:
-        return control(spec, group, observer)
+        return control(spec, group, observer, checkpointing)
     finally:
         group.close()
 
@@ -41,14 +43,17 @@ def train_threads(
 class ThreadWorkers:
     """The workers of a run as threads. Implements ``pipeline.runtime.controller.WorkerGroup``."""
 
-    def __init__(self, spec: RunSpec, source: BatchSource) -> None:
+    def __init__(self, spec: RunSpec, source: BatchSource, checkpointing: Checkpointing = NO_CHECKPOINTS) -> None:
         settings = spec.settings.pipeline
         self._spec, self._source = spec, source
         devices = [spec.stage_device(index) for index in range(spec.num_stages)]
         self.devices = [str(device) for device in devices]
         self._clocks = [Clock() for _ in devices]
         self._reports: list[list[PassReport]] = [[] for _ in devices]
-        self._shared = VersionedState(spec) if spec.shared_versions is not None else None
+        folder, resume = checkpointing.folder, checkpointing.resume
+        self._savers = [Saver(folder) if folder is not None else None for _ in devices]
+        self._shared_saver = Saver(folder) if folder is not None and spec.shared_versions is not None else None
+        self._shared = shared_state(spec, self._shared_saver, resume) if spec.shared_versions is not None else None
         self._stages = [
             Stage(
                 spec,
@@ -57,6 +62,8 @@ class ThreadWorkers:
                 report=self._reports[index].append,
                 clock=self._clocks[index],
                 shared=self._shared,
+                saver=self._savers[index],
+                resume=resume,
             )
             for index, device in enumerate(devices)
         ]
@@ -68,12 +75,15 @@ class ThreadWorkers:
             self._channel(f"stage {index + 1} → stage {index + 2}", self._clocks[index], self._clocks[index + 1])
             for index in range(spec.num_stages - 1)
         ]
+        self._pacer = pacer_of(spec, checkpointing)
+        batch_size = spec.settings.train.batch_size
         self._reader = (
-            BatchReceiver(source, batch_size=spec.settings.train.batch_size, clock=self._clocks[0])
+            BatchReceiver(source, batch_size=batch_size, clock=self._clocks[0], pacer=self._pacer)
             if not settings.feeders
             else None
         )
-        self._inboxes: list[Receiver] = [self._reader or MergedReceiver(self._feeds), *self._edges]
+        merged = MergedReceiver(self._feeds, first=checkpointing.cut.steps) if self._feeds else None
+        self._inboxes: list[Receiver] = [*(one for one in (self._reader or merged,) if one is not None), *self._edges]
         self._interrupted = threading.Event()
         self._failures: list[RunError] = []
         self._passes = Passes()
@@ -132,6 +142,7 @@ class ThreadWorkers:
                 batch_size=settings.train.batch_size,
                 part=(number, settings.pipeline.feeders),
                 interrupted=self._interrupted.is_set,
+                pacer=self._pacer,
             ):
                 self._feeds[number].send(message)
         except PeerLostError:
@@ -147,6 +158,20 @@ class ThreadWorkers:
         self._interrupted.set()
         if self._reader is not None:
             self._reader.interrupt()
+
+    def checkpoint(self) -> None:
+        if self._pacer is not None:
+            self._pacer.ask()
+
+    def saved(self) -> list[SavedFile]:
+        return [file for saver in self._all_savers for file in saver.take()]
+
+    def saving(self) -> bool:
+        return any(saver.busy for saver in self._all_savers)
+
+    @property
+    def _all_savers(self) -> list[Saver]:
+        return [saver for saver in (*self._savers, self._shared_saver) if saver is not None]
 
     def poll(self) -> list[tuple[Status, list[PassReport]]]:
         polled = []
@@ -197,6 +222,8 @@ class ThreadWorkers:
         end = time.perf_counter() + _LEAVE
         for thread in [*self._feed_threads, *self._stage_threads]:
             thread.join(max(0.0, end - time.perf_counter()))
+        for saver in self._all_savers:
+            saver.close()
 
 
 def take(reports: list[PassReport]) -> list[PassReport]:
