@@ -24,8 +24,10 @@ from pipeline.layers.layer import State
 from pipeline.layers.shared_state import VersionedState
 from pipeline.methods import BatchPosition
 from workers.failures import own_error
+from workers.signals import die_of_sigterm
 
-NAME = "coordinator (label embeddings)"
+HOLDS = "label embeddings"
+NAME = f"coordinator ({HOLDS})"
 
 Gradient = tuple[int, int, NDArray[np.float32]]
 """Layer, step and what the layer contributes."""
@@ -35,6 +37,7 @@ class CoordinatorWorker:
     """Owns the shared state. Its calls are answered beside each other; ``watch`` ends when something is wrong."""
 
     def __init__(self, spec: RunSpec) -> None:
+        die_of_sigterm()
         torch.set_num_threads(1)
         self._state = VersionedState(spec)
         self._failure: RunError | None = None

@@ -18,6 +18,7 @@ from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import Clock
 from pipeline.transport.channel import Sender
 from pipeline.transport.edges import EdgeGroups
+from workers.signals import die_of_sigterm
 
 
 def open_source(spec: RunSpec) -> Dataset:
@@ -35,6 +36,7 @@ class FeederWorker:
     """Feeder ``number`` of a run: every F-th batch, F the number of feeders."""
 
     def __init__(self, spec: RunSpec, number: int) -> None:
+        die_of_sigterm()
         self.spec, self.number = spec, number
         torch.set_num_threads(1)
         self._source = open_source(spec)

@@ -28,12 +28,14 @@ from pipeline.transport.edges import EdgeGroups
 from workers.coordinator import RemoteState
 from workers.feeder import open_source
 from workers.names import StageName
+from workers.signals import die_of_sigterm
 
 
 class StageWorker:
     """Holds a stage and its channels. ``run`` works in one thread; all other calls are answered beside it."""
 
     def __init__(self, spec: RunSpec, name: StageName, coordinator: Any = None) -> None:
+        die_of_sigterm()
         self.spec, self.name = spec, name
         self._reports: list[PassReport] = []
         self._clock = Clock()
