@@ -111,6 +111,26 @@ def test_a_stage_that_answers_no_more_ends_the_run_by_name(
         os.kill(pid, signal.SIGKILL)
 
 
+def test_what_the_living_hold_is_fetched_while_others_are_dead_or_stopped(cluster: None) -> None:
+    """Symptom: one dead stage lost the layers of all, and a stopped one was waited for, 60 s."""
+    import ray
+
+    from workers.salvage import salvage
+
+    actor: Any = ray.remote(Neighbour).options(num_cpus=0)
+    owners = {what: actor.remote() for what in ("layer 1", "layers 2-3", "layer 4")}
+    living, dead, stopped = ray.get([owner.pid.remote() for owner in owners.values()])
+    os.kill(dead, signal.SIGKILL)
+    os.kill(stopped, signal.SIGSTOP)
+    begun = time.monotonic()
+    found = salvage(owners, 7, 300.0)
+    assert time.monotonic() - begun < 100  # 5 s where nothing else runs
+    os.kill(stopped, signal.SIGKILL)
+    assert found.lost == ["layers 2-3", "layer 4"]
+    assert found.weights == {f"weights of {living}": 7}
+    assert found.last == {f"state of {living}": 0}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
 def test_a_dead_process_of_ray_s_own_is_the_loss_of_its_host(tmp_path: Path, victim: str) -> None:

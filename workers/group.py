@@ -24,17 +24,18 @@ from pipeline.errors import ResourcesError, RunError
 from pipeline.layers.layer import State
 from pipeline.runtime.controller import control
 from pipeline.runtime.edges import edges_of
-from pipeline.runtime.history import RunResult
+from pipeline.runtime.history import RunResult, Salvage
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.transport.edges import EdgeGroups
+from workers.coordinator import HOLDS, CoordinatorWorker
 from workers.coordinator import NAME as COORDINATOR
-from workers.coordinator import CoordinatorWorker
 from workers.failures import culprit, failure_of, is_explained
 from workers.feeder import FeederWorker
 from workers.names import StageName
 from workers.placement import bundles_of, described, look, missing, runtime_env
+from workers.salvage import salvage
 from workers.stage import StageWorker
 from workers.topology import Place, links_in, stage_order
 from workers.watch import Contact, OwnCluster
@@ -295,6 +296,14 @@ class RayWorkers:
 
     def trained(self) -> State:
         return self._merged([owner.trained.remote() for owner in self._owners])
+
+    def salvage(self, epoch: int | None) -> Salvage:
+        owners = {name.holds(self._spec): stage for name, stage in self._stages.items()}
+        if self._coordinator is not None:
+            owners[HOLDS] = self._coordinator
+        if self._cluster.workers_end:
+            return Salvage(weights={}, last={}, lost=list(owners))
+        return salvage(owners, epoch, self._fetch)
 
     @property
     def _owners(self) -> list[Any]:
