@@ -49,7 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return _refuse(error, 2)
     except RunError as error:
-        return _refuse(error, 1)
+        status = _refuse(error, 1)
+        if error.kept:
+            say(make_console(sys.stderr), error.kept)
+        return status
     except KeyboardInterrupt:
         say(make_console(sys.stderr), "stopped")
         return INTERRUPTED

@@ -20,9 +20,11 @@ class RunError(Exception):
 
     Attributes:
         result: the ``pipeline.runtime.history.RunResult`` with what was learned until then, where anything was.
+        kept: what was kept of it and where, in a sentence, by whoever keeps it.
     """
 
     result: Any = None
+    kept: str = ""
 
 
 class ChannelError(RunError):

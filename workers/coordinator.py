@@ -27,8 +27,10 @@ from pipeline.methods import BatchPosition
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, shared_state
 from pipeline.runtime.passes import START, Cut, trained_steps
 from workers.failures import own_error
+from workers.signals import die_of_sigterm
 
-NAME = "coordinator (label embeddings)"
+HOLDS = "label embeddings"
+NAME = f"coordinator ({HOLDS})"
 
 Gradient = tuple[int, int, NDArray[np.float32]]
 """Layer, step and what the layer contributes."""
@@ -45,6 +47,7 @@ class CoordinatorWorker:
     """Owns the shared state. Its calls are answered beside each other; ``watch`` ends when something is wrong."""
 
     def __init__(self, spec: RunSpec, checkpointing: Checkpointing = NO_CHECKPOINTS) -> None:
+        die_of_sigterm()
         torch.set_num_threads(1)
         self._saver = Saver(checkpointing.folder) if checkpointing.folder is not None else None
         self._state = shared_state(spec, self._saver, checkpointing.resume)

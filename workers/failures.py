@@ -1,10 +1,34 @@
-"""What Ray says of a worker's end, as an error that names the worker."""
+"""What Ray says of a worker's end, as an error that names the worker; and which of several errors is the cause."""
 
 from __future__ import annotations
 
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayError, RayTaskError
+import re
+from collections.abc import Sequence
 
-from pipeline.errors import RunError, StageFailedError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    RayError,
+    RayTaskError,
+)
+from torch.distributed import DistError
+
+from pipeline.errors import PeerLostError, RunError, StageFailedError
+
+
+class WorkerDiedError(StageFailedError):
+    """A worker's process is gone."""
+
+
+class HostLostError(WorkerDiedError):
+    """A machine, or Ray on it, is gone, and all workers there with it."""
+
+
+class WorkerUnreachableError(StageFailedError):
+    """A worker may live, and Ray cannot reach it."""
 
 
 def own_error(error: RayError) -> RunError | None:
@@ -13,15 +37,63 @@ def own_error(error: RayError) -> RunError | None:
 
 
 def failure_of(name: str, error: RayError) -> RunError:
-    """A worker's error by its name: its own where it has one, else what Ray says of its end."""
+    """A worker's error by its name: its own where it has one, else what Ray says of its end. In one line."""
     own = own_error(error)
     if own is not None:
         return own
     if isinstance(error, RayTaskError):
-        return StageFailedError(f"{name} failed: {type(error.cause).__name__}: {error.cause}")
+        cause = error.cause
+        said = f"{type(cause).__name__}: {_lines(str(cause))[0]}"
+        if isinstance(cause, (DistError, ConnectionError)):
+            return PeerLostError(f"{name} lost the connection to its neighbours ({said})")
+        return StageFailedError(f"{name} failed: {said}")
     if isinstance(error, GetTimeoutError):
         return StageFailedError(f"{name} did not answer in time")
-    lines = [line for line in str(error).splitlines() if line.strip()]
     if isinstance(error, ActorDiedError) and error.actor_init_failed:
-        return StageFailedError(f"{name} could not start: {lines[-1].strip()}")
-    return StageFailedError(f"{name} died: {lines[0]}")
+        return StageFailedError(f"{name} could not start: {_lines(str(error))[-1]}")
+    if isinstance(error, ActorUnavailableError):
+        return WorkerUnreachableError(f"{name} cannot be reached: Ray lost the connection to its process")
+    return _death_of(name, error)
+
+
+def culprit(failures: Sequence[RunError]) -> RunError:
+    """Of several workers' errors the one that explains the others: deaths before what their neighbours say of it."""
+    return min(failures, key=_rank)  # of equals the first
+
+
+def is_explained(failures: Sequence[RunError]) -> bool:
+    """Whether one of them is more than a neighbour's loss."""
+    return any(not isinstance(error, PeerLostError | WorkerUnreachableError) for error in failures)
+
+
+def _rank(error: RunError) -> int:
+    """How likely an error is the cause of others, from 0: what dies or fails leaves neighbours without a connection."""
+    match error:
+        case HostLostError():
+            return 0
+        case WorkerDiedError():
+            return 1
+        case WorkerUnreachableError():
+            return 3
+        case PeerLostError():
+            return 4
+        case _:
+            return 2
+
+
+def _death_of(name: str, error: RayError) -> RunError:
+    """Why a worker died, as far as Ray knows; it tells by sentences alone."""
+    said = str(error)
+    facts = dict(re.findall(r"^\s*(pid|ip): (\S+)$", said, re.MULTILINE))
+    host = facts.get("ip")
+    if isinstance(error, LocalRayletDiedError | NodeDiedError) or re.search(r"\bnode (has died|was terminated)", said):
+        return HostLostError(f"{name} died: host {host or 'unknown'} lost")
+    where = f" on {host}" if host else ""
+    if re.search(r"low on memory|out of memory \(OOM\) kill|OutOfMemory", said):
+        return WorkerDiedError(f"{name} died: Ray ended it, as memory{where} ran out")
+    process = f"its process{' ' + facts['pid'] if 'pid' in facts else ''}{where}"
+    return WorkerDiedError(f"{name} died: {process} has ended: killed, crashed or out of memory")
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()] or [""]

@@ -19,6 +19,7 @@ from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import Clock
 from pipeline.transport.channel import Sender
 from pipeline.transport.edges import EdgeGroups
+from workers.signals import die_of_sigterm
 
 
 def open_source(spec: RunSpec) -> Dataset:
@@ -36,6 +37,7 @@ class FeederWorker:
     """Feeder ``number`` of a run: every F-th batch, F the number of feeders."""
 
     def __init__(self, spec: RunSpec, number: int, checkpointing: Checkpointing = NO_CHECKPOINTS) -> None:
+        die_of_sigterm()
         self.spec, self.number = spec, number
         self._pacer = pacer_of(spec, checkpointing)
         torch.set_num_threads(1)

@@ -27,23 +27,25 @@ from pipeline.layers.layer import State
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing
 from pipeline.runtime.controller import control
 from pipeline.runtime.edges import edges_of
-from pipeline.runtime.history import RunResult
+from pipeline.runtime.history import RunResult, Salvage
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass
-from pipeline.runtime.threads import root_cause
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.transport.edges import EdgeGroups
+from workers.coordinator import HOLDS, CoordinatorWorker
 from workers.coordinator import NAME as COORDINATOR
-from workers.coordinator import CoordinatorWorker
-from workers.failures import failure_of
+from workers.failures import culprit, failure_of, is_explained
 from workers.feeder import FeederWorker
 from workers.names import StageName
 from workers.placement import bundles_of, described, look, missing, runtime_env
+from workers.salvage import salvage
 from workers.stage import StageWorker
 from workers.topology import Place, links_in, stage_order
+from workers.watch import Contact, OwnCluster
 
 _BESIDE = 4  # calls that an actor answers at once, its main work among them
-_AFTERSHOCK = 1.0  # seconds in which the neighbours of a dead worker report their loss
+_AFTERSHOCK = 1.0  # seconds in which other workers report what happened to them at the same time
+_UNEXPLAINED = 10.0  # seconds in which Ray may tell why workers have lost a neighbour
 _ANSWER = 2.0  # seconds for a look at a stage; one that is slower is looked at again next time
 _SOON = 2.0  # seconds after which a person is told what the run waits for
 _LOOK = 0.2  # seconds between two looks at whether the person wants to stop
@@ -87,6 +89,7 @@ class RayWorkers:
         self._saved: list[SavedFile] = []
         self._saving: dict[Any, bool] = {}
         self._fetch = _FETCH
+        self._contact, self._cluster = Contact(spec.settings.pipeline.stall_timeout), OwnCluster()
         self._running: dict[ray.ObjectRef[None], str] = {}  # unfinished work of stages and feeders, and whose it is
         self.devices: list[str] = []
 
@@ -215,14 +218,14 @@ class RayWorkers:
         """
         names = {ref: name for name, ref in asked.items()}
         waiting = list(names)
-        while waiting:
+        failures: list[RunError] = []
+        while waiting and not failures:
             done, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK)
             self._hear_interrupt()
-            for ref in done:
-                try:
-                    ray.get(ref)
-                except RayError as error:
-                    raise failure_of(names[ref], error) from error
+            self._cluster.check()
+            failures = _errors(done, names)
+        if failures:
+            raise self._cause(failures, {ref: names[ref] for ref in waiting})
         return list(ray.get(list(names)))
 
     def _ready(self, group: PlacementGroup, seconds: float) -> bool:
@@ -230,6 +233,7 @@ class RayWorkers:
         ready, end = group.ready(), time.perf_counter() + seconds
         while not ray.wait([ready], timeout=_LOOK)[0]:
             self._hear_interrupt()
+            self._cluster.check()
             if time.perf_counter() > end:
                 return False
         return True
@@ -265,18 +269,23 @@ class RayWorkers:
         for name, stage in self._stages.items():
             if name not in self._polls:
                 self._polls[name] = stage.poll.remote()
+                self._contact.asked(name.described(self._spec))
         answered, _ = ray.wait(list(self._polls.values()), num_returns=len(self._polls), timeout=_ANSWER)
         polled = []
         for name in [name for name, ref in self._polls.items() if ref in answered]:
+            described = name.described(self._spec)
             try:
                 said = ray.get(self._polls.pop(name))
                 polled.append((said.status, said.reports))
                 self._saved += said.saved
                 self._saving[name] = said.saving
-            except RayActorError:
-                continue  # it is dead: ``wait`` says so by name
+            except RayActorError as error:
+                self._contact.missed(described, error)  # where it is dead, ``wait`` says so before
+                continue
             except RayError as error:
-                raise failure_of(name.described(self._spec), error) from error
+                raise failure_of(described, error) from error
+            self._contact.answered(described)
+        self._contact.check()
         self._ask_coordinator()
         return polled
 
@@ -295,22 +304,24 @@ class RayWorkers:
 
     def wait(self, seconds: float) -> bool:
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)
-        failures = self._finished(done)
+        self._cluster.check()
+        names = {ref: self._running.pop(ref) for ref in done}
+        failures = _errors(done, names)
         if failures:
-            more, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=_AFTERSHOCK)
-            raise root_cause(failures + self._finished(more))
+            raise self._cause(failures, self._running)
         return not any(name.startswith("stage") for name in self._running.values())
 
-    def _finished(self, done: Iterable[Any]) -> list[RunError]:
-        """Takes finished work off the list; returns the errors of what failed."""
-        failures = []
-        for ref in done:
-            name = self._running.pop(ref)
+    def _cause(self, failures: list[RunError], others: dict[Any, str]) -> RunError:
+        """The error that explains these, which came first; it may be the one of another worker's unfinished work."""
+        waiting, begun = list(others), time.perf_counter()
+        while waiting and time.perf_counter() - begun < (_AFTERSHOCK if is_explained(failures) else _UNEXPLAINED):
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK)
+            failures = failures + _errors(done, others)
             try:
-                ray.get(ref)
-            except RayError as error:
-                failures.append(failure_of(name, error))
-        return failures
+                self._cluster.check()
+            except RunError as error:
+                return error
+        return culprit(failures)
 
     def peak_bytes(self, *, reset: bool = False) -> list[int]:
         """Each stage's peak memory in bytes since the last reset."""
@@ -335,6 +346,14 @@ class RayWorkers:
     def trained(self) -> State:
         return self._merged([owner.trained.remote() for owner in self._owners])
 
+    def salvage(self, epoch: int | None) -> Salvage:
+        owners = {name.holds(self._spec): stage for name, stage in self._stages.items()}
+        if self._coordinator is not None:
+            owners[HOLDS] = self._coordinator
+        if self._cluster.workers_end:
+            return Salvage(weights={}, last={}, lost=list(owners))
+        return salvage(owners, epoch, self._fetch)
+
     @property
     def _owners(self) -> list[Any]:
         """The workers that hold what the run learns."""
@@ -349,12 +368,25 @@ class RayWorkers:
 
     def close(self) -> None:
         """Ends every actor at once; what they had to say has been fetched."""
-        for worker in (*self._owners, *self._feeders):
+        # Without its own processes Ray would be waited for in vain; the workers end with what is left of it.
+        there = self._cluster.lost is None
+        for worker in (*self._owners, *self._feeders) if there else ():
             ray.kill(worker)
         self._coordinator, self._stages, self._feeders, self._running = None, {}, [], {}
-        if self._group is not None:
+        if self._group is not None and there:
             remove_placement_group(self._group)
-            self._group = None
+        self._group = None
+
+
+def _errors(done: Iterable[Any], names: dict[Any, str]) -> list[RunError]:
+    """Of finished work, the errors of what failed, by its worker's name."""
+    failures = []
+    for ref in done:
+        try:
+            ray.get(ref)
+        except RayError as error:
+            failures.append(failure_of(names[ref], error))
+    return failures
 
 
 def _this_node() -> str:

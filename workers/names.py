@@ -20,6 +20,9 @@ class StageName:
 
     def described(self, spec: RunSpec) -> str:
         """Its name for people: "stage 1 (layers 1-2)"."""
+        return f"stage {self.stage + 1} ({self.holds(spec)})"
+
+    def holds(self, spec: RunSpec) -> str:
+        """What is lost with it: "layers 1-2"."""
         layers = spec.stages[self.stage]
-        numbers = str(layers[0] + 1) if len(layers) == 1 else f"{layers[0] + 1}-{layers[-1] + 1}"
-        return f"stage {self.stage + 1} (layer{'s' if len(layers) > 1 else ''} {numbers})"
+        return f"layer {layers[0] + 1}" if len(layers) == 1 else f"layers {layers[0] + 1}-{layers[-1] + 1}"

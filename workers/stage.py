@@ -31,6 +31,7 @@ from pipeline.transport.edges import EdgeGroups
 from workers.coordinator import RemoteState
 from workers.feeder import open_source
 from workers.names import StageName
+from workers.signals import die_of_sigterm
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class StageWorker:
         coordinator: Any = None,
         checkpointing: Checkpointing = NO_CHECKPOINTS,
     ) -> None:
+        die_of_sigterm()
         self.spec, self.name = spec, name
         self._cut, folder = checkpointing.cut, checkpointing.folder
         self._reports: list[PassReport] = []

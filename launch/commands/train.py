@@ -15,6 +15,7 @@ from launch.output.announce import announce, dry_run
 from launch.output.console import counted, make_console, say, warn
 from launch.output.data_lines import left_out, warnings
 from launch.output.display import Display, print_summary
+from launch.output.kept import kept as as_kept
 from launch.output.progress import ProgressLine
 from launch.output.run import Run
 from launch.output.run_folder import RunFolder, command_line, new_path
@@ -101,6 +102,7 @@ def run(
                     folder.draw(folder.path)
                 else:
                     folder.discard()
+                error.kept = as_kept(None, folder.path)
                 raise
             result = kept
         except KeyboardInterrupt:
@@ -113,6 +115,7 @@ def run(
     with heard_by(interrupts.hear):  # last: pictures take seconds, for which nobody should wait for the result
         folder.draw(where)
     if failure is not None:
+        failure.kept = as_kept(result, where)
         raise failure
     return Run(spec=spec, result=result, folder=where, summary=summary)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
@@ -16,6 +17,7 @@ from rich.table import Table
 from launch.output.announce import BY_TEST
 from launch.output.console import counted, say
 from launch.output.layer_table import LayerRow, accuracy_sentence, percent, print_layers
+from launch.output.run_folder import MODEL
 from pipeline.config.run_spec import RunSpec
 from pipeline.kind import Kind
 from pipeline.runtime.history import History
@@ -293,7 +295,8 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
             say(console, f"  stage {stage['stage']} ({stage['device']}): {shares}")
     accuracy = accuracy_sentence(rows)
     if accuracy is None:
-        say(console, f"No test accuracy: the run ended before its test. `launch eval {folder}` looks at what it kept.")
+        look = f" `launch eval {folder}` looks at what it kept." if (Path(folder) / MODEL).is_file() else ""
+        say(console, f"No test accuracy: the run ended before its test.{look}")
     else:
         top_k = summary["top_k"]
         also = f", top-{top_k} {percent(rows[-1].top_k)}" if top_k > 1 else ""

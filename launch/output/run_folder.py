@@ -6,6 +6,7 @@ steps.safetensors    the loss of every layer at every step
 events.out.tfevents* for TensorBoard
 model.safetensors    the kept weights with readouts: what `launch export` copies and `pipeline.load` reads
 last.safetensors     weights and optimizer states at the end of the layers' training
+salvaged.safetensors in place of both, where a worker that died took some layers along: the weights of the others
 predictions.csv      the last layer's prediction for every test image
 skipped.csv          files that the data are without, each with its reason; only where there are any
 summary.json         every figure that the run printed (docs/summary.md)
@@ -43,6 +44,8 @@ from pipeline.tensor_file import save_tensors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+MODEL, SALVAGED = "model.safetensors", "salvaged.safetensors"
 
 _SPARE = 64 << 20  # bytes that metrics, events and summary may come to
 
@@ -164,8 +167,10 @@ class RunFolder:
     def _write_result(self, path: Path, result: RunResult, summary: dict[str, Any]) -> None:
         if path != self.path:
             _write_json(path / "config.json", config_of(self._spec))
-        if result.weights:
-            _whole(lambda: save(path / "model.safetensors", result.weights, card_of(self._spec)))
+        if result.weights and result.lost:
+            _whole(lambda: save_tensors(path / SALVAGED, result.weights))
+        elif result.weights:
+            _whole(lambda: save(path / MODEL, result.weights, card_of(self._spec)))
             _whole(lambda: save(path / "last.safetensors", result.last, card_of(self._spec)))
         steps = result.history.step_losses()
         if steps:

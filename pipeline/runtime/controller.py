@@ -16,7 +16,7 @@ from pipeline.errors import RunError, StageFailedError
 from pipeline.kind import Kind
 from pipeline.layers.layer import State, is_finite
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing
-from pipeline.runtime.history import RunResult
+from pipeline.runtime.history import RunResult, Salvage
 from pipeline.runtime.keeper import Keeper, history_of
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass, coming, next_segment
@@ -90,6 +90,10 @@ class WorkerGroup(Protocol):
         """All weights, the shared state and optimizers at the end of the layers' training, or now."""
         ...
 
+    def salvage(self, epoch: int | None) -> Salvage:
+        """As ``candidate`` of an epoch, or ``weights``, and ``trained``: what workers that still live hold."""
+        ...
+
 
 def control(
     spec: RunSpec,
@@ -148,6 +152,11 @@ class Controller:
             self._result.status = "interrupted"
             if not _salvage(self._group, self._result, self._statuses.values()):
                 raise StageFailedError("a stage died while the run was being stopped: nothing of it could be kept")
+            if self._result.lost:
+                self._result.status, lost = "failed", ", ".join(self._result.lost)
+                failed = StageFailedError(f"a worker died while the run was being stopped: {lost} lost")
+                failed.result = self._result
+                raise failed
             return self._result
         self._count()
         self._result.last = self._group.trained()
@@ -225,16 +234,13 @@ class Controller:
 def _salvage(group: WorkerGroup, result: RunResult, statuses: Iterable[Status]) -> bool:
     """Takes what an unfinished run learned: the best validated weights with what readouts they have by now.
 
-    Where no epoch was validated, the present weights. Returns whether anything could be had.
+    Where no epoch was validated, the present weights. ``result.lost`` says what dead workers took along. Returns
+    whether anything could be had.
     """
     last = len(result.devices) - 1
-    try:
-        result.last = group.trained()
-        # Messages reach the last stage last: what it has done, all have done.
-        restored = any(status.restored and status.stage == last for status in statuses)
-        present = restored or result.best_epoch is None
-        weights = group.weights() if present else group.candidate(result.best_epoch or 0)
-    except RunError:  # a stage died and took its layers along; the error that ends the run names it
-        return False
-    result.weights = weights if is_finite(weights) else {}
-    return True
+    # Messages reach the last stage last: what it has done, all have done.
+    restored = any(status.restored and status.stage == last for status in statuses)
+    found = group.salvage(None if restored else result.best_epoch)
+    result.last, result.lost = found.last, found.lost
+    result.weights = found.weights if is_finite(found.weights) else {}
+    return bool(found.weights)

@@ -162,6 +162,7 @@ class RunResult:
         history: all reports.
         seconds: wall time of the layers' training, the readouts' and the test, by name.
         devices: what each stage ran on.
+        lost: which layers, and shared state, ``weights`` and ``last`` are without, for people: workers took them along.
     """
 
     status: str
@@ -171,3 +172,13 @@ class RunResult:
     history: History
     seconds: dict[str, float] = field(default_factory=dict)
     devices: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Salvage:
+    """What could be had of a run's workers, some of which may be dead. Attributes as of ``RunResult``."""
+
+    weights: State
+    last: State
+    lost: list[str]

@@ -14,7 +14,7 @@ from pipeline.runtime import stage as stages
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, pacer_of, shared_state
 from pipeline.runtime.controller import control
 from pipeline.runtime.feeder import BatchReceiver, BatchSource, MergedReceiver, Passes, messages
-from pipeline.runtime.history import RunResult
+from pipeline.runtime.history import RunResult, Salvage
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass
 from pipeline.runtime.process import configure_process
@@ -207,6 +207,10 @@ class ThreadWorkers:
     def trained(self) -> State:
         shared = self._shared.state() if self._shared is not None else {}
         return _merged([*(stage.trained() for stage in self._stages), shared])
+
+    def salvage(self, epoch: int | None) -> Salvage:
+        weights = self.weights() if epoch is None else self.candidate(epoch)
+        return Salvage(weights=weights, last=self.trained(), lost=[])  # threads that have failed can still be asked
 
     def close(self) -> None:
         """Ends all threads, and waits a moment for them: one that outlives the interpreter aborts the process.

@@ -1,0 +1,96 @@
+"""Whether the workers of a run, and the Ray processes that this process started for them, are still there."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ray.exceptions import RayError
+
+from pipeline.errors import StageFailedError
+from workers.failures import HostLostError, failure_of
+
+LOST_AFTER = 8.0
+"""Seconds without a way to a worker after which the run ends: Ray mends a short interruption by itself."""
+
+
+class Contact:
+    """When each worker was asked, and whether it could be. One that is slow to answer is there, up to a limit.
+
+    Args:
+        limit: seconds within which a worker that lives answers, however busy it is.
+    """
+
+    def __init__(self, limit: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._clock = limit, clock
+        self._asked: dict[str, float] = {}
+        self._missed_since: dict[str, float] = {}
+
+    def asked(self, name: str) -> None:
+        self._asked.setdefault(name, self._clock())
+
+    def answered(self, name: str) -> None:
+        self._asked.pop(name, None)
+        self._missed_since.pop(name, None)
+
+    def missed(self, name: str, error: RayError) -> None:
+        """Ray could not put a question to the worker.
+
+        Raises:
+            StageFailedError: nor any other for ``LOST_AFTER`` seconds; the message names the worker.
+        """
+        self._asked.pop(name, None)
+        now = self._clock()
+        if now - self._missed_since.setdefault(name, now) >= LOST_AFTER:
+            raise failure_of(name, error) from error
+
+    def check(self) -> None:
+        """Raises StageFailedError where a worker has not answered for the limit."""
+        for name, since in self._asked.items():
+            if self._clock() - since > self._limit:
+                raise StageFailedError(f"{name} has not answered for {self._limit:g} s: it is stopped or stuck")
+
+
+class OwnCluster:
+    """The processes of Ray that this process started, as a private cluster's; none where it joined one.
+
+    Ray itself takes a minute to notice that its head is dead, and ends the process then.
+    """
+
+    _KINDS = ("gcs_server", "raylet")
+
+    def __init__(self) -> None:
+        self._processes = {pid: kind for pid, kind in _children() if kind in self._KINDS}
+        self.lost: HostLostError | None = None
+        self.workers_end = False
+        """Whether the workers end as well: they do with the process that started them."""
+
+    def check(self) -> None:
+        """Raises HostLostError once one of them has died."""
+        if self.lost is None and self._processes:
+            there = dict(_children())
+            gone = [f"{kind} (process {pid})" for pid, kind in self._processes.items() if pid not in there]
+            if gone:
+                self.workers_end = any(kind == "raylet" for pid, kind in self._processes.items() if pid not in there)
+                self.lost = HostLostError(
+                    f"host {os.uname().nodename} lost: Ray's {' and '.join(gone)} has died: it can no "
+                    "longer watch the workers there"
+                )
+        if self.lost is not None:
+            raise self.lost
+
+
+def _children() -> list[tuple[int, str]]:
+    """This process's living children: their numbers, and what the system calls them. Without /proc: none."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            name, rest = (entry / "stat").read_text().split("(", 1)[1].rsplit(") ", 1)
+        except (OSError, IndexError):  # it ended while we looked
+            continue
+        state, parent = rest.split()[:2]
+        if state != "Z" and int(parent) == os.getpid():
+            found.append((int(entry.name), name))
+    return found
