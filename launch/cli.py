@@ -27,12 +27,12 @@ class Command:
     Attributes:
         usage: its arguments, for the list of commands.
         about: what it does, in a line.
-        run: takes its arguments and the console.
+        run: takes its arguments and the console; gives the exit status, None for 0.
     """
 
     usage: str
     about: str
-    run: Callable[[list[str], Console], None]
+    run: Callable[[list[str], Console], int | None]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,8 +79,7 @@ def _dispatch(arguments: list[str], plugins: list[str], console: Console, began:
     if name == "help":
         return _dispatch([*rest, HELP[-1]], plugins, console, began)
     if name in COMMANDS:
-        COMMANDS[name].run(rest, console)
-        return 0
+        return COMMANDS[name].run(rest, console) or 0
     return _launch(name, rest, plugins, console, began)
 
 
@@ -170,6 +169,22 @@ def _doctor(arguments: list[str], console: Console) -> None:
     doctor(arguments, console)
 
 
+def _resume(arguments: list[str], console: Console) -> int:
+    from launch.command_line.arguments import ResumeArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+    from launch.commands.resume import resume  # noqa: PLC0415
+
+    return resume(parse(ResumeArguments, arguments, command="launch resume"), console, began=process_began())
+
+
+def _checkpoint(arguments: list[str], console: Console) -> None:
+    from launch.command_line.arguments import CheckpointArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+    from launch.commands.resume import checkpoint  # noqa: PLC0415
+
+    checkpoint(parse(CheckpointArguments, arguments, command="launch checkpoint"), console)
+
+
 def _list(arguments: list[str], console: Console) -> None:
     from launch.command_line.arguments import ListArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
@@ -187,6 +202,8 @@ def _completion(arguments: list[str], console: Console) -> None:
 COMMANDS: dict[str, Command] = {
     "list": Command(usage="", about="presets and data sets", run=_list),
     "prepare": Command(usage="NAME", about="fetch, check and shard a data set", run=_prepare),
+    "resume": Command(usage="RUN", about="go on from a run's last checkpoint, with any number of stages", run=_resume),
+    "checkpoint": Command(usage="RUN", about="have a run that goes on save a checkpoint now", run=_checkpoint),
     "eval": Command(usage="RUN", about="accuracy and Fisher criterion of every layer", run=_eval),
     "analyse": Command(usage="RUN", about="pictures and figures of what every layer has learned", run=_analyse),
     "predict": Command(usage="RUN IMAGE…", about="classes of image files", run=_predict),

@@ -104,6 +104,12 @@ class ResourcesError(RunError):
     """The cluster does not have what the run asks for, also after waiting."""
 
 
+def mends(error: RunError) -> bool:
+    """Whether the same may go well another time: a process, a machine or a message was lost. A loss that is no number,
+    or a mistake in a method, comes again with the same bits."""
+    return isinstance(error, StageFailedError | PeerLostError | ChannelError)
+
+
 def _rebuild(kind: type[Exception], args: tuple[object, ...], values: dict[str, object]) -> Exception:
     """An error whose constructor takes more than its message, again, on the other side of a process boundary."""
     error = kind.__new__(kind, *args)

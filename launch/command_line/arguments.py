@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -73,3 +73,50 @@ class ListArguments:
 
     data_dir: DataDir = None
     """Where prepared data sets lie. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeArguments:
+    """Goes on with a run from its last checkpoint, in its folder. Where and how it is divided may change, and the bits
+    are those of a run that was never stopped; what changes numbers says so."""
+
+    run: RunFolderArgument
+    """Run folder."""
+    stages: int | None = None
+    """Pipeline stages. Default: as before."""
+    partition: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N …")] = None
+    """Layers of each stage, such as 3 2. Default: as before, or even where --stages is given."""
+    executor: Literal["ray", "threads", "serial"] | None = None
+    """ray, threads or serial. Default: as before."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """auto, cpu or cuda. Default: auto. Another kind of device computes other last bits."""
+    transport: str | None = None
+    """How activations travel. Default: auto."""
+    feeders: int | None = None
+    """Workers that read the images. Default: as before."""
+    ray_address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Ray cluster to join. Default: as before."""
+    epochs: int | None = None
+    """Epochs in all, for more than the run was told. Also of a run that is over."""
+    lr: float | None = None
+    """Another learning rate from here on. Changes numbers."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Other arithmetic from here on. Changes numbers."""
+    checkpoint_every: Annotated[str | None, tyro.conf.arg(metavar="STEPS|TIME|off")] = None
+    """How often checkpoints are saved. Default: as before."""
+    keep_checkpoints: int | None = None
+    """How many are kept. Default: as before."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-q"])] = False
+    """-q: print the result and warnings alone."""
+    verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-v"])] = False
+    """-v: print also where each worker is, each checkpoint, and how long each part of the start took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointArguments:
+    """Has a run that goes on save a checkpoint now, from which `launch resume` can go on."""
+
+    run: RunFolderArgument
+    """Run folder."""
+    wait: float = 120.0
+    """Seconds to wait for it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import FrameType
 
 from rich.console import Console
@@ -15,22 +16,30 @@ from launch.output.announce import announce, dry_run
 from launch.output.console import counted, make_console, say, warn
 from launch.output.data_lines import left_out, warnings
 from launch.output.display import Display, print_summary
+from launch.output.kept import checkpoint_in
 from launch.output.kept import kept as as_kept
 from launch.output.progress import ProgressLine
 from launch.output.run import Run
 from launch.output.run_folder import RunFolder, command_line, new_path
 from launch.output.summary import summarise
+from launch.output.wishes import Wishes
 from launch.signals import INTERRUPTED, heard_by
+from pipeline.checkpoints.folder import CheckpointFolder, Manifest
 from pipeline.config import build, checks
 from pipeline.config.build import build_run
-from pipeline.config.devices import local_devices
+from pipeline.config.devices import local_devices, num_cores
+from pipeline.config.interval import read_interval
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
 from pipeline.errors import RunError
+from pipeline.layers.layer import State
 from pipeline.nets.patches import patch_of, patch_warning
+from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.history import RunResult
+from pipeline.runtime.keeper import ends
 from pipeline.runtime.observer import Observer
+from pipeline.runtime.recovery import recovering
 from pipeline.telemetry.reports import PassReport, Status
 from workers.cluster import StartingCluster, joins_cluster
 
@@ -69,7 +78,7 @@ def run(
         needs_ray = on_ray and (not arguments.dry_run or joins_cluster(settings))
         say(aside, f"opening {settings.data.data}{', starting Ray' if needs_ray else ''} …")
         starting = stack.enter_context(StartingCluster(settings)) if needs_ray else None
-        settings, dataset = _open(settings, aside)
+        settings, dataset = open_dataset(settings, aside)
         if starting is not None:
             devices = starting.wait()
         else:
@@ -83,35 +92,75 @@ def run(
 
             settings = resolve_partition(settings, dataset, devices, aside)
         spec = build_run(settings, devices, dataset=dataset)
-        if settings.pipeline.executor == "threads" and devices.kind == "cpu" and spec.num_stages > devices.count:
-            warn(f"{spec.num_stages} stages share {counted(devices.count, 'device')}: they will take turns.")
         folder = RunFolder(spec, path, warn=warn)
-        folder.list_skipped(left_out(dataset))
-        announce(aside, spec, dataset)
-        num_images = dataset.images_per_pass("train", settings.train.batch_size)
-        display = stack.enter_context(Display(spec, num_images, aside, began=began, verbose=arguments.verbose))
+        checkpointing = checkpointing_of(spec, folder)
+        job = Job(spec, dataset, folder, checkpointing, command=command or command_line(), began=began)
+        return carry_out(job, console, aside, stack, interrupts, verbose=arguments.verbose)
 
-        failure: RunError | None = None
-        try:
-            interrupts.begun = True
-            result = _run(spec, dataset, _Output(spec, folder, display, interrupts))
-        except RunError as error:
-            failure, kept = error, error.result
-            if kept is None:
-                if display.has_reports:
-                    folder.draw(folder.path)
-                else:
-                    folder.discard()
-                error.kept = as_kept(None, folder.path)
-                raise
-            result = kept
-        except KeyboardInterrupt:
-            if not display.has_reports:
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is about to begin, or to go on.
+
+    Attributes:
+        command: what was typed, for the summary.
+        began: when that was, in seconds since 1970.
+    """
+
+    spec: RunSpec
+    dataset: Dataset
+    folder: RunFolder
+    checkpointing: Checkpointing
+    command: str
+    began: float
+
+
+def carry_out(
+    job: Job, console: Console, aside: Console, stack: ExitStack, interrupts: Interrupts, *, verbose: bool
+) -> Run:
+    """Trains, writes what was learned, prints the result.
+
+    Args:
+        aside: for what is no result.
+        stack: closes what is open at its end, such as Ray.
+
+    Raises:
+        RunError: the run failed; its ``kept`` says what is left of it.
+    """
+    spec, dataset, folder = job.spec, job.dataset, job.folder
+    pipe = spec.settings.pipeline
+    if pipe.executor == "threads" and spec.device == "cpu" and spec.num_stages > num_cores():
+        warn(f"{spec.num_stages} stages share {counted(num_cores(), 'core')}: they will take turns.")
+    folder.list_skipped(left_out(dataset))
+    announce(aside, spec, dataset)
+    num_images = dataset.images_per_pass("train", spec.settings.train.batch_size)
+    display = stack.enter_context(Display(spec, num_images, aside, began=job.began, verbose=verbose))
+
+    failure: RunError | None = None
+    try:
+        interrupts.begun = True
+        result = _train(spec, dataset, _Output(spec, folder, display, interrupts), job.checkpointing)
+    except RunError as error:
+        failure, result = error, error.result
+        if result is None:
+            if display.has_reports or checkpoint_in(folder.path):
+                folder.draw(folder.path)
+            else:
                 folder.discard()
+            error.kept = as_kept(None, folder.path)
             raise
-        summary = summarise(spec, dataset, result, command=command or command_line(), began=began)
-        where = folder.finish(result, summary)
+    except KeyboardInterrupt:
+        if not (display.has_reports or checkpoint_in(folder.path)):
+            folder.discard()
+        raise
+    summary = summarise(spec, dataset, result, command=job.command, began=job.began)
+    where = folder.finish(result, summary)
+    if result.status == "finished" and job.checkpointing.folder is not None:
+        checkpoints = CheckpointFolder(job.checkpointing.folder)
+        checkpoints.keep_newest(0, ends(spec, checkpoints))
     print_summary(console, summary, str(where))
+    if result.status == "interrupted" and checkpoint_in(where):
+        say(console, f"go on with: launch resume {where}")
     with heard_by(interrupts.hear):  # last: pictures take seconds, for which nobody should wait for the result
         folder.draw(where)
     if failure is not None:
@@ -120,7 +169,13 @@ def run(
     return Run(spec=spec, result=result, folder=where, summary=summary)
 
 
-def _open(settings: Settings, console: Console) -> tuple[Settings, Dataset]:
+def checkpointing_of(spec: RunSpec, folder: RunFolder) -> Checkpointing:
+    """Where a run in this folder saves its checkpoints, if it saves any."""
+    every = read_interval(spec.settings.checkpoint.checkpoint_every)
+    return Checkpointing(folder=folder.checkpoints if every is not None else None)
+
+
+def open_dataset(settings: Settings, console: Console) -> tuple[Settings, Dataset]:
     """The data, and the settings that fit it."""
     with ProgressLine(console) as line:
         dataset = build.open_data(settings, progress=line.report)
@@ -132,22 +187,25 @@ def _open(settings: Settings, console: Console) -> tuple[Settings, Dataset]:
     return settings, dataset
 
 
-def _run(spec: RunSpec, dataset: Dataset, observer: Observer) -> RunResult:
+def _train(spec: RunSpec, dataset: Dataset, observer: Observer, checkpointing: Checkpointing) -> RunResult:
     if spec.settings.pipeline.executor != "ray":
         from pipeline.runtime.here import train_here  # noqa: PLC0415
 
-        return train_here(spec, dataset, observer)
+        return train_here(spec, dataset, observer, checkpointing)
     from workers.group import train_ray  # noqa: PLC0415 (it imports Ray, which is being started meanwhile)
 
-    return train_ray(spec, observer)
+    return recovering(spec, lambda watched, begin: train_ray(spec, watched, begin), observer, checkpointing)
 
 
 class _Output(Observer):
     """Shows a run's progress, notes it in the run's folder, and stops the run when that is asked for."""
 
+    wants_best = True
+
     def __init__(self, spec: RunSpec, folder: RunFolder, display: Display, interrupts: Interrupts) -> None:
         self._folder, self._display, self._interrupts = folder, display, interrupts
         self._log_every, self._last_look = spec.settings.log_every, 0.0
+        self._wishes = Wishes(folder.checkpoints)
 
     def pass_finished(self, report: PassReport) -> None:
         self._folder.observe(report)
@@ -158,6 +216,16 @@ class _Output(Observer):
             self._last_look = time.perf_counter()
             self._display.follow(statuses)
             self._folder.follow(statuses, self._display.utilisation)
+
+    def improved(self, epoch: int, weights: State) -> None:
+        self._folder.save_best(weights)
+
+    def checkpointed(self, manifest: Manifest) -> None:
+        self._wishes.granted()
+        self._display.checkpointed(manifest)
+
+    def asked_to_save(self) -> bool:
+        return self._wishes.asked()
 
     def interrupted(self) -> bool:
         return self._interrupts.asked.is_set()

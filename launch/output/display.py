@@ -18,6 +18,7 @@ from launch.output.announce import BY_TEST
 from launch.output.console import counted, say
 from launch.output.layer_table import LayerRow, accuracy_sentence, percent, print_layers
 from launch.output.run_folder import MODEL
+from pipeline.checkpoints.folder import Manifest
 from pipeline.config.run_spec import RunSpec
 from pipeline.kind import Kind
 from pipeline.runtime.history import History
@@ -45,6 +46,8 @@ class Display:
         self._num_images = num_images
         self._start = _Start(began) if verbose else None
         self._history = History(spec.num_layers)
+        self._steps: dict[int, int] = {}  # of an epoch, as far as they were trained in this part of the run
+        self._begun_at = 0.0  # epochs that were done when this part of the run began
         self._meters = [_Meter() for _ in range(spec.num_stages)]
         self._statuses: list[Status] = []
         self._begun = time.perf_counter()
@@ -113,6 +116,8 @@ class Display:
             return
         if not self._statuses:
             self._begun = time.perf_counter()  # start-up does not count into the time left
+            if statuses[0].kind is Kind.TRAIN:
+                self._begun_at = statuses[0].epoch + statuses[0].step / self._num_batches
             self._begin(statuses)
         self._statuses = statuses
         for status, meter in zip(statuses, self._meters, strict=True):
@@ -138,6 +143,8 @@ class Display:
         """Takes a pass's report; says a line once an epoch is complete in every layer."""
         self._history.add(report)
         kind = report.kind
+        if report.stage == 0 and report.steps is not None:
+            self._steps[report.epoch] = len(report.steps.ended)
         layers = self._history.layers(kind, report.epoch)
         # The stage whose report comes last completes the epoch; that need not be the last stage.
         if self._live is not None or layers is None or kind is Kind.TRAIN:
@@ -163,6 +170,11 @@ class Display:
                 f"{_numbers([loss for loss in losses if loss is not None and not math.isnan(loss)])}"
             )
 
+    def checkpointed(self, manifest: Manifest) -> None:
+        """A checkpoint is whole."""
+        if self._start is not None:
+            self.say(f"checkpoint: {manifest.facts['where']} ({manifest.size / 2**20:,.1f} MiB)")
+
     def say(self, text: str) -> None:
         """A sentence for the person, above the table if there is one."""
         self._last_line = time.perf_counter()
@@ -180,11 +192,12 @@ class Display:
         accounts = self._history.accounts(Kind.TRAIN, Kind.VALIDATE, epochs=(epoch,))
         stages = [accounts[stage] for stage in range(self._spec.num_stages)]
         used = " ".join(f"{account.utilisation:.0%}" for account in stages)
-        return f"{self._num_images / stages[0].wall:,.0f} images/s, utilisation {used}"
+        images = self._num_images * self._steps.get(epoch, self._num_batches) / self._num_batches
+        return f"{images / stages[0].wall:,.0f} images/s, utilisation {used}"
 
     def _left(self, done: int) -> str:
         elapsed = time.perf_counter() - self._begun
-        return duration(elapsed / done * (self._spec.epochs - done))
+        return duration(elapsed / max(done - self._begun_at, 1 / self._num_batches) * (self._spec.epochs - done))
 
     def _picture(self) -> RenderableType:
         table = Table(title=f"{self._spec.settings.preset} on {self._spec.data_name}", title_justify="left")

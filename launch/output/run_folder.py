@@ -4,13 +4,15 @@ config.json          resolved settings and the data's facts; give it back with -
 metrics.jsonl        one line per layer and pass
 steps.safetensors    the loss of every layer at every step
 events.out.tfevents* for TensorBoard
-model.safetensors    the kept weights with readouts: what `launch export` copies and `pipeline.load` reads
+model.safetensors    the kept weights with readouts: what `launch export` copies and `pipeline.load` reads; as long as
+                     the run goes on, the best epoch's so far
 last.safetensors     weights and optimizer states at the end of the layers' training
 salvaged.safetensors in place of both, where a worker that died took some layers along: the weights of the others
 predictions.csv      the last layer's prediction for every test image
 skipped.csv          files that the data are without, each with its reason; only where there are any
 summary.json         every figure that the run printed (docs/summary.md)
 curves, pipeline     .png and .pdf: what launch/output/run_pictures.py draws
+checkpoints/         what `launch resume` goes on from (pipeline/checkpoints/folder.py)
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from launch.output.going_on import before, cut_events, cut_metrics, lock_of, reports_of
 from launch.output.run_pictures import RunPictures
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.saved import config_of
@@ -37,8 +40,9 @@ from pipeline.data import skipped
 from pipeline.data.skipped import Skipped
 from pipeline.errors import RunError, UserError
 from pipeline.export import card_of, save
+from pipeline.layers.layer import State
 from pipeline.nets.sizes import num_parameters
-from pipeline.runtime.history import RunResult
+from pipeline.runtime.history import History, RunResult
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.tensor_file import save_tensors
 
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 MODEL, SALVAGED = "model.safetensors", "salvaged.safetensors"
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 _SPARE = 64 << 20  # bytes that metrics, events and summary may come to
 
@@ -55,26 +60,53 @@ class RunFolder:
 
     A disk that fills up during training does not end it: what cannot be written is said once, and the weights are
     written at the end, elsewhere if need be.
+
+    Args:
+        resumed: what was reported up to the checkpoint from which the run goes on in this folder, and the images that
+            were trained on; None: the folder is new.
+
+    Raises:
+        UserError: it cannot be written, or another process writes to it.
     """
 
-    def __init__(self, spec: RunSpec, path: Path, *, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, spec: RunSpec, path: Path, *, warn: Callable[[str], None], resumed: tuple[History, int] | None = None
+    ) -> None:
         self._spec, self._warn, self._pictures = spec, warn, RunPictures(spec)
         check_room(spec, path)
+        self._steps = dict.fromkeys(range(spec.num_layers), 0)
         try:
-            self.path = _claim(path, named=spec.settings.run_dir is not None)
+            self.path = path if resumed is not None else _claim(path, named=spec.settings.run_dir is not None)
+            self.lock = lock_of(self.path)
+            if resumed is not None:
+                self._go_on(*resumed)
             self._write_json("config.json", config_of(spec))
-            self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1)
+            self._metrics = (self.path / METRICS).open("a", buffering=1)
         except OSError as error:
             raise UserError(f"--run-dir {path}: cannot be written ({error.strerror}). Choose another.") from error
         self._writer: SummaryWriter | None = None
         self._logging = True
-        self._steps = dict.fromkeys(range(spec.num_layers), 0)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints are."""
+        return self.path / CHECKPOINTS
+
+    def _go_on(self, history: History, images: int) -> None:
+        """Takes off what was written of the run behind its checkpoint, which will come again."""
+        kept = before(history, self._spec.num_layers, images)
+        self._steps = dict(kept.steps)
+        cut_metrics(self.path / METRICS, kept.passes)
+        cut_events(self.path, kept)
+        for report in reports_of(history):
+            self._pictures.observe(report)
 
     def discard(self) -> None:
         """Removes the folder again: the run never began, and its name is free for another try."""
         self._metrics.close()
         if self._writer is not None:
             self._writer.close()
+        self.lock.release()
         shutil.rmtree(self.path)
 
     @property
@@ -90,6 +122,10 @@ class RunFolder:
         """Writes what the run's data are without, where that is anything."""
         if left_out:
             self._log(lambda: skipped.save(self.path / skipped.SKIPPED_FILE, left_out))
+
+    def save_best(self, weights: State) -> None:
+        """Writes the weights of the best epoch so far."""
+        self._log(lambda: _whole(lambda: save(self.path / MODEL, weights, card_of(self._spec))))
 
     def observe(self, report: PassReport) -> None:
         """Writes a pass's figures."""

@@ -84,7 +84,7 @@ def summarise(spec: RunSpec, dataset: Dataset, result: RunResult, *, command: st
             )
             for index in range(spec.num_layers)
         ],
-        "speed": _speed(spec, dataset, result, len(epochs)),
+        "speed": _speed(spec, dataset, result),
         "seconds": {"total": time.time() - began, "start_up": _start_up(result, began), **result.seconds},
         "machine": machine(),
     }
@@ -121,12 +121,18 @@ def _layer(
     }
 
 
-def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, num_epochs: int) -> dict[str, Any] | None:
-    """Speed of the layers' training, validation included: from its first batch to its last, start-up apart."""
-    accounts = result.history.accounts(Kind.TRAIN, Kind.VALIDATE)
-    if not num_epochs or len(accounts) < spec.num_stages:
+def _speed(spec: RunSpec, dataset: Dataset, result: RunResult) -> dict[str, Any] | None:
+    """Speed of the layers' training, validation included: from its first batch to its last, start-up apart.
+
+    Of a run that went on from a checkpoint it is that of the part behind it.
+    """
+    history = result.history
+    accounts = history.accounts(Kind.TRAIN, Kind.VALIDATE)
+    epochs = [epoch for epoch in history.epochs(Kind.VALIDATE) if history.accounts(Kind.TRAIN, epochs=(epoch,))]
+    if not epochs or len(accounts) < spec.num_stages:
         return None
-    images = dataset.images_per_pass("train", spec.settings.train.batch_size) * num_epochs
+    images = dataset.images_per_pass("train", spec.settings.train.batch_size) * len(epochs)
+    images -= history.done_before * spec.settings.train.batch_size
     stages = [accounts[stage] for stage in range(spec.num_stages)]
     busy = [stage.seconds[TimeCategory.BUSY] for stage in stages]
     begun = [result.history.started_at[stage] for stage in range(spec.num_stages)]

@@ -120,7 +120,7 @@ class CheckpointFolder:
         for key in whole[: max(0, len(whole) - count)]:
             if key not in besides:
                 self.drop(key)
-        for folder in self.path.iterdir() if whole else ():
+        for folder in list(self.path.iterdir()) if whole else ():
             if folder.is_dir() and folder.name < whole[-1] and not (folder / MANIFEST).is_file():
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -8,6 +8,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
 from pipeline.errors import UserError
+from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.serial import train_serial
@@ -43,7 +44,8 @@ def train_here(
     spec: RunSpec,
     dataset: Dataset,
     observer: Observer = Observer(),  # noqa: B008 (it has no state)
+    checkpointing: Checkpointing = NO_CHECKPOINTS,
 ) -> RunResult:
     """Runs what ``build_run`` built. Arguments and errors as ``pipeline.runtime.serial.train_serial``."""
     run = train_serial if spec.settings.pipeline.executor == "serial" else train_threads
-    return run(spec, dataset, observer)
+    return run(spec, dataset, observer, checkpointing)

@@ -31,6 +31,11 @@ class Keeper:
         self._parts: dict[str, dict[str, SavedFile]] = {}
         self._warned = False
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from."""
+        return self._folder is not None and bool(self._folder.whole())
+
     def heard(self, files: Iterable[SavedFile]) -> None:
         """Takes note of files that workers have written, or could not."""
         for file in files:
@@ -74,9 +79,7 @@ class Keeper:
         try:
             said = folder.write(key, HISTORY, history.snapshot(gone(self._spec, cut)))
             manifest = folder.seal(key, facts, [*files.values(), said])
-            phases = range(len(self._spec.phases))
-            keep = [one for one in folder.whole() if ends_phase(self._spec, Cut.of_key(one, phases))]
-            folder.keep_newest(self._spec.settings.checkpoint.keep_checkpoints, keep)
+            folder.keep_newest(self._spec.settings.checkpoint.keep_checkpoints, ends(self._spec, folder))
         except OSError as error:
             self._complain(error.strerror or str(error))
             return
@@ -88,6 +91,12 @@ class Keeper:
             self._observer.notified(
                 f"A checkpoint could not be saved ({reason}). Training goes on; the checkpoint before it is kept."
             )
+
+
+def ends(spec: RunSpec, folder: CheckpointFolder) -> list[str]:
+    """Checkpoints at the end of a phase of the layers' training, which more epochs may follow."""
+    phases = range(len(spec.phases))
+    return [key for key in folder.whole() if ends_phase(spec, Cut.of_key(key, phases))]
 
 
 def history_of(spec: RunSpec, checkpointing: Checkpointing) -> History:
