@@ -97,6 +97,8 @@ def run(
             result = _run(spec, dataset, _Output(spec, folder, display, interrupts))
         except RunError as error:
             failure, kept = error, error.result
+            if starting is not None:
+                starting.failed = True  # Ray's logs may say more
             if kept is None:
                 if display.has_reports:
                     folder.draw(folder.path)
