@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -243,7 +244,8 @@ class RayWorkers:
         for name in [name for name, ref in self._polls.items() if ref in answered]:
             described = name.described(self._spec)
             try:
-                polled.append(ray.get(self._polls.pop(name)))
+                # Copied: Ray's arrays are views of the whole answer, and one that is kept would keep it all.
+                polled.append(copy.deepcopy(ray.get(self._polls.pop(name))))
             except RayActorError as error:
                 self._contact.missed(described, error)  # where it is dead, ``wait`` says so before
                 continue
