@@ -141,7 +141,7 @@ def test_a_dead_process_of_ray_s_own_is_the_loss_of_its_host(tmp_path: Path, vic
     begun = time.monotonic()
     os.kill(process, signal.SIGKILL)
     assert launched.finish(120) == 1
-    assert time.monotonic() - begun < 30  # 10 s are promised; 61 s before
+    assert time.monotonic() - begun < 55  # noticed within 10 s, then pictures are drawn; 61 s for the head before
     after = launched.text().splitlines()
     (said,) = [line for line in after if line.startswith("error: ")]
     assert re.match(rf"error: host \S+ lost: Ray's {victim} \(process {process}\) has died", said)

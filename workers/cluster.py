@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -17,7 +20,7 @@ from pipeline.config.build import num_stages
 from pipeline.config.checks import num_layers
 from pipeline.config.devices import Devices, local_devices, num_cores
 from pipeline.config.settings import PipelineSettings, Settings
-from pipeline.errors import ResourcesError
+from pipeline.errors import ResourcesError, RunError
 from pipeline.runtime.allocator import ENVIRONMENT
 
 _CONNECT_TIMEOUT = 5.0
@@ -34,6 +37,9 @@ _RAY_ENVIRONMENT = {
     # Processes that wait for an actor import meanwhile what takes longest. None of this project's own modules: they
     # must come from where the launching process has them.
     "RAY_preload_python_modules": "torch,torch.distributed,webdataset,tyro",
+    # Ray would note every call, and a run asks its stages some times a second: the notes of 100,000 calls for Ray's own
+    # tools, which nobody opens on a private cluster, would fill the head's memory.
+    "RAY_task_events_report_interval_ms": "0",
 }
 
 
@@ -54,6 +60,9 @@ class StartingCluster:
         self._settings = settings
         self._devices: Devices | None = None
         self._error: BaseException | None = None
+        self._session: Path | None = None
+        self.failed = False
+        """Whether the run has failed, which ``__exit__`` sees only where its error leaves the block."""
         self._ready, self._finished = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="ray", daemon=True)
 
@@ -61,7 +70,10 @@ class StartingCluster:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.failed = self.failed or isinstance(error, RunError)
         self._finished.set()
         while self._thread.is_alive():
             try:
@@ -89,13 +101,15 @@ class StartingCluster:
 
             ours = not ray.is_initialized()  # a notebook or a test may keep its own, which this leaves alone
             with _handlers_kept():
-                self._devices = _join_or_start(self._settings)
+                self._devices, self._session = _join_or_start(self._settings)
         except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
             self._error = error
         self._ready.set()
         self._finished.wait()
         if ours:
             ray.shutdown()
+        if self._session is not None and not self.failed:
+            _remove_session(self._session)
 
 
 @contextmanager
@@ -126,14 +140,15 @@ def ray_cluster(settings: Settings) -> Iterator[Devices]:
         yield starting.wait()
 
 
-def _join_or_start(settings: Settings) -> Devices:
+def _join_or_start(settings: Settings) -> tuple[Devices, Path | None]:
+    """What is there, and the folder of Ray's session where that was started here."""
     import ray  # noqa: PLC0415
 
     pipe = settings.pipeline
     if pipe.ray_address is not None:
         _reach(pipe.ray_address)
     if ray.is_initialized():
-        return _cluster_devices(pipe)
+        return _cluster_devices(pipe), None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a training run calls nobody
     address = pipe.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
@@ -146,8 +161,7 @@ def _join_or_start(settings: Settings) -> Devices:
         coordinators = 1 if settings.method.shared_versions(num_layers(settings), 1) is not None else 0
         # Ray counts a node's GPUs in a way of its own, which may find none where torch finds some.
         gpus = devices.count if devices.kind == "cuda" else None
-        _start_here(cores + pipe.feeders + coordinators, gpus)
-        return devices
+        return devices, _start_here(cores + pipe.feeders + coordinators, gpus)
     _reach(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -156,7 +170,7 @@ def _join_or_start(settings: Settings) -> Devices:
         if os.environ.get("RAY_AUTH_MODE") is None:
             reason += " (one that asks for a token, as Ray's do by default, needs RAY_AUTH_MODE=token here)"
         raise ResourcesError(_unreachable(address, reason)) from error
-    return _cluster_devices(pipe)
+    return _cluster_devices(pipe), None
 
 
 def _cluster_devices(settings: PipelineSettings) -> Devices:
@@ -171,8 +185,8 @@ def _cluster_devices(settings: PipelineSettings) -> Devices:
     return Devices("cpu", max(1, int(there.get("CPU", 1)) // settings.threads))
 
 
-def _start_here(num_cpus: int, num_gpus: int | None) -> None:
-    """Starts a Ray cluster of this machine alone.
+def _start_here(num_cpus: int, num_gpus: int | None) -> Path | None:
+    """Starts a Ray cluster of this machine alone; gives its session's folder, where Ray tells it.
 
     Args:
         num_gpus: None: as many as Ray itself finds.
@@ -184,7 +198,7 @@ def _start_here(num_cpus: int, num_gpus: int | None) -> None:
 
     for attempt in range(_ATTEMPTS):
         try:
-            ray.init(
+            context = ray.init(
                 address="local",
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
@@ -202,7 +216,20 @@ def _start_here(num_cpus: int, num_gpus: int | None) -> None:
                 "less busy, or use `executor` threads, which needs no Ray."
             ) from error
         else:
-            return
+            break
+    folder = getattr(context, "address_info", {}).get("session_dir")  # Ray's types do not know of it
+    return Path(folder) if folder else None
+
+
+def _remove_session(folder: Path) -> None:
+    """Removes what Ray wrote for a private cluster: logs and sockets, that every run would leave behind for ever.
+
+    What a process of Ray's that is still ending writes meanwhile may stay.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    latest = folder.parent / "session_latest"
+    if latest.is_symlink() and latest.readlink() == folder:
+        latest.unlink(missing_ok=True)
 
 
 def _reach(address: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -275,7 +276,8 @@ class RayWorkers:
         for name in [name for name, ref in self._polls.items() if ref in answered]:
             described = name.described(self._spec)
             try:
-                said = ray.get(self._polls.pop(name))
+                # Copied: Ray's arrays are views of the whole answer, and one that is kept would keep it all.
+                said = copy.deepcopy(ray.get(self._polls.pop(name)))
                 polled.append((said.status, said.reports))
                 self._saved += said.saved
                 self._saving[name] = said.saving

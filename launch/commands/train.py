@@ -95,7 +95,7 @@ def run(
         folder = RunFolder(spec, path, warn=warn)
         checkpointing = checkpointing_of(spec, folder)
         job = Job(spec, dataset, folder, checkpointing, command=command or command_line(), began=began)
-        return carry_out(job, console, aside, stack, interrupts, verbose=arguments.verbose)
+        return carry_out(job, console, aside, interrupts, verbose=arguments.verbose)
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,11 @@ class Job:
     began: float
 
 
-def carry_out(
-    job: Job, console: Console, aside: Console, stack: ExitStack, interrupts: Interrupts, *, verbose: bool
-) -> Run:
+def carry_out(job: Job, console: Console, aside: Console, interrupts: Interrupts, *, verbose: bool) -> Run:
     """Trains, writes what was learned, prints the result.
 
     Args:
         aside: for what is no result.
-        stack: closes what is open at its end, such as Ray.
 
     Raises:
         RunError: the run failed; its ``kept`` says what is left of it.
@@ -134,25 +131,24 @@ def carry_out(
     folder.list_skipped(left_out(dataset))
     announce(aside, spec, dataset)
     num_images = dataset.images_per_pass("train", spec.settings.train.batch_size)
-    display = stack.enter_context(Display(spec, num_images, aside, began=job.began, verbose=verbose))
-
     failure: RunError | None = None
-    try:
-        interrupts.begun = True
-        result = _train(spec, dataset, _Output(spec, folder, display, interrupts), job.checkpointing)
-    except RunError as error:
-        failure, result = error, error.result
-        if result is None:
-            if display.has_reports or checkpoint_in(folder.path):
-                folder.draw(folder.path)
-            else:
+    with Display(spec, num_images, aside, began=job.began, verbose=verbose) as display:
+        try:
+            interrupts.begun = True
+            result = _train(spec, dataset, _Output(spec, folder, display, interrupts), job.checkpointing)
+        except RunError as error:
+            failure, result = error, error.result
+        except KeyboardInterrupt:
+            if not (display.has_reports or checkpoint_in(folder.path)):
                 folder.discard()
-            error.kept = as_kept(None, folder.path)
             raise
-    except KeyboardInterrupt:
-        if not (display.has_reports or checkpoint_in(folder.path)):
+    if failure is not None and result is None:
+        if display.has_reports or checkpoint_in(folder.path):
+            folder.draw(folder.path)
+        else:
             folder.discard()
-        raise
+        failure.kept = as_kept(None, folder.path)
+        raise failure
     summary = summarise(spec, dataset, result, command=job.command, began=job.began)
     where = folder.finish(result, summary)
     if result.status == "finished" and job.checkpointing.folder is not None:

@@ -1,0 +1,79 @@
+"""A private cluster leaves nothing behind, unless the run failed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config.settings import Settings
+from pipeline.telemetry.reports import LayerReport
+from tests.conftest import make_run
+from tests.support_cli import in_fresh_python
+from workers.names import StageName
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # a busy machine takes minutes to start Ray
+
+_PROGRAM = """
+from pathlib import Path
+from launch.presets import PRESETS
+from workers.cluster import StartingCluster
+with StartingCluster(PRESETS['cff-vit'].settings) as starting:
+    starting.wait()
+    import ray
+    ray.get(ray.put(1))
+    starting.failed = {failed}
+    print(*(folder.name for folder in (Path({temporary!r}) / 'ray').glob('session_2*')))
+"""
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder whose name is short, as the paths of Ray's sockets begin with it."""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_ray_s_folder_goes_with_the_cluster_unless_the_run_failed(
+    temporary: Path, failed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: every run left a folder in the temporary one, for ever."""
+    monkeypatch.setenv("RAY_TMPDIR", str(temporary))
+    other = temporary / "ray" / "session_1999-01-01_00-00-00_0_1"  # somebody else's
+    other.mkdir(parents=True)
+    session = in_fresh_python(_PROGRAM.format(failed=failed, temporary=str(temporary))).strip()
+    assert session.startswith("session_")
+    left = temporary / "ray" / session
+    assert (left / "logs").is_dir() == failed
+    assert os.path.lexists(temporary / "ray" / "session_latest") == failed
+    assert other.is_dir()
+
+
+class Reporting:
+    """An actor that answers a poll as a stage does."""
+
+    def poll(self) -> tuple[None, list[LayerReport]]:
+        return None, [LayerReport(layer=0, losses=np.ones(1000, np.float32), loss=1.0)]
+
+
+def test_what_is_kept_of_a_report_keeps_no_whole_answer(small_settings: Settings, cluster: None) -> None:
+    """Symptom: the launching process grew by what every stage had ever sent."""
+    import ray
+
+    from workers.group import RayWorkers
+
+    spec, _ = make_run(replace(small_settings, pipeline=replace(small_settings.pipeline, executor="ray")), stages=1)
+    group, actor = RayWorkers(spec), ray.remote(Reporting).options(num_cpus=0)
+    reporting: Any = actor.remote()
+    ray.get(reporting.__ray_ready__.remote())
+    group._stages = {StageName(0): reporting}
+    ((_, (report,)),) = group.poll()
+    assert report.losses.base is None  # type: ignore[attr-defined]  # a layer's report stands for the pass's here
+    ray.kill(reporting)
