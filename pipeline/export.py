@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+import reprlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from pipeline import plain_json
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Precision, TransferDtype, renamed
 from pipeline.data.augment import normalize_, shift_and_scale
@@ -234,13 +235,13 @@ def _read_card(text: str, file: Path) -> Card:
     """The card of a file. Raises UserError naming each field that does not fit."""
     other = "Use the version that wrote it, or export the run again."
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = plain_json.parse(text)
+    except ValueError as error:
         raise UserError(f"{file}: its card cannot be read as JSON ({error}). {other}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{file}: its card is a table, not {values!r}. {other}")
+        raise UserError(f"{file}: its card is a table, not {reprlib.repr(values)}. {other}")
     if values.get("format", _FORMAT) != _FORMAT:
-        raise UserError(f"{file}: format {values['format']}, this version reads {_FORMAT}. {other}")
+        raise UserError(f"{file}: format {reprlib.repr(values['format'])}, this version reads {_FORMAT}. {other}")
     try:
         return _CARD.validate_python(renamed(values))
     except ValidationError as error:
