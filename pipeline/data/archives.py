@@ -50,7 +50,7 @@ def tar_members(
         data = _Bounded(gzip.GzipFile(fileobj=packed), _FLOOR + _RATIO * size) if gzipped else _Bounded(packed)
         with tarfile.TarFile(fileobj=cast("IO[bytes]", data)) as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined] (typeshed lacks it; it would keep them all)
+                vars(archive)["members"].clear()  # it would keep them all; the attribute is not in its types
                 if member.size < 0:  # it would go back, and round in circles
                     raise UnfitError("is corrupt (a negative size)")
                 if member.isreg() and (names is None or member.name.rpartition("/")[2] in names):
