@@ -17,7 +17,9 @@ from pipeline.nets.limits import DEEPEST
 
 _LARGEST, _LARGEST_SEED = 2**31 - 1, 2**63 - 1
 _MOST_EPOCHS = 1_000_000
-_MOST_AT_ONCE = 1024  # threads of a stage, or messages that wait between two
+MOST_AT_ONCE = 1024
+"""Threads of a stage, or messages that wait between two, at most."""
+
 _MOST_OPERATIONS = 100  # of RandAugment; papers have 2 or 3
 _LONGEST = 10_000_000  # seconds: four months
 _MOST_MEMORY = 1 << 20  # GiB
@@ -79,7 +81,7 @@ def check(settings: Settings) -> None:
     if readout.mode == "after":
         _between(1, _MOST_EPOCHS, "`readout_epochs`", readout.readout_epochs)
     for name, value in (("`queue_depth`", pipe.queue_depth), ("`threads`", pipe.threads)):
-        _between(1, _MOST_AT_ONCE, name, value)
+        _between(1, MOST_AT_ONCE, name, value)
     _at_least(0, "`feeders`", pipe.feeders)
     _between(0, _MOST_OPERATIONS, "`randaugment_ops`", settings.augment.randaugment_ops)
     for name, seconds in (
