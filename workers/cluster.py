@@ -62,12 +62,9 @@ class StartingCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._finished.set()
-        while self._thread.is_alive():
-            try:
-                self._thread.join(_LOOK)
-            except KeyboardInterrupt:
-                continue  # leaving now would leave Ray's processes behind; they are going already
+        with _deaf():  # leaving now would leave Ray's processes behind; they are going already
+            self._finished.set()
+            self._thread.join()
 
     def wait(self) -> Devices:
         """Waits until Ray is there; gives the devices that stages can be placed on.
@@ -96,6 +93,21 @@ class StartingCluster:
         self._finished.wait()
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Within it, signals that ask the program to stop do nothing, where this thread is the one that hears them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
