@@ -16,8 +16,11 @@ from launch.command_line.help import HELP
 from launch.command_line.options import take_options
 from launch.command_line.setting_names import as_flags
 from launch.output.console import make_console, say
-from launch.signals import INTERRUPTED, heard_by, interrupt, process_began
+from launch.signals import INTERRUPTED, Interrupt, heard_by, process_began
 from pipeline.errors import RunError, UserError
+
+Work = Callable[[Console], int | None]
+"""A command's work; gives its exit status, None for 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +30,13 @@ class Command:
     Attributes:
         usage: its arguments, for the list of commands.
         about: what it does, in a line.
-        run: takes its arguments and the console; gives the exit status, None for 0.
+        begin: imports what it needs and reads its arguments, while a signal ends the process at once
+            (``launch.__main__``); returns the work itself, which takes the console and may be interrupted.
     """
 
     usage: str
     about: str
-    run: Callable[[list[str], Console], int | None]
+    begin: Callable[[list[str]], Work]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,9 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     began = process_began() if argv is None else time.time()
     try:
-        with heard_by(interrupt):
-            plugins, arguments = take_options(given, "--plugin", "a Python file, or the name of a module")
-            return _dispatch(arguments, plugins, make_console(), began)
+        plugins, arguments = take_options(given, "--plugin", "a Python file, or the name of a module")
+        return _dispatch(arguments, plugins, make_console(), began)
     except UserError as error:
         return _refuse(error, 2)
     except RunError as error:
@@ -79,7 +82,9 @@ def _dispatch(arguments: list[str], plugins: list[str], console: Console, began:
     if name == "help":
         return _dispatch([*rest, HELP[-1]], plugins, console, began)
     if name in COMMANDS:
-        return COMMANDS[name].run(rest, console) or 0
+        work = COMMANDS[name].begin(rest)
+        with heard_by(Interrupt()):
+            return work(console) or 0
     return _launch(name, rest, plugins, console, began)
 
 
@@ -97,16 +102,17 @@ def _launch(name: str, arguments: list[str], plugins: list[str], console: Consol
     parsed = with_plugins(parsed, plugins)
     from launch.commands.train import train  # noqa: PLC0415
 
-    return train(parsed, console, began=began)
+    with heard_by(Interrupt()):
+        return train(parsed, console, began=began)
 
 
-def _prepare(arguments: list[str], console: Console) -> None:
+def _prepare(arguments: list[str]) -> Work:
     from launch.command_line.arguments import PrepareArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
     from launch.commands.prepare import prepare_data  # noqa: PLC0415
 
     parsed = parse(PrepareArguments, arguments, command="launch prepare")
-    prepare_data(
+    return lambda console: prepare_data(
         parsed.name,
         console,
         source=parsed.source,
@@ -116,102 +122,112 @@ def _prepare(arguments: list[str], console: Console) -> None:
     )
 
 
-def _eval(arguments: list[str], console: Console) -> None:
+def _eval(arguments: list[str]) -> Work:
     from launch.command_line.arguments import EvalArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
     from launch.commands.evaluate import evaluate_run  # noqa: PLC0415
 
     parsed = parse(EvalArguments, arguments, command="launch eval")
-    evaluate_run(parsed.run, console, batch_size=parsed.batch_size, superclasses=parsed.superclasses)
+    return lambda console: evaluate_run(
+        parsed.run, console, batch_size=parsed.batch_size, superclasses=parsed.superclasses
+    )
 
 
-def _analyse(arguments: list[str], console: Console) -> None:
+def _analyse(arguments: list[str]) -> Work:
     from launch.analyse.command import analyse_run  # noqa: PLC0415
     from launch.analyse.figures import Wishes  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
 
-    analyse_run(parse(Wishes, arguments, command="launch analyse"), console)
+    parsed = parse(Wishes, arguments, command="launch analyse")
+    return lambda console: analyse_run(parsed, console)
 
 
-def _predict(arguments: list[str], console: Console) -> None:
+def _predict(arguments: list[str]) -> Work:
     from launch.command_line.arguments import PredictArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
     from launch.commands.predict import predict  # noqa: PLC0415
 
     parsed = parse(PredictArguments, arguments, command="launch predict")
-    predict(parsed.run, parsed.images, console, top=parsed.top)
+    return lambda console: predict(parsed.run, parsed.images, console, top=parsed.top)
 
 
-def _export(arguments: list[str], console: Console) -> None:
+def _export(arguments: list[str]) -> Work:
     from launch.command_line.arguments import ExportArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
     from launch.commands.export import export  # noqa: PLC0415
 
     parsed = parse(ExportArguments, arguments, command="launch export")
-    export(parsed.run, parsed.file, console)
+    return lambda console: export(parsed.run, parsed.file, console)
 
 
-def _bench(arguments: list[str], console: Console) -> None:
+def _bench(arguments: list[str]) -> Work:
     from launch.bench.command import bench  # noqa: PLC0415
 
-    bench(arguments, console)
+    return lambda console: bench(arguments, console)
 
 
-def _plan(arguments: list[str], console: Console) -> None:
+def _plan(arguments: list[str]) -> Work:
     from launch.plan.command import plan  # noqa: PLC0415
 
-    plan(arguments, console)
+    return lambda console: plan(arguments, console)
 
 
-def _doctor(arguments: list[str], console: Console) -> None:
+def _doctor(arguments: list[str]) -> Work:
     from launch.doctor.command import doctor  # noqa: PLC0415
 
-    doctor(arguments, console)
+    return lambda console: doctor(arguments, console)
 
 
-def _resume(arguments: list[str], console: Console) -> int:
+def _resume(arguments: list[str]) -> Work:
     from launch.command_line.arguments import ResumeArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
     from launch.commands.resume import resume  # noqa: PLC0415
 
-    return resume(parse(ResumeArguments, arguments, command="launch resume"), console, began=process_began())
+    parsed, began = parse(ResumeArguments, arguments, command="launch resume"), process_began()
+    return lambda console: resume(parsed, console, began=began)
 
 
-def _checkpoint(arguments: list[str], console: Console) -> None:
+def _checkpoint(arguments: list[str]) -> Work:
     from launch.command_line.arguments import CheckpointArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
     from launch.commands.resume import checkpoint  # noqa: PLC0415
 
-    checkpoint(parse(CheckpointArguments, arguments, command="launch checkpoint"), console)
+    parsed = parse(CheckpointArguments, arguments, command="launch checkpoint")
+    return lambda console: checkpoint(parsed, console)
 
 
-def _list(arguments: list[str], console: Console) -> None:
+def _list(arguments: list[str]) -> Work:
     from launch.command_line.arguments import ListArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
     from launch.commands.overview import print_list  # noqa: PLC0415
 
-    print_list(console, parse(ListArguments, arguments, command="launch list").data_dir)
+    data_dir = parse(ListArguments, arguments, command="launch list").data_dir
+    return lambda console: print_list(console, data_dir)
 
 
-def _completion(arguments: list[str], console: Console) -> None:
+def _completion(arguments: list[str]) -> Work:
     from launch.commands.completion import print_completion  # noqa: PLC0415
 
-    print_completion(arguments)
+    return lambda console: print_completion(arguments)
 
 
 COMMANDS: dict[str, Command] = {
-    "list": Command(usage="", about="presets and data sets", run=_list),
-    "prepare": Command(usage="NAME", about="fetch, check and shard a data set", run=_prepare),
-    "resume": Command(usage="RUN", about="go on from a run's last checkpoint, with any number of stages", run=_resume),
-    "checkpoint": Command(usage="RUN", about="have a run that goes on save a checkpoint now", run=_checkpoint),
-    "eval": Command(usage="RUN", about="accuracy and Fisher criterion of every layer", run=_eval),
-    "analyse": Command(usage="RUN", about="pictures and figures of what every layer has learned", run=_analyse),
-    "predict": Command(usage="RUN IMAGE…", about="classes of image files", run=_predict),
-    "export": Command(usage="RUN FILE", about="one .safetensors file, for `from pipeline import load`", run=_export),
-    "plan": Command(usage="PRESET", about="time the layers and predict the pipeline on 1 to 64 devices", run=_plan),
-    "bench": Command(usage="", about="the pipeline beside backprop, DDP, GPipe and 1F1B on these devices", run=_bench),
-    "doctor": Command(usage="", about="is this machine fit for a run; --gpu measures it into a report", run=_doctor),
-    "completion": Command(usage="SHELL", about="completion for bash, zsh or fish", run=_completion),
+    "list": Command(usage="", about="presets and data sets", begin=_list),
+    "prepare": Command(usage="NAME", about="fetch, check and shard a data set", begin=_prepare),
+    "resume": Command(
+        usage="RUN", about="go on from a run's last checkpoint, with any number of stages", begin=_resume
+    ),
+    "checkpoint": Command(usage="RUN", about="have a run that goes on save a checkpoint now", begin=_checkpoint),
+    "eval": Command(usage="RUN", about="accuracy and Fisher criterion of every layer", begin=_eval),
+    "analyse": Command(usage="RUN", about="pictures and figures of what every layer has learned", begin=_analyse),
+    "predict": Command(usage="RUN IMAGE…", about="classes of image files", begin=_predict),
+    "export": Command(usage="RUN FILE", about="one .safetensors file, for `from pipeline import load`", begin=_export),
+    "plan": Command(usage="PRESET", about="time the layers and predict the pipeline on 1 to 64 devices", begin=_plan),
+    "bench": Command(
+        usage="", about="the pipeline beside backprop, DDP, GPipe and 1F1B on these devices", begin=_bench
+    ),
+    "doctor": Command(usage="", about="is this machine fit for a run; --gpu measures it into a report", begin=_doctor),
+    "completion": Command(usage="SHELL", about="completion for bash, zsh or fish", begin=_completion),
 }
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 INTERRUPTED = 130
 """Exit status of what was stopped by hand or by a scheduler, as shells have it."""
+
+_PATIENCE = 10.0
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -38,9 +41,49 @@ def heard_by(hear: Hear) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Every such signal is Ctrl-C."""
-    raise KeyboardInterrupt
+class Ending:
+    """Handlers for the two ends of a process, where a KeyboardInterrupt would come out as a traceback.
+
+    Attributes:
+        status: the exit status, once it is known.
+    """
+
+    status = INTERRUPTED
+
+    def stopped(self, number: int, frame: FrameType | None) -> None:
+        """Before anything has begun: says so, and ends the process."""
+        os.write(2, b"stopped\n")  # sys.stderr may be in use where the signal came
+        os._exit(INTERRUPTED)
+
+    def over(self, number: int, frame: FrameType | None) -> None:
+        """When everything is done: ends the process without waiting for what is left of it."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # nobody may be there to read
+                stream.flush()
+        os._exit(self.status)
+
+
+def hear(handler: Hear) -> None:
+    """From now on the signals that ask a program to stop call ``handler``, but for those that are ignored."""
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+class Interrupt:
+    """A handler: every such signal is Ctrl-C, once.
+
+    What ends then, such as Ray's processes, ends within seconds; another KeyboardInterrupt in the middle of it would
+    leave the rest behind and come out as a traceback. After ``_PATIENCE`` seconds the next one counts again.
+    """
+
+    def __init__(self) -> None:
+        self._heard: float | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self._heard is None or time.monotonic() - self._heard > _PATIENCE:
+            self._heard = time.monotonic()
+            raise KeyboardInterrupt
 
 
 def process_began() -> float:

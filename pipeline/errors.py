@@ -10,6 +10,17 @@ from __future__ import annotations
 
 from typing import Any
 
+_DIGITS = 40  # of a number that a message shows whole
+
+
+def shortened(value: float) -> str:
+    """A number as a message shows it: one of too many digits without its middle."""
+    try:
+        digits = str(value)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return "with thousands of digits"
+    return digits if len(digits) <= _DIGITS else f"{digits[:8]}…{digits[-8:]} ({len(digits):,} digits)"
+
 
 class UserError(Exception):
     """A mistake in what was asked for. The command line prints the message alone and exits with 2."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
-from collections.abc import Collection, Iterator
+import reprlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,22 +15,26 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from pipeline import plain_json
+from pipeline.config import checks
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Precision, TransferDtype, renamed
 from pipeline.data.augment import normalize_, shift_and_scale
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 from pipeline.layers.forward import Arithmetic, LayerForward
 from pipeline.layers.joined import JoinedFeatures
 from pipeline.layers.layer import Readout, State
 from pipeline.layers.shared_state import VALUES
 from pipeline.methods import Activations, BatchPosition, MethodField, ModelInfo, Rule, StepContext
 from pipeline.nets import Layer, NetField, Shape
+from pipeline.nets.sizes import without_values
 from pipeline.registry import STRICT, problems, unknown_names
 from pipeline.tensor_file import save_tensors
 
 _AGAIN = "The file was changed: take it from the run folder again, or export the run again."
 _FORMAT = 1
 _KEY = "localpipe"
+_LARGEST_SIDE, _MOST_CLASSES = 1 << 14, 1 << 16
 _PARTS = {"net": "layers", "rule": "rules", "readout": "readouts"}
 _WEIGHT = re.compile(r"layers?\.(?P<layer>\d+)\.(?P<part>net|rule|readout)\.(?P<rest>.+)")
 
@@ -215,32 +220,39 @@ def save(file: Path, weights: State, card: Card) -> None:
 
 
 def read(file: Path) -> tuple[State, Card]:
-    """Weights and card of a file that ``save`` wrote. Raises UserError where it is not one."""
+    """Weights and card of a file that ``save`` wrote.
+
+    Raises:
+        UserError: it is not one, its card describes no network, or its tensors have other sizes than the net's layers.
+            Until all of that is known no tensor is read.
+    """
     advice = "Give a file written by `launch export`, or a run's model.safetensors."
     if not file.is_file():
         raise UserError(f"{file}: no such file. {advice}")
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
+            if _KEY not in metadata:
+                raise UserError(f"{file}: holds weights, and no card that says what net they belong to. {advice}")
+            card = _read_card(metadata[_KEY], file)
+            _check_layers(card, {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}, str(file))  # noqa: SIM118
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: cut short, damaged, or no safetensors file at all ({error}). {advice}") from error
-    if _KEY not in metadata:
-        raise UserError(f"{file}: holds weights, and no card that says what net they belong to. {advice}")
-    return weights, _read_card(metadata[_KEY], file)
+    return weights, card
 
 
 def _read_card(text: str, file: Path) -> Card:
     """The card of a file. Raises UserError naming each field that does not fit."""
     other = "Use the version that wrote it, or export the run again."
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = plain_json.parse(text)
+    except ValueError as error:
         raise UserError(f"{file}: its card cannot be read as JSON ({error}). {other}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{file}: its card is a table, not {values!r}. {other}")
+        raise UserError(f"{file}: its card is a table, not {reprlib.repr(values)}. {other}")
     if values.get("format", _FORMAT) != _FORMAT:
-        raise UserError(f"{file}: format {values['format']}, this version reads {_FORMAT}. {other}")
+        raise UserError(f"{file}: format {reprlib.repr(values['format'])}, this version reads {_FORMAT}. {other}")
     try:
         return _CARD.validate_python(renamed(values))
     except ValidationError as error:
@@ -277,14 +289,15 @@ def network_of(weights: State, card: Card, *, source: str = "model.safetensors")
     Raises:
         UserError: the card contradicts itself, or the weights are not those of the net that it describes.
     """
-    _check_card(card, source)
+    num_layers = _check_layers(card, {name: tuple(value.shape) for name, value in weights.items()}, source)
     shared = weights.get(VALUES)
+    if shared is None and card.method.shared_versions(num_layers, 1) is not None:
+        raise _misfit(source, card, f"{VALUES} is missing")
     shape: tuple[int, ...] | None = None
     if shared is not None and card.method.label_embeddings() is None:
         shape = tuple(shared.shape)
     elif shared is not None and shared.ndim == 2:
         shape = (len(card.classes), shared.shape[1])
-    num_layers = card.method.adapt(card.net).num_layers
     readouts = set()
     renamed = {"embeddings": shared} if shared is not None else {}
     for name, value in weights.items():
@@ -304,24 +317,72 @@ def network_of(weights: State, card: Card, *, source: str = "model.safetensors")
         if name not in expected:
             raise _misfit(source, card, f"{name} is not part of it")
         if expected[name].shape != renamed[name].shape:
-            raise _misfit(source, card, f"{name} is {_size(renamed[name])} and should be {_size(expected[name])}")
+            raise _misfit(
+                source, card, f"{name} is {_size(renamed[name].shape)} and should be {_size(expected[name].shape)}"
+            )
     network.load_state_dict(renamed)
     return network.eval()
+
+
+def _check_layers(card: Card, sizes: Mapping[str, tuple[int, ...]], source: str) -> int:
+    """Refuses tensors that are not those of the card's net, by their sizes alone. Returns the number of layers.
+
+    Raises:
+        UserError: also where the card contradicts itself.
+    """
+    _check_card(card, source)
+    net = card.method.adapt(card.net)
+    if net.num_layers > len(sizes):
+        raise _misfit(source, card, f"something of its {net.num_layers:,} layers is missing")
+    layers = without_values(net, card.shape)
+    for index, layer in enumerate(layers):
+        for name, value in sorted(layer.state_dict().items()):
+            kept = f"layers.{index}.net.{name}"
+            if kept not in sizes:
+                raise _misfit(source, card, f"{kept} is missing")
+            if sizes[kept] != tuple(value.shape):
+                raise _misfit(source, card, f"{kept} is {_size(sizes[kept])} and should be {_size(tuple(value.shape))}")
+    embeddings = card.method.label_embeddings()
+    shared = sizes.get(VALUES)
+    if embeddings is not None and shared is not None and len(shared) == 2:
+        longest = max(layer.features for layer in layers)
+        if shared[1] < longest:
+            raise _misfit(
+                source, card, f"{VALUES} has embeddings of length {shared[1]}, shorter than features ({longest})"
+            )
+    return net.num_layers
 
 
 def _check_card(card: Card, source: str) -> None:
     """Refuses a card of which no network can be built. Raises UserError."""
     channels = card.shape[0]
+    for name, value, low, most in (
+        *(("shape", side, 1, _LARGEST_SIDE) for side in card.shape),
+        ("classes", len(card.classes), 1, _MOST_CLASSES),
+        ("threads", card.threads, 1, checks.MOST_AT_ONCE),
+    ):
+        if not low <= value <= most:
+            what = "of them" if name == "classes" else "in it"
+            raise UserError(
+                f"{source}: its card says {shortened(value)} {what} for {name}: {low} to {most:,}. {_AGAIN}"
+            )
     if len(card.mean) != channels or len(card.std) != channels:
         raise UserError(
             f"{source}: its card has {len(card.mean)} numbers for mean, {len(card.std)} for std and images "
             f"of {channels} channels. {_AGAIN}"
         )
     try:
+        checks.check_integers(card.net)
+        checks.check_integers(card.method)
+        checks.check_layers(card.net)
         resolved = card.net.resolve(card.shape)
         card.method.check()
     except UserError as error:
         raise UserError(f"{source}: its card does not describe a network. {error} {_AGAIN}") from error
+    if not all(map(math.isfinite, card.mean)) or not all(0 < value < math.inf for value in card.std):
+        raise UserError(
+            f"{source}: its card has {card.mean} for mean and {card.std} for std: numbers, std above 0. {_AGAIN}"
+        )
     if resolved != card.net:
         raise UserError(f"{source}: its card leaves settings of the net open ('auto'). {_AGAIN}")
 
@@ -334,8 +395,8 @@ def _misfit(source: str, card: Card, problem: str) -> UserError:
     )
 
 
-def _size(tensor: Tensor) -> str:
-    return "×".join(str(length) for length in tensor.shape) or "one number"
+def _size(shape: Iterable[int]) -> str:
+    return "×".join(str(length) for length in shape) or "one number"
 
 
 def _dump(card: Card) -> str:

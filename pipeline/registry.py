@@ -74,7 +74,9 @@ class Registry(Generic[T]):
     def __getitem__(self, kind: object) -> type[T]:
         """The member of this kind. Raises ValueError naming those that there are."""
         if not isinstance(kind, str) or kind not in self._members:
-            raise ValueError(f"no {self.what} is called {kind!r}. There are: {', '.join(sorted(self._members))}")
+            raise ValueError(
+                f"no {self.what} is called {reprlib.repr(kind)}. There are: {', '.join(sorted(self._members))}"
+            )
         return self._members[kind]
 
     def load(self, values: Any) -> T:
@@ -82,7 +84,7 @@ class Registry(Generic[T]):
         if isinstance(values, tuple(self._members.values())):
             return cast("T", values)
         if not isinstance(values, dict):
-            raise ValueError(f"a {self.what} is a table of settings, not {values!r}")
+            raise ValueError(f"a {self.what} is a table of settings, not {reprlib.repr(values)}")
         member = self[values.get("kind")]
         rest = {name: value for name, value in values.items() if name != "kind"}
         try:

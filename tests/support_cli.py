@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-_ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 _launched: list[Launched] = []
 
 
@@ -81,7 +81,7 @@ def launch(folder: Path, *arguments: str) -> Launched:
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
-                cwd=_ROOT,
+                cwd=ROOT,
             )
     finally:
         signal.signal(signal.SIGINT, ours[0])
@@ -93,7 +93,7 @@ def launch(folder: Path, *arguments: str) -> Launched:
 
 def in_fresh_python(program: str) -> str:
     """What a program prints in an interpreter of its own, in which nothing is imported yet. It must succeed."""
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=_ROOT)
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.signals import STOPPING, heard_by, interrupt, process_began
+from launch.signals import INTERRUPTED, STOPPING, Interrupt, heard_by, process_began
+from tests.support_cli import launch
 
 _ROOT = Path(__file__).parent.parent
 
@@ -23,7 +24,7 @@ def said_by(*command: str) -> str:
 def test_each_of_them_is_ctrl_c(number: signal.Signals) -> None:
     before = signal.signal(number, signal.SIG_DFL)  # a shell has what it starts in the background ignore SIGINT
     try:
-        with heard_by(interrupt), pytest.raises(KeyboardInterrupt):
+        with heard_by(Interrupt()), pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
         assert signal.getsignal(number) is signal.SIG_DFL
     finally:
@@ -33,8 +34,8 @@ def test_each_of_them_is_ctrl_c(number: signal.Signals) -> None:
 def test_what_nohup_ignores_stays_ignored() -> None:
     program = (
         "import signal\n"
-        "from launch.signals import heard_by, interrupt\n"
-        "with heard_by(interrupt):\n"
+        "from launch.signals import Interrupt, heard_by\n"
+        "with heard_by(Interrupt()):\n"
         "    signal.raise_signal(signal.SIGHUP)\n"
         "print('went on')\n"
     )
@@ -56,9 +57,9 @@ def test_ray_leaves_sigterm_to_the_program_from_the_moment_it_has_started() -> N
     program = (
         "import os, signal, time\n"
         "from launch.presets import PRESETS\n"
-        "from launch.signals import heard_by, interrupt\n"
+        "from launch.signals import Interrupt, heard_by\n"
         "from workers.cluster import StartingCluster\n"
-        "with heard_by(interrupt), StartingCluster(PRESETS['cff-vit'].settings) as starting:\n"
+        "with heard_by(Interrupt()), StartingCluster(PRESETS['cff-vit'].settings) as starting:\n"
         "    while not starting._ready.wait(0.1):\n"
         "        pass\n"
         "    try:\n"
@@ -68,3 +69,66 @@ def test_ray_leaves_sigterm_to_the_program_from_the_moment_it_has_started() -> N
         "        print('heard')\n"
     )
     assert "heard" in said_by(sys.executable, "-c", program)
+
+
+def test_one_that_comes_while_another_is_obeyed_is_not_heard() -> None:
+    """Symptom: five Ctrl-C in a row ended in a traceback out of Ray's shutdown."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        with heard_by(Interrupt()):
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            for _ in range(4):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def hears(process: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    return bool(int(status["SigCgt"], 16) >> (number - 1) & 1)
+
+
+def stopped_after(seconds: float, folder: Path, *arguments: str, times: int = 1) -> tuple[int, str]:
+    """Exit status and output of `launch`, interrupted so long after it was started."""
+    folder.mkdir()
+    launched = launch(folder, *arguments)
+    while not hears(launched.process.pid, signal.SIGHUP):  # before that the interpreter itself is starting
+        assert launched.process.poll() is None, launched.text()
+        time.sleep(0.005)
+    time.sleep(seconds)
+    for _ in range(times):
+        launched.stop(signal.SIGINT)
+        time.sleep(0.1)
+    return launched.finish(), launched.text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["cff-vit", "--executor", "serial"], ["list"], ["doctor"]])
+def test_ctrl_c_while_it_starts_is_one_word(command: list[str], tmp_path: Path) -> None:
+    """Symptom: a traceback out of whatever was being imported."""
+    ours = [*command, "--run-dir", str(tmp_path / "run")] if command[0] == "cff-vit" else command
+    for number, seconds in enumerate((0, 0.2, 0.6, 1.0, 1.5)):
+        status, said = stopped_after(seconds, tmp_path / str(number), *ours)
+        if status == 0 and command[0] != "cff-vit":
+            break  # it was done by then
+        assert status == INTERRUPTED, said
+        assert "Traceback" not in said
+        assert said.splitlines()[-1] == "stopped"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_five_ctrl_c_in_a_row_leave_neither_a_traceback_nor_a_process(tmp_path: Path) -> None:
+    launched = launch(tmp_path, "cff-vit", "--run-dir", str(tmp_path / "run"))
+    launched.wait_for("starting Ray")
+    time.sleep(2)
+    for _ in range(5):
+        if launched.process.poll() is None:
+            launched.stop(signal.SIGINT)
+        time.sleep(0.2)
+    assert launched.finish() == INTERRUPTED, launched.text()
+    assert "Traceback" not in launched.text()
+    assert launched.text().splitlines()[-1] == "stopped"
+    launched.assert_nothing_left()

@@ -29,6 +29,7 @@ _DEFAULT_PORT = 6379
 _SIGACTION = 512  # bytes that hold a C library's struct sigaction, whichever it is
 _ATTEMPTS = 3  # to start Ray
 _TOO_SLOW = "timed out during startup"
+_LEAVE = 60.0  # seconds that Ray may take to end
 _LOOK = 0.1  # seconds between two looks at a thread, in which signals are heard
 
 _RAY_ENVIRONMENT = {
@@ -74,12 +75,10 @@ class StartingCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.failed = self.failed or isinstance(error, RunError)
-        self._finished.set()
-        while self._thread.is_alive():
-            try:
-                self._thread.join(_LOOK)
-            except KeyboardInterrupt:
-                continue  # leaving now would leave Ray's processes behind; they are going already
+        with _deaf():  # leaving now would leave Ray's processes behind; they are going already
+            self._finished.set()
+            # A signal amid an import may leave that import locked for good, in this thread too.
+            self._thread.join(_LEAVE)
 
     def wait(self) -> Devices:
         """Waits until Ray is there; gives the devices that stages can be placed on.
@@ -110,6 +109,21 @@ class StartingCluster:
             ray.shutdown()
         if self._session is not None and not self.failed:
             _remove_session(self._session)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Within it, signals that ask the program to stop do nothing, where this thread is the one that hears them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ A picture is drawn where the run's method offers what it shows: predictions, lab
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from launch.analyse.numbers import as_json, likeliest, net_on_data, numbers, pri
 from launch.output import pictures as draw
 from launch.output.console import say
 from launch.output.pictures import AnchorRow, Classes, Example
+from pipeline import plain_json
 from pipeline.analysis import figures
 from pipeline.data.sources.base import Progress
 
@@ -86,7 +86,7 @@ def write(folder: Path, analysis: Analysis, drawn: Sequence[Picture], *, progres
 def _earlier(folder: Path) -> list[Path]:
     """Pictures of an analysis that was here before."""
     try:
-        before = json.loads((folder / _NUMBERS).read_text())
+        before = plain_json.read(folder / _NUMBERS)
         files = [folder / name for name in before["pictures"] if Path(name).name == name]
         vector = before.get("pictures_format")
         return [*files, *(file.with_suffix(f".{vector}") for file in files if vector in _VECTORS)]

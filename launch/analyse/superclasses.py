@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.console import Console
 
 from launch.output.console import say
 from launch.output.tables import print_table
+from pipeline import plain_json
 from pipeline.analysis.superclasses import SuperAccuracy, SuperClasses, partition
 from pipeline.data.class_groups import SUPERCLASSES
 from pipeline.errors import UserError
@@ -51,8 +51,8 @@ def _from_json(text: str, source: str) -> dict[str, list[str]]:
         return dict(pairs)
 
     try:
-        values = json.loads(text, object_pairs_hook=once)
-    except json.JSONDecodeError as error:
+        values = plain_json.parse(text, object_pairs_hook=once)
+    except ValueError as error:
         raise UserError(f"{source}: not JSON ({error}). {_FORM}") from error
     fits = isinstance(values, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in values.values()

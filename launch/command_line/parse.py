@@ -61,6 +61,8 @@ def _settings(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.Struc
 MAX_STEPS = "LOCALPIPE_MAX_STEPS"
 """Variable of the environment that makes runs and benchmarks short, to see whether they work."""
 
+_STEP_DIGITS, _SHOWN = 9, 40
+
 FIRST = (
     *("data", "epochs", "batch-size", "lr", "seed", "stages", "device", "precision", "executor", "run-dir"),
     *("config", "dry-run", "quiet", "verbose"),
@@ -194,8 +196,11 @@ def most_steps() -> int | None:
     given = os.environ.get(MAX_STEPS)
     if not given:
         return None
-    if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"{MAX_STEPS}={given}: must be a number of training steps, at least 1. Or unset it.")
+    if not given.isdecimal() or len(given) > _STEP_DIGITS or int(given) < 1:
+        raise UserError(
+            f"{MAX_STEPS}={given[:_SHOWN]}: must be a number of training steps, at least 1, of at most {_STEP_DIGITS} "
+            "digits. Or unset it."
+        )
     return int(given)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from launch.output.console import say
 from pipeline.errors import UserError
-from pipeline.export import read
+from pipeline.export import network_of, read
 
 
 def export(run: Path, file: Path, console: Console) -> None:
@@ -20,6 +20,7 @@ def export(run: Path, file: Path, console: Console) -> None:
         raise UserError(f"{file} exists. Give another name, or remove it.")
     source = run / "model.safetensors"
     weights, card = read(source)
+    network_of(weights, card, source=str(source))  # what ``load`` would refuse is not copied
     part = file.with_name(f".{file.name}.part")
     try:
         shutil.copyfile(source, part)

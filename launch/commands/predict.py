@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from launch.output.console import make_console, say
+from launch.output.console import make_console, printable, say
 from pipeline import load
 from pipeline.data.sources import images
 from pipeline.errors import UserError
@@ -53,7 +53,7 @@ def _print_predictions(console: Console, network: Network, opened: dict[Path, to
     for file, row in zip(opened, probabilities, strict=True):
         best = row.topk(min(top, len(row)))
         said = ", ".join(
-            f"{network.classes[index]} {share:.1%}"
+            f"{printable(network.classes[index])} {share:.1%}"
             for share, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
         say(console, f"{file}: {said}")

@@ -20,6 +20,7 @@ from launch.output.run import Run
 from launch.output.run_folder import CHECKPOINTS, RunFolder, command_line, load_config
 from launch.output.wishes import ask
 from launch.signals import INTERRUPTED, heard_by
+from pipeline import plain_json
 from pipeline.checkpoints.folder import CheckpointFolder, DamagedError, Manifest
 from pipeline.config import checks
 from pipeline.config import settings as settings_module
@@ -146,11 +147,9 @@ def _saved_in(folder: CheckpointFolder, manifest: Manifest) -> dict[str, Any]:
 
 
 def _is_finished(run: Path) -> bool:
-    import json  # noqa: PLC0415
-
     try:
-        return bool(json.loads((run / "summary.json").read_text())["status"] == "finished")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return bool(plain_json.read(run / "summary.json")["status"] == "finished")
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

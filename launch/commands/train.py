@@ -23,7 +23,7 @@ from launch.output.run import Run
 from launch.output.run_folder import RunFolder, command_line, new_path
 from launch.output.summary import summarise
 from launch.output.wishes import Wishes
-from launch.signals import INTERRUPTED, heard_by
+from launch.signals import INTERRUPTED, Interrupt, heard_by
 from pipeline.checkpoints.folder import CheckpointFolder, Manifest
 from pipeline.config import build, checks
 from pipeline.config.build import build_run
@@ -131,6 +131,7 @@ def carry_out(job: Job, console: Console, aside: Console, interrupts: Interrupts
     folder.list_skipped(left_out(dataset))
     announce(aside, spec, dataset)
     num_images = dataset.images_per_pass("train", spec.settings.train.batch_size)
+    result: RunResult | None
     failure: RunError | None = None
     with Display(spec, num_images, aside, began=job.began, verbose=verbose) as display:
         try:
@@ -237,15 +238,17 @@ class Interrupts:
     """What Ctrl-C, SIGTERM and SIGHUP do to a run, or whoever sets ``asked``.
 
     Before it has begun there is nothing to keep: it stops at once. After that the first one asks the run to stop and
-    keep what it learned, the second one stops at once.
+    keep what it learned, the second one stops at once. While a stop at once is under way no more are heard
+    (``launch.signals.Interrupt``).
     """
 
     def __init__(self, asked: threading.Event | None = None) -> None:
         self.asked = asked if asked is not None else threading.Event()
         self.begun = False
+        self._interrupt = Interrupt()
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """The signals' handler."""
         if self.asked.is_set() or not self.begun:
-            raise KeyboardInterrupt
+            self._interrupt(number, frame)
         self.asked.set()

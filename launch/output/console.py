@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import IO
 
 from rich.console import Console
 from rich.text import Text
 
+# Those of ASCII and of ISO 8859, ends of lines and changes of direction in Unicode.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _PIPED_WIDTH = 120  # columns, where the output is no terminal and COLUMNS does not say
 
 
@@ -39,12 +42,21 @@ class _Enduring(Console):
             warn("nobody reads the standard output any more: nothing more is printed there.")
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """A text with its control characters spelt out, as in "\\x1b": a terminal obeys them, wherever they come from.
+
+    Args:
+        keep: those that stay, such as a line's end.
+    """
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+
+
 def say(console: Console, text: str, *, style: str = "") -> None:
-    """Prints a sentence as it is: no markup, no highlighting.
+    """Prints a sentence as it is: no markup, no highlighting, and no control characters but the ends of lines.
 
     On a terminal it breaks between words; elsewhere it stays one line, as whoever reads it with a program expects.
     """
-    console.print(Text(text, style=style), soft_wrap=not console.is_terminal)
+    console.print(Text(printable(text, keep="\n\t"), style=style), soft_wrap=not console.is_terminal)
 
 
 def warn(text: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from launch.output.console import warn
 from launch.output.run_folder import load_config
-from pipeline.config import build
+from pipeline.config import build, checks
 from pipeline.config import settings as settings_module
 from pipeline.config.build import build_run
 from pipeline.config.devices import has_precision, local_devices
@@ -55,6 +55,10 @@ def open_run(run: Path) -> OpenRun:
     here = replace(settings.pipeline, executor="serial", stages=1, transport="auto", device="auto")
     # A run that was cut short for a quick look is looked at whole.
     settings = replace(settings, pipeline=here, train=replace(settings.train, max_steps=None))
+    try:
+        checks.check(settings)
+    except UserError as error:
+        raise UserError(f"{run / 'config.json'}: {error}") from error
     file = run / "model.safetensors"
     weights, card = read(file)
     network_of(weights, card, source=str(file))  # says what is wrong with it, before data are opened

@@ -34,6 +34,7 @@ import torch
 
 from launch.output.going_on import before, cut_events, cut_metrics, lock_of, reports_of
 from launch.output.run_pictures import RunPictures
+from pipeline import plain_json
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.saved import config_of
 from pipeline.data import skipped
@@ -274,7 +275,7 @@ def _numbered(path: Path) -> Iterator[Path]:
 def load_config(run: Path) -> dict[str, Any]:
     """``config.json`` of a run folder. Raises UserError where ``run`` is not one."""
     try:
-        values = json.loads((run / "config.json").read_text())
+        values = plain_json.read(run / "config.json")
     except (OSError, ValueError) as error:
         raise UserError(f"{run}: not a run folder (config.json: {error}). Give a folder that `launch` left.") from error
     if not isinstance(values, dict) or "settings" not in values:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launch.output.console import printable
+
 _GAP = 3  # columns between two of a table
 
 
@@ -42,7 +44,7 @@ def print_table(
         left_over -= wider
         table.add_column(heading, justify="left" if heading in left else "right", width=width + wider)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
 
 
@@ -50,6 +52,6 @@ def _print_stacked(console: Console, headings: Sequence[str], rows: Sequence[Seq
     if title:
         console.print(Text(title, style="italic"))
     for row in rows:
-        console.print(Text(f"{headings[0]} {row[0]}", style="bold"))
+        console.print(Text(printable(f"{headings[0]} {row[0]}"), style="bold"))
         for heading, cell in zip(headings[1:], row[1:], strict=True):
-            console.print(Text(f"  {heading}: {cell}"))
+            console.print(Text(printable(f"  {heading}: {cell}")))

@@ -24,6 +24,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pipeline import plain_json
 from pipeline.checkpoints.saver import VALUES, SavedFile
 from pipeline.errors import UserError
 from pipeline.layers.layer import Snapshot
@@ -34,9 +35,6 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 SHARED = "shared.safetensors"
 HISTORY = "history.safetensors"
-
-_LARGEST_MANIFEST = 16 << 20  # bytes; none of ours comes near
-_LARGEST_VALUES = 64 << 20  # bytes of JSON in a file; a history of a million passes has so many
 
 
 def layer_file(index: int) -> str:
@@ -152,12 +150,12 @@ class CheckpointFolder:
         """
         file = self.path / key / MANIFEST
         try:
-            values = json.loads(_text(file))
+            values = plain_json.read(file)
             found = values["format"]
             files = {
                 name: (str(said["sha256"]), int(said["bytes"])) for name, said in dict(values.pop("files")).items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"its manifest cannot be read ({type(error).__name__}: {error})") from error
         if found != FORMAT:
             raise UserError(
@@ -192,19 +190,9 @@ class CheckpointFolder:
             with safe_open(file, framework="pt") as opened:
                 metadata = opened.metadata() or {}
                 tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            text = metadata.get(VALUES, "{}")
-            if len(text) > _LARGEST_VALUES:
-                raise DamagedError(f"{name} has values of {len(text):,} bytes")
-            values = json.loads(text)
-        except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            values = plain_json.parse(metadata.get(VALUES, "{}"), allow_nan=True)  # a loss may be none
+        except (SafetensorError, OSError, ValueError) as error:
             raise DamagedError(f"{name} cannot be read ({error})") from error
         if not isinstance(values, dict):
             raise DamagedError(f"{name} has no values")
         return Snapshot(tensors, values)
-
-
-def _text(file: Path) -> str:
-    size = file.stat().st_size
-    if size > _LARGEST_MANIFEST:
-        raise ValueError(f"{size:,} bytes")
-    return file.read_text()

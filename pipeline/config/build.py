@@ -118,6 +118,11 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
         raise UserError(
             f"`feeders` {settings.pipeline.feeders}: an epoch has {batches} batches. Give at most `feeders` {batches}."
         )
+    if padding > (most := min(index.shape[1:])):
+        raise UserError(
+            f"`crop_padding` {padding}: {settings.data.data} has images of {index.shape[1]}×{index.shape[2]} pixels. "
+            f"Give at most `crop_padding` {most}."
+        )
     if len(index.classes) < 2:
         raise UserError(f"{settings.data.data} has one class, {index.classes[0]!r}. Contrast needs at least two.")
     net = settings.net.resolve(index.shape)

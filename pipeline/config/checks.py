@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.config.partition import partition
 from pipeline.config.settings import PipelineSettings, Settings
 from pipeline.data import prepare
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 from pipeline.methods import MethodConfig
+from pipeline.nets import NetConfig
+from pipeline.nets.limits import DEEPEST
+
+_LARGEST, _LARGEST_SEED = 2**31 - 1, 2**63 - 1
+_MOST_EPOCHS = 1_000_000
+MOST_AT_ONCE = 1024
+"""Threads of a stage, or messages that wait between two, at most."""
+
+_MOST_OPERATIONS = 100  # of RandAugment; papers have 2 or 3
+_LONGEST = 10_000_000  # seconds: four months
+_MOST_MEMORY = 1 << 20  # GiB
 
 
 def check_data(settings: Settings) -> None:
     """Refuses at once data that are not there, before anything is opened or started. Raises UserError."""
     data = settings.data
-    _at_least(0, "`memory_budget`", data.memory_budget)
+    check_integers(data)
+    _between(0, _MOST_MEMORY, "`memory_budget`", data.memory_budget)
     _at_least(1, "`shuffle_window`", data.shuffle_window)
     if data.validation != "test" and not 0 < data.validation < 1:
         raise UserError(
@@ -32,10 +46,12 @@ def data_dir(settings: Settings) -> Path | None:
 def check(settings: Settings) -> None:
     """Refuses values that no data set could make right. Raises UserError."""
     train, readout, pipe = settings.train, settings.readout, settings.pipeline
+    check_integers(settings)
+    check_layers(settings.net)
     settings.method.check()
     if (count := num_layers(settings)) > 0:  # else the net says what is wrong with it, once it knows the images
         _check_method(settings.method, count)
-    _at_least(1, "`epochs`", train.epochs)
+    _between(1, _MOST_EPOCHS, "`epochs`", train.epochs)
     if train.max_steps is not None:
         _at_least(1, "`max_steps`", train.max_steps)
     if train.batch_size < 2:
@@ -63,16 +79,17 @@ def check(settings: Settings) -> None:
     if readout.readout_lr != "lr" and not 0 < readout.readout_lr < math.inf:
         raise UserError(f"`readout_lr` {readout.readout_lr}: must be above 0.")
     if readout.mode == "after":
-        _at_least(1, "`readout_epochs`", readout.readout_epochs)
+        _between(1, _MOST_EPOCHS, "`readout_epochs`", readout.readout_epochs)
     for name, value in (("`queue_depth`", pipe.queue_depth), ("`threads`", pipe.threads)):
-        _at_least(1, name, value)
+        _between(1, MOST_AT_ONCE, name, value)
     _at_least(0, "`feeders`", pipe.feeders)
+    _between(0, _MOST_OPERATIONS, "`randaugment_ops`", settings.augment.randaugment_ops)
     for name, seconds in (
         ("`stall_timeout`", pipe.stall_timeout),
         ("`resource_timeout`", pipe.resource_timeout),
         ("`log_every`", settings.log_every),
     ):
-        _at_least(0.1, name, seconds)
+        _between(0.1, _LONGEST, name, seconds)
     if pipe.stages != "auto":
         partition(num_layers(settings), pipe.stages)
     if isinstance(pipe.partition, tuple):
@@ -81,6 +98,30 @@ def check(settings: Settings) -> None:
         raise UserError(
             f"`executor` serial has one stage, not {pipe.stages}. Leave `stages` out, or use `executor` ray."
         )
+
+
+def check_integers(settings: Any) -> None:
+    """Refuses integers that fit no word of a machine, in a dataclass of settings and in those that it holds.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            check_integers(value)
+        most = _LARGEST_SEED if field.name == "seed" else _LARGEST
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and not -most <= number <= most:
+                sign = "below -" if number < 0 else "above "
+                raise UserError(f"`{field.name}` {shortened(number)}: is {sign}{most:,}. Give a smaller number.")
+
+
+def check_layers(net: NetConfig) -> None:
+    """Refuses a net of more layers than can be built, before anything counts them one by one. Raises UserError."""
+    if net.num_layers > DEEPEST:
+        name = "`depth`" if hasattr(net, "depth") else f"net {net.kind}"
+        raise UserError(f"{name} {shortened(net.num_layers)}: a net has at most {DEEPEST:,} layers. Give fewer.")
 
 
 def _check_method(method: MethodConfig, count: int) -> None:
@@ -134,3 +175,8 @@ def listed(sizes: tuple[int, ...]) -> str:
 def _at_least(low: float, name: str, value: float) -> None:
     if not low <= value < math.inf:
         raise UserError(f"{name} {value}: must be a number of at least {low:g}.")
+
+
+def _between(low: float, high: int, name: str, value: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{name} {value}: must be a number of at least {low:g} and at most {high:,}.")

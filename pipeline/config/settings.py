@@ -9,13 +9,14 @@ beside the run as JSON. A field's metadata says where its flag is not plain: ``m
 
 from __future__ import annotations
 
-import json
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from pipeline import plain_json
 from pipeline.errors import UserError
 from pipeline.methods import CffSettings, MethodField
 from pipeline.methods.baseline import Feedback
@@ -234,7 +235,9 @@ def to_dict(settings: Settings) -> dict[str, Any]:
 def from_dict(values: Any, *, source: str) -> Settings:
     """Settings from JSON values. Raises UserError naming ``source`` and each value that does not fit."""
     if not isinstance(values, dict):
-        raise UserError(f"{source}: settings are a table, not {values!r}. Give the config.json of a run folder.")
+        raise UserError(
+            f"{source}: settings are a table, not {reprlib.repr(values)}. Give the config.json of a run folder."
+        )
     plugins = values.get("plugins", ())
     for plugin in plugins if isinstance(plugins, (list, tuple)) else ():
         load_plugin(str(plugin))
@@ -260,10 +263,10 @@ def renamed(values: Any) -> Any:
 def load(path: Path) -> Settings:
     """Settings saved beside a run (``config.json``), or the ``settings`` part of it."""
     try:
-        values = json.loads(path.read_text())
+        values = plain_json.read(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file. Give the config.json of a run folder.") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}). Give the config.json of a run.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no settings. Give the config.json of a run folder.")

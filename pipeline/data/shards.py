@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import mmap
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ import webdataset
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline import plain_json
+from pipeline.data import archives
 from pipeline.data.index import ShardInfo
 from pipeline.errors import UserError
 
@@ -30,14 +32,30 @@ Pixels = NDArray[np.uint8]
 SAMPLES_PER_SHARD = 5000
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "gif", "tif", "tiff")
 LABEL_EXTENSIONS = ("cls", "json")
+LARGEST_IMAGE_FILE = 64 << 20
+"""Bytes of one member at most, packed as it is."""
 
 _BLOCK = 512  # a tar is made of blocks of this many bytes
 _SHOWN = 40  # bytes of a bad label
+_LARGEST_LABEL = 1 << 20  # bytes; a .json may describe its image at length
+_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, which are no samples
 _LABEL_KEYS = ("label", "cls", "class", "target")
 
 
 class ShardError(Exception):
     """A shard that cannot be used; the message is a clause such as "is truncated (…)"."""
+
+
+class WrongSizeError(Exception):
+    """An image of another size than its data set's.
+
+    Attributes:
+        size: (width, height).
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__(size)
+        self.size = size
 
 
 class SplitWriter:
@@ -135,13 +153,17 @@ def encode_png(image: Pixels) -> bytes:
 _PNG_LEVEL = 1
 
 
-def decode(data: bytes, channels: int) -> Pixels:
-    """Image bytes to (C, H, W) uint8, grey or RGB as ``channels`` asks for.
+def decode(data: bytes, shape: tuple[int, int, int]) -> Pixels:
+    """Image bytes to ``shape`` (C, H, W) uint8, grey or RGB as C asks for.
 
     Raises:
-        OSError, ValueError, SyntaxError: not a readable image (Pillow's own errors).
+        WrongSizeError: its header says another height and width; nothing was decoded.
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: not a readable image (Pillow's own errors).
     """
+    channels, height, width = shape
     with Image.open(io.BytesIO(data)) as picture:
+        if picture.size != (width, height):
+            raise WrongSizeError(picture.size)
         mode = "L" if channels == 1 else "RGB"
         pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
@@ -151,14 +173,16 @@ def parse_label(data: bytes, extension: str) -> int:
     """The class number in a ``.cls`` (decimal text) or ``.json`` (a number, or an object with a label) member.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is not to be read: too long, or too deep.
     """
+    if len(data) > _LARGEST_LABEL:
+        raise ValueError(f"it has {len(data):,} bytes, at most {_LARGEST_LABEL:,} are read")
     if extension == "cls":
         try:
             return int(data)
         except ValueError:
             raise ValueError(f"{data[:_SHOWN].decode('utf-8', 'backslashreplace')!r} is no whole number") from None
-    value = json.loads(data)
+    value = plain_json.parse(data, allow_nan=True)
     if isinstance(value, dict):
         value = next((value[key] for key in _LABEL_KEYS if key in value), None)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -167,12 +191,21 @@ def parse_label(data: bytes, extension: str) -> int:
 
 
 def stream(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Samples of the shards as webdataset reads them, in order: ``__key__`` and a bytes entry for each extension."""
-    # Open files, not names: webdataset takes a name for a URL, in which #, ? and ; mean something.
+    """Samples of the shards as webdataset reads them, in order: ``__key__`` and a bytes entry for each extension.
+
+    Raises:
+        archives.UnfitError: a member is sparse or larger than ``LARGEST_IMAGE_FILE``; nothing of it was read.
+        one of ``archives.DAMAGED``: a shard is no whole tar.
+    """
     for path in paths:
-        with path.open("rb") as file:
-            members = webdataset.tariterators.tar_file_expander([{"url": str(path), "stream": file}])
-            yield from webdataset.tariterators.group_by_keys(members)
+        yield from webdataset.tariterators.group_by_keys(_files(path))
+
+
+def _files(path: Path) -> Iterator[dict[str, Any]]:
+    """The files of a tar as webdataset's own reader gives them, which would read members of any size."""
+    for member, contents in archives.tar_members(path, largest=LARGEST_IMAGE_FILE):
+        if not _META.match(member.name):
+            yield {"fname": member.name, "data": contents.read(), "__url__": str(path)}
 
 
 @dataclass(frozen=True)
@@ -245,6 +278,8 @@ def _table(path: Path, samples: dict[str, dict[str, tuple[int, int]]], data: mma
         if image is None or label is None:
             raise ShardError(f"has sample {key!r} without {'an image' if image is None else 'a label'}")
         offset, size = parts[label]
+        if max(size, image[1]) > LARGEST_IMAGE_FILE:
+            raise ShardError(f"has sample {key!r} of more than {LARGEST_IMAGE_FILE:,} bytes")
         try:
             labels[row] = parse_label(data[offset : offset + size], label)
         except (ValueError, OverflowError) as cause:
@@ -301,17 +336,17 @@ def read_images(table: ShardTable, rows: NDArray[np.int64], shape: tuple[int, in
                 file.seek(int(table.offsets[row]))
                 data = file.read(int(table.sizes[row]))
                 try:
-                    image = decode(data, shape[0])
-                except (OSError, ValueError, SyntaxError) as cause:
+                    image_out[...] = decode(data, shape)
+                except WrongSizeError as cause:
+                    width, height = cause.size
+                    raise UserError(
+                        f"{table.path}: sample {table.keys[row]!r} is {height}x{width}, the data set's images are "
+                        f"{shape[1]}x{shape[2]}. Prepare the data set again."
+                    ) from None
+                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
                     raise UserError(
                         f"{table.path}: the image of sample {table.keys[row]!r} cannot be read ({cause}). "
                         "Prepare the data set again."
                     ) from None
-                if image.shape != shape:
-                    raise UserError(
-                        f"{table.path}: sample {table.keys[row]!r} is {image.shape[1]}x{image.shape[2]}, "
-                        f"the data set's images are {shape[1]}x{shape[2]}. Prepare the data set again."
-                    )
-                image_out[...] = image
     except OSError as cause:
         raise UserError(f"{table.path} cannot be read ({cause.strerror or cause}). Is the disk still there?") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 from pipeline.nets.patches import patch_grid, resolve_patch, wanted_patch
 
 Size = tuple[int, int]
@@ -14,6 +14,7 @@ Size = tuple[int, int]
 LARGEST_SIDE = 64
 """Pixels a side that are chosen at most: 64 patches of 8×8. `image_size` goes beyond it."""
 
+_LARGEST_ASKED = 4096
 _SMALLEST_SIDE = 8
 _COARSE_FROM = 32  # pixels: sides from here on are multiples of 8, below it of 4
 _NAMED = 3  # sizes that ``words`` names
@@ -21,8 +22,10 @@ _NAMED = 3  # sizes that ``words`` names
 
 def check(image_size: int | None) -> None:
     """Refuses a side that no image has. Raises UserError."""
-    if image_size is not None and image_size < 1:
-        raise UserError(f"`image_size` {image_size}: give the side in pixels, at least 1.")
+    if image_size is not None and not 1 <= image_size <= _LARGEST_ASKED:
+        raise UserError(
+            f"`image_size` {shortened(image_size)}: give the side in pixels, at least 1 and at most {_LARGEST_ASKED:,}."
+        )
 
 
 def choose(sizes: Counter[Size], image_size: int | None = None) -> tuple[int, int]:

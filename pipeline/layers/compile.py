@@ -20,17 +20,29 @@ def compiled(function: Callable[_P, _T], how: Literal["on", "graphs"]) -> Callab
     """The function, compiled when it is called first, anew for every shape of its arguments.
 
     The compiled code belongs to the function and the shapes of what it is given, not to one layer's weights, so layers
-    of one shape share it. It is kept in $TORCHINDUCTOR_CACHE_DIR, or beside the prepared data in the user's cache.
+    of one shape share it. It is kept in $TORCHINDUCTOR_CACHE_DIR, or beside the prepared data in the user's cache
+    where that can be written, else in the temporary folder.
 
     Args:
         how: "graphs" replays each call as a CUDA graph. What a call returns lies where the next call writes.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "localpipe" / "compiled"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    _keep_compiled()
     torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
     _tune_nothing()
     mode = "reduce-overhead" if how == "graphs" else None
     return torch.compile(function, dynamic=False, mode=mode)
+
+
+def _keep_compiled() -> None:
+    """Has the compiler keep its code in the user's cache. Where that cannot be, it does so in the temporary folder."""
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "localpipe" / "compiled"
+        cache.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # nobody may write there, or there is no home
+        return
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
 
 
 def _tune_nothing() -> None:

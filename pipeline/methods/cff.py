@@ -52,8 +52,8 @@ class CffSettings(MethodConfig):
                 )
         if self.margin_schedule == "exponential" and min(self.margin_first, self.margin_last) <= 0:
             raise UserError("`margin_schedule` exponential needs both margins above 0. Use linear to reach 0.")
-        if not self.margin_exponent > 0:
-            raise UserError(f"`margin_exponent` {self.margin_exponent}: must be above 0.")
+        if not 0 < self.margin_exponent < math.inf:
+            raise UserError(f"`margin_exponent` {self.margin_exponent}: must be a number above 0.")
 
     def build(self, index: int, layer: Layer, model_info: ModelInfo) -> CffRule:
         return CffRule(self, margin(self, index, model_info.num_layers))

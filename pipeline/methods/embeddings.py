@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from pipeline import rng
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 from pipeline.methods.adamw import AdamW, load_optimizer
 from pipeline.methods.shared_state import SharedState, TrainingInfo
+from pipeline.nets.limits import WIDEST
 from pipeline.versions import Mode, Update, Versions
+
+_LONGEST_LAG = 1024  # steps; so many versions may be kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +40,15 @@ class EmbeddingSettings:
 
     def check(self) -> None:
         """Raises UserError where a value is out of range."""
-        if self.embedding_width != "auto" and self.embedding_width < 1:
-            raise UserError(f"`embedding_width` {self.embedding_width}: must be at least 1, or auto.")
-        if self.embedding_lag < 0:
-            raise UserError(f"`embedding_lag` {self.embedding_lag}: must be at least 0.")
+        if self.embedding_width != "auto" and not 1 <= self.embedding_width <= WIDEST:
+            raise UserError(
+                f"`embedding_width` {shortened(self.embedding_width)}: must be at least 1 and at most {WIDEST:,}, or "
+                "auto."
+            )
+        if not 0 <= self.embedding_lag <= _LONGEST_LAG:
+            raise UserError(
+                f"`embedding_lag` {shortened(self.embedding_lag)}: must be at least 0 and at most {_LONGEST_LAG:,}."
+            )
         if self.embedding_lr != "lr" and not 0 < self.embedding_lr < math.inf:
             raise UserError(f"`embedding_lr` {self.embedding_lr}: must be above 0, or lr for the layers' rate.")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 from pipeline.nets.base import NETS, Layer, NetConfig, Shape
 from pipeline.nets.featuremaps import ConvLayer, Grid, convolved
+from pipeline.nets.limits import check_depth, check_sizes
 
 _NAMED = ((64, 256), (64, 256, 512))
 
@@ -28,9 +29,11 @@ class ConvSettings(NetConfig):
         return len(self.channels)
 
     def resolve(self, shape: Shape) -> Self:
-        given = " ".join(str(channels) for channels in self.channels)
         if not self.channels or min(self.channels) < 1:
+            given = " ".join(map(shortened, self.channels))
             raise UserError(f"`channels` {given}: one number of at least 1 for each layer, such as 64 256.")
+        check_depth("channels", len(self.channels))
+        check_sizes(*(("channels", channels) for channels in self.channels))
         _, height, width = shape
         if self.first_padding == 0 and min(height, width) < 3:
             raise UserError(

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
 from pipeline.nets.base import NETS, Layer, NetConfig, Shape, samples_at_a_time
+from pipeline.nets.limits import check_depth, check_sizes
 from pipeline.nets.patches import Patch, cut, patch_grid, resolve_patch
 
 
@@ -38,14 +38,10 @@ class MixerSettings(NetConfig):
     def resolve(self, shape: Shape) -> Self:
         token_hidden = self.token_hidden if isinstance(self.token_hidden, int) else max(1, self.dim // 2)
         channel_hidden = self.channel_hidden if isinstance(self.channel_hidden, int) else 4 * self.dim
-        for name, value in (
-            ("`dim`", self.dim),
-            ("`depth`", self.depth),
-            ("`token_hidden`", token_hidden),
-            ("`channel_hidden`", channel_hidden),
-        ):
-            if value < 1:
-                raise UserError(f"{name} {value}: must be at least 1.")
+        check_sizes(("dim", self.dim), ("token_hidden", token_hidden))
+        check_depth("depth", self.depth)
+        if self.channel_hidden != "auto":
+            check_sizes(("channel_hidden", self.channel_hidden))
         patch = resolve_patch(self.patch, shape)
         return replace(self, patch=patch, token_hidden=token_hidden, channel_hidden=channel_hidden)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.nets.base import NETS, Dropout, Layer, NetConfig, Shape
+from pipeline.nets.limits import check_depth, check_sizes
 
 
 def _as_named_now(norm: Any) -> Any:
@@ -47,9 +48,8 @@ class MlpSettings(NetConfig):
         return self.depth
 
     def resolve(self, shape: Shape) -> Self:
-        for name, value in (("`width`", self.width), ("`depth`", self.depth), ("`groups`", self.groups)):
-            if value < 1:
-                raise UserError(f"{name} {value}: must be at least 1.")
+        check_sizes(("width", self.width), ("groups", self.groups))
+        check_depth("depth", self.depth)
         if self.width % self.groups:
             raise UserError(f"`groups` {self.groups} does not divide `width` {self.width}. Give a divisor of it.")
         if not 0 <= self.dropout < 1:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, shortened
 from pipeline.nets.base import NetConfig, Shape
 
 Patch = int | Literal["auto"]
@@ -33,7 +33,8 @@ def resolve_patch(patch: Patch, shape: Shape) -> int:
         return next((p for p in common if p >= wanted_patch(shape)), common[-1])
     if patch not in common:
         raise UserError(
-            f"`patch` {patch} does not divide images of {height}×{width} pixels. Patches that do: {listed(common)}."
+            f"`patch` {shortened(patch)} does not divide images of {height}×{width} pixels. Patches that do: "
+            f"{listed(common)}."
         )
     return patch
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.nets.base import NETS, Layer, NetConfig, Shape
 from pipeline.nets.featuremaps import ConvLayer, FeatureMapLayer, Grid, convolved
+from pipeline.nets.limits import DEEPEST, check_depth, check_sizes
 
 _GROUPS = 3  # of basic blocks, each with twice the channels and half the image side of the one before
 
@@ -35,12 +36,13 @@ class ResnetSettings(NetConfig):
         return (self.depth - 2) // 6
 
     def resolve(self, shape: Shape) -> Self:
+        if self.depth > DEEPEST:
+            check_depth("depth", self.depth)
         if self.depth < 8 or (self.depth - 2) % 6:
             below = self.depth - (self.depth - 2) % 6
             nearest = f"{below} or {below + 6}" if below >= 8 else "8"
             raise UserError(f"`depth` {self.depth}: a ResNet for CIFAR has 6n + 2 layers. The nearest: {nearest}.")
-        if self.width < 1:
-            raise UserError(f"`width` {self.width}: must be at least 1.")
+        check_sizes(("width", self.width))
         return self
 
     def build(self, index: int, shape: Shape) -> Layer:

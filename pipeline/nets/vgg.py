@@ -16,6 +16,7 @@ from pipeline.nets.mlp import LinearLayer, MlpSettings
 
 _CONVOLUTIONS = ((128, False), (256, True), (256, False), (512, True), (512, True), (512, True))  # channels, pooled
 _UNITS = 1024
+_LARGEST_SCALE = 64  # 32,768 channels
 _SMALLEST = 2 ** sum(pooled for _, pooled in _CONVOLUTIONS)  # pixels a side that the poolings bring to one
 _ENLARGED = {"kernel": 7, "stride": 2, "padding": 3}
 _LARGE = 64  # pixels a side above which the first convolution halves the image
@@ -44,8 +45,10 @@ class VggSettings(NetConfig):
     def resolve(self, shape: Shape) -> Self:
         if not 0 <= self.dropout < 1:
             raise UserError(f"`dropout` {self.dropout}: a share from 0 to below 1.")
-        if not 0 < self.scale < math.inf:
-            raise UserError(f"`scale` {self.scale}: must be a number above 0 (1 gives VGG8b).")
+        if not 0 < self.scale <= _LARGEST_SCALE:
+            raise UserError(
+                f"`scale` {self.scale}: must be a number above 0 and at most {_LARGEST_SCALE} (1 gives VGG8b)."
+            )
         if self.groups < 1 or _UNITS % self.groups:
             raise UserError(
                 f"`groups` {self.groups}: must divide the {_UNITS} fully connected units: 1, 2, 4, … {_UNITS}."

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.nets.attention import attention
 from pipeline.nets.base import NETS, Layer, NetConfig, Shape, samples_at_a_time
+from pipeline.nets.limits import check_depth, check_sizes
 from pipeline.nets.patches import Patch, cut, listed, patch_grid, resolve_patch
 
 
@@ -41,9 +42,8 @@ class VitSettings(NetConfig):
         return self.depth
 
     def resolve(self, shape: Shape) -> Self:
-        for name, value in (("`dim`", self.dim), ("`heads`", self.heads), ("`depth`", self.depth)):
-            if value < 1:
-                raise UserError(f"{name} {value}: must be at least 1.")
+        check_sizes(("dim", self.dim), ("heads", self.heads))
+        check_depth("depth", self.depth)
         if self.dim % self.heads:
             allowed = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
             raise UserError(

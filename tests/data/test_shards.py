@@ -41,7 +41,7 @@ def test_reading_by_offset_gives_what_webdataset_streams(prepared: Prepared) -> 
     assert [sample["__key__"] for sample in streamed] == list(table.keys)
     assert [int(sample["cls"]) for sample in streamed] == table.labels.tolist()
     for image, sample in zip(images, streamed, strict=True):
-        assert np.array_equal(image, shards.decode(sample["png"], 3))
+        assert np.array_equal(image, shards.decode(sample["png"], (3, 6, 5)))
 
 
 def test_keys_count_through_the_split(prepared: Prepared) -> None:
@@ -72,14 +72,14 @@ def test_a_member_of_negative_size_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pixels_survive_png(channels: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (7, 9, channels), dtype=np.uint8)
-    assert np.array_equal(shards.decode(shards.encode_png(image), channels), image.transpose(2, 0, 1))
+    assert np.array_equal(shards.decode(shards.encode_png(image), (channels, 7, 9)), image.transpose(2, 0, 1))
 
 
 def test_jpeg_and_grey_are_decoded_to_the_channels_asked_for() -> None:
     buffer = io.BytesIO()
     Image.new("L", (8, 6), 200).save(buffer, format="JPEG")
-    assert shards.decode(buffer.getvalue(), 3).shape == (3, 6, 8)
-    assert shards.decode(buffer.getvalue(), 1).shape == (1, 6, 8)
+    assert shards.decode(buffer.getvalue(), (3, 6, 8)).shape == (3, 6, 8)
+    assert shards.decode(buffer.getvalue(), (1, 6, 8)).shape == (1, 6, 8)
 
 
 @pytest.mark.parametrize(

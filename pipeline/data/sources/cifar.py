@@ -7,7 +7,6 @@ of 32. CIFAR-100's labels here are the fine ones.
 from __future__ import annotations
 
 import io
-import json
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline import plain_json
 from pipeline.data.skipped import Skipped
 from pipeline.data.sources import tar
 from pipeline.data.sources.base import Sample
@@ -108,7 +108,7 @@ def rebuild_binaries(images: Mapping[str, Path], train_labels: Path, test_labels
     Raises:
         UserError: a PNG or the labels do not have this layout.
     """
-    train, test = (json.loads(path.read_text()) for path in (train_labels, test_labels))
+    train, test = _labels(train_labels), _labels(test_labels)
     per_batch = len(train) // len(_BATCHES)
     for number, name in enumerate((*_BATCHES, "test_batch")):
         labels = test if name == "test_batch" else train[number * per_batch : (number + 1) * per_batch]
@@ -120,6 +120,16 @@ def rebuild_binaries(images: Mapping[str, Path], train_labels: Path, test_labels
         records[:, 0] = labels
         records[:, 1:] = pixels.transpose(0, 2, 1).reshape(len(labels), PIXELS)
         yield f"{name}.bin", records.tobytes()
+
+
+def _labels(path: Path) -> list[int]:
+    try:
+        labels = plain_json.read(path)
+    except (OSError, ValueError) as cause:
+        raise UserError(f"{path} cannot be read as JSON ({cause}). Get it again.") from None
+    if not isinstance(labels, list) or not all(isinstance(label, int) and 0 <= label < 10 for label in labels):
+        raise UserError(f"{path} is not a list of labels from 0 to 9. Get it again.")
+    return labels
 
 
 def _records(name: str, file: str, data: bytes) -> Labelled:

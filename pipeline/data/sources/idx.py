@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data import archives
 from pipeline.data.skipped import Skipped
 from pipeline.data.sources.base import Sample, require_pairs
 from pipeline.errors import UserError
@@ -58,14 +58,13 @@ def read_raw(path: Path) -> bytes:
     """The file's bytes, gunzipped where they are gzipped (by content, not by name).
 
     Raises:
-        UserError: the gzip stream is damaged.
+        UserError: the gzip stream is damaged, or unpacks to more than any such file has.
     """
-    data = path.read_bytes()
-    if data[:2] != b"\x1f\x8b":
-        return data
     try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as cause:
+        return archives.gunzip(path)
+    except archives.UnfitError as cause:
+        raise UserError(f"{path} {cause}: this is no IDX file that was published. Get it again.") from None
+    except archives.DAMAGED as cause:
         raise UserError(f"{path} is not a whole gzip file ({cause}). Get it again.") from None
 
 
@@ -80,6 +79,6 @@ def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
     if len(data) < start or data[:4] != bytes((0, 0, _BYTE_TYPE, dimensions)):
         raise UserError(f"{path} is not an IDX file of {dimensions} dimension(s) of bytes. Get it again.")
     sizes = [int(size) for size in np.frombuffer(data[4:start], dtype=">u4")]
-    if len(data) - start != int(np.prod(sizes)):
+    if len(data) - start != math.prod(sizes):
         raise UserError(f"{path} holds {len(data) - start} bytes of data, its header says {sizes}. Get it again.")
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import stat
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for a file that is no image, a broken or an unreasonably large one."""
 
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+# An image of more pixels is taken for a photograph where its file is large as well: a bomb has a thousand a byte.
+_PIXELS, _PIXELS_PER_BYTE = 50_000_000, 100
 _ORIENTATION = 0x0112  # EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # its values that swap width and height
 
@@ -87,8 +90,21 @@ def read(file: Path | bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 def _open(file: Path | bytes) -> Any:
     if isinstance(file, bytes):
-        return Image.open(io.BytesIO(file))
-    mode = file.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise OSError("no regular file")  # a pipe would be waited for
-    return Image.open(file)
+        size, opened = len(file), _opened(io.BytesIO(file))
+    else:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise OSError("no regular file")  # a pipe would be waited for
+        size, opened = found.st_size, _opened(file)
+    pixels = opened.width * opened.height
+    if pixels > max(_PIXELS, _PIXELS_PER_BYTE * size):
+        opened.close()
+        raise ValueError(f"{opened.width}×{opened.height} pixels in {size:,} bytes are not plausible")
+    return opened
+
+
+def _opened(file: Path | io.BytesIO) -> Image.Image:
+    """As Pillow opens it, which refuses what is twice as large as what it warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of large photographs, which are read
+        return Image.open(file)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tarfile
-import zlib
 from collections.abc import Collection
 from pathlib import Path
 
+from pipeline.data import archives
 from pipeline.errors import UserError
 
 
@@ -16,19 +15,17 @@ def read_members(path: Path, names: Collection[str]) -> dict[str, bytes]:
     What lies behind the last of them is not unpacked.
 
     Raises:
-        UserError: it is not a whole tar.
+        UserError: it is not a whole tar, or one of these is larger than any that was published.
     """
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                last = member.name.rpartition("/")[2]
-                if member.isfile() and last in names:
-                    file = archive.extractfile(member)
-                    assert file is not None, "a plain file has contents"
-                    found[last] = file.read()
-                    if len(found) == len(names):
-                        break
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as cause:
+        for member, contents in archives.tar_members(path, names):
+            last = member.name.rpartition("/")[2]
+            found[last] = contents.read()
+            if len(found) == len(names):
+                break
+    except archives.UnfitError as cause:
+        raise UserError(f"{path} {cause}: this is not what was published. Get it again.") from None
+    except archives.DAMAGED as cause:
         raise UserError(f"{path} is not a whole tar archive ({cause}). Get it again.") from None
     return found

@@ -21,6 +21,7 @@ from pipeline.data.sources.base import Sample
 from pipeline.errors import UserError
 
 _ORDER_SEED = 0
+_LARGEST_FILE = 16 << 20  # bytes; words.txt has 2.7 MB
 _ROOT = "tiny-imagenet-200"
 
 
@@ -89,6 +90,8 @@ class TinyImageNetSource:
     def _text(self, name: str) -> str:
         try:
             return self._files.read(name).decode()
+        except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError) as cause:
+            raise UserError(f"{name} of Tiny ImageNet cannot be read ({cause}). Get the archive again.") from None
         except (OSError, KeyError):
             raise UserError(f"{name} is missing: this is not Tiny ImageNet ({_ROOT}). Get the archive again.") from None
 
@@ -127,6 +130,9 @@ class _Zip:
         return sorted(name[len(start) :] for name in self._zip.namelist() if name.startswith(start))
 
     def read(self, name: str) -> bytes:
+        size = self._zip.getinfo(f"{_ROOT}/{name}").file_size  # zipfile unpacks no more than this
+        if size > _LARGEST_FILE:
+            raise zipfile.BadZipFile(f"it claims {size:,} bytes")
         return self._zip.read(f"{_ROOT}/{name}")
 
     def close(self) -> None:

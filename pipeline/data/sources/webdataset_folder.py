@@ -6,13 +6,12 @@ does. A ``classes.txt`` beside the tars, one name a line, names the classes; oth
 
 from __future__ import annotations
 
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import skipped
+from pipeline.data import archives, skipped
 from pipeline.data.shards import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label, stream
 from pipeline.data.skipped import Skipped
 from pipeline.data.sources import images
@@ -103,7 +102,9 @@ class WebDatasetSource:
                     continue
                 seen[look] += 1
                 labels.append((sample["__key__"], label))
-        except (tarfile.TarError, EOFError, OSError, ValueError) as cause:
+        except archives.UnfitError as cause:
+            raise _BrokenShardError(str(cause)) from None
+        except archives.DAMAGED as cause:
             raise _BrokenShardError(f"cannot be read ({cause})") from None
         looks += seen
         return labels
