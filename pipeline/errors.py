@@ -32,18 +32,25 @@ class RunError(Exception):
     Attributes:
         result: the ``pipeline.runtime.history.RunResult`` with what was learned until then, where anything was.
         kept: what was kept of it and where, in a sentence, by whoever keeps it.
+        mends: whether the same may go well another time: a process, a machine or a message was lost. A loss that is no
+            number, or a mistake in a method, comes again with the same bits.
     """
 
     result: Any = None
     kept: str = ""
+    mends: bool = False
 
 
 class ChannelError(RunError):
     """A message that does not fit its channel: wrong header, step out of order, too large."""
 
+    mends = True
+
 
 class PeerLostError(RunError):
     """The neighbour at the other end of a channel is gone."""
+
+    mends = True
 
 
 class SharedStateError(RunError):
@@ -110,15 +117,11 @@ class NondeterministicError(RunError):
 class StageFailedError(RunError):
     """A worker (stage or feeder) died or raised; the message names it and its cause."""
 
+    mends = True
+
 
 class ResourcesError(RunError):
     """The cluster does not have what the run asks for, also after waiting."""
-
-
-def mends(error: RunError) -> bool:
-    """Whether the same may go well another time: a process, a machine or a message was lost. A loss that is no number,
-    or a mistake in a method, comes again with the same bits."""
-    return isinstance(error, StageFailedError | PeerLostError | ChannelError)
 
 
 def _rebuild(kind: type[Exception], args: tuple[object, ...], values: dict[str, object]) -> Exception:

@@ -27,6 +27,12 @@ class HostLostError(WorkerDiedError):
     """A machine, or Ray on it, is gone, and all workers there with it."""
 
 
+class OwnClusterLostError(HostLostError):
+    """A process of the private Ray cluster that this process started is gone; nothing can be started on it any more."""
+
+    mends = False
+
+
 class WorkerUnreachableError(StageFailedError):
     """A worker may live, and Ray cannot reach it."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ray.exceptions import RayError
 
 from pipeline.errors import StageFailedError
-from workers.failures import HostLostError, failure_of
+from workers.failures import OwnClusterLostError, failure_of
 
 LOST_AFTER = 8.0
 """Seconds without a way to a worker after which the run ends: Ray mends a short interruption by itself."""
@@ -63,18 +63,18 @@ class OwnCluster:
 
     def __init__(self) -> None:
         self._processes = {pid: kind for pid, kind in _children() if kind in self._KINDS}
-        self.lost: HostLostError | None = None
+        self.lost: OwnClusterLostError | None = None
         self.workers_end = False
         """Whether the workers end as well: they do with the process that started them."""
 
     def check(self) -> None:
-        """Raises HostLostError once one of them has died."""
+        """Raises OwnClusterLostError once one of them has died."""
         if self.lost is None and self._processes:
             there = dict(_children())
             gone = [f"{kind} (process {pid})" for pid, kind in self._processes.items() if pid not in there]
             if gone:
                 self.workers_end = any(kind == "raylet" for pid, kind in self._processes.items() if pid not in there)
-                self.lost = HostLostError(
+                self.lost = OwnClusterLostError(
                     f"host {os.uname().nodename} lost: Ray's {' and '.join(gone)} has died: it can no "
                     "longer watch the workers there"
                 )

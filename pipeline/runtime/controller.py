@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pipeline.checkpoints.saver import SavedFile
 from pipeline.config.run_spec import RunSpec
-from pipeline.errors import RunError, StageFailedError, mends
+from pipeline.errors import RunError, StageFailedError
 from pipeline.kind import Kind
 from pipeline.layers.layer import State, is_finite
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing
@@ -147,7 +147,7 @@ class Controller:
         except RunError as error:
             self._result.status = "failed"
             # What can be gone on from need not be gathered from workers that may be dead.
-            if not (mends(error) and self._keeper.has_checkpoint):
+            if not (error.mends and self._keeper.has_checkpoint):
                 error.result = self._result if _salvage(self._group, self._result, self._statuses.values()) else None
             raise
         if self._history.layers(Kind.TEST, 0) is None:

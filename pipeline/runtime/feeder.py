@@ -61,7 +61,8 @@ def messages(
         for batch in source.batches(_SPLITS[kind], epoch=epoch, batch_size=batch_size, part=part, first=first):
             if interrupted():
                 break
-            if pacer is not None and paces and pacer.due(0 if kind.is_evaluation else part[1]):
+            # Within an evaluation nothing changes: what is due then waits for its end.
+            if pacer is not None and paces and not (kind.is_evaluation and batch.step) and pacer.due(part[1]):
                 yield Message(Kind.CHECKPOINT)
             tensors = {IMAGES: batch.images, LABELS: batch.labels, IDS: batch.ids}
             yield Message(kind, epoch, batch.step, batch.position, batch.last, tensors)

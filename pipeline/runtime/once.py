@@ -18,6 +18,8 @@ class Once(Observer):
         self._observer = observer
         self._heard: set[tuple[Kind, int, int]] = set()
         self.wants_best = observer.wants_best
+        self.began = False
+        """Whether any stage has had its first batch."""
 
     def pass_finished(self, report: PassReport) -> None:
         new = [layer for layer in report.layers if (report.kind, report.epoch, layer.layer) not in self._heard]
@@ -26,6 +28,7 @@ class Once(Observer):
             self._observer.pass_finished(report if len(new) == len(report.layers) else replace(report, layers=new))
 
     def progressed(self, statuses: list[Status]) -> None:
+        self.began = self.began or any(status.kind is not None for status in statuses)
         self._observer.progressed(statuses)
 
     def improved(self, epoch: int, weights: State) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config.run_spec import RunSpec
-from pipeline.errors import RunError, mends
+from pipeline.errors import RunError
 from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.observer import Observer
@@ -29,7 +29,7 @@ class Failure:
     Attributes:
         error: what ended it, in words.
         cut: the place where that part of the run had begun.
-        mends: whether the same may go well another time (``pipeline.errors.mends``).
+        mends: whether the same may go well another time (``RunError.mends``).
     """
 
     error: str
@@ -38,7 +38,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: RunError, cut: Cut) -> Failure:
-        return cls(str(error), cut, mends(error))
+        return cls(str(error), cut, error.mends)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def recovering(spec: RunSpec, train: Train, observer: Observer, checkpointing: C
         except RunError as error:
             failures.append(Failure.of(error, checkpointing.cut))
             decision = decide(failures, spec.settings.checkpoint.max_restarts)
-            if decision.action == "stop" or checkpointing.folder is None or observer.interrupted():
+            ends = decision.action == "stop" or checkpointing.folder is None or observer.interrupted()
+            if ends or not observer.began:  # what cannot even start is a mistake, not an accident
                 raise
             failed = time.perf_counter()
             checkpointing = _from_newest(spec, checkpointing, observer)
