@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pipeline import plain_json
 from pipeline.checkpoints.saver import VALUES, SavedFile
-from pipeline.errors import UserError
+from pipeline.errors import RunError, UserError
 from pipeline.layers.layer import Snapshot
 from pipeline.tensor_file import save_tensors
 
@@ -42,7 +42,7 @@ def layer_file(index: int) -> str:
     return f"layer-{index + 1}.safetensors"
 
 
-class DamagedError(Exception):
+class DamagedError(RunError):
     """A checkpoint that cannot be gone on from; another one may be. The message says what is wrong with it."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.checkpoints.folder import Manifest
+from pipeline.config.run_spec import RunSpec
 from pipeline.kind import Kind
 from pipeline.layers.layer import State
 from pipeline.runtime.observer import Observer
@@ -20,6 +21,11 @@ class Once(Observer):
         self.wants_best = observer.wants_best
         self.began = False
         """Whether any stage has had its first batch."""
+        self._statuses: list[Status] = []
+
+    def trained_steps(self, spec: RunSpec) -> int:
+        """Training steps of the layers that the foremost stage had done when it was seen last."""
+        return max((_trained(spec, status) for status in self._statuses if status.kind is not None), default=0)
 
     def pass_finished(self, report: PassReport) -> None:
         new = [layer for layer in report.layers if (report.kind, report.epoch, layer.layer) not in self._heard]
@@ -29,6 +35,7 @@ class Once(Observer):
 
     def progressed(self, statuses: list[Status]) -> None:
         self.began = self.began or any(status.kind is not None for status in statuses)
+        self._statuses = statuses
         self._observer.progressed(statuses)
 
     def improved(self, epoch: int, weights: State) -> None:
@@ -48,3 +55,10 @@ class Once(Observer):
 
     def waits_for(self, what: str) -> None:
         self._observer.waits_for(what)
+
+
+def _trained(spec: RunSpec, status: Status) -> int:
+    if status.kind is Kind.TRAIN:
+        return status.epoch * spec.steps_per_epoch + status.step + 1
+    epochs = status.epoch + 1 if status.kind is Kind.VALIDATE else spec.epochs
+    return epochs * spec.steps_per_epoch

@@ -13,7 +13,7 @@ from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.once import Once
-from pipeline.runtime.passes import START, Cut, described
+from pipeline.runtime.passes import START, Cut, described, trained_steps
 from pipeline.runtime.resume import going_on, newest
 
 _BACKOFF, _LONGEST = 1.0, 30.0  # seconds before the first restart; they double up to the longest
@@ -89,9 +89,12 @@ def recovering(spec: RunSpec, train: Train, observer: Observer, checkpointing: C
                 raise
             failed = time.perf_counter()
             checkpointing = _from_newest(spec, checkpointing, observer)
-            place = "the beginning" if checkpointing.cut == START else described(spec, checkpointing.cut)
+            cut = checkpointing.cut
+            place = "the beginning" if cut == START else described(spec, cut)
             number = f"restart {len(failures)} of {spec.settings.checkpoint.max_restarts}"
-            observer.notified(f"{error}. Going on from {place} ({number}).")
+            again = max(0, observer.trained_steps(spec) - trained_steps(spec, cut))
+            steps = f"{again:,} {'step' if again == 1 else 'steps'} again"
+            observer.notified(f"{error}. Going on from {place}, {steps} ({number}).")
             while time.perf_counter() - failed < decision.seconds and not observer.interrupted():
                 time.sleep(_LOOK)
 
