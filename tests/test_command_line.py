@@ -356,5 +356,5 @@ def test_every_file_of_a_run_folder_has_the_umasks_mode(tmp_path: Path, capsys: 
         assert main(["cff-vit", *small, "--run-dir", str(tmp_path / "run")]) == 0
     finally:
         os.umask(before)
-    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in (tmp_path / "run").iterdir()}
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in (tmp_path / "run").rglob("*") if file.is_file()}
     assert set(modes.values()) == {"0o640"}, modes

@@ -95,7 +95,15 @@ def cff(small_settings: Settings) -> Settings:
 WAYS = {"serial": serially, **{f"threads, {stages}": through_threads(stages) for stages in (1, 2, 3)}}
 
 
-@pytest.mark.parametrize("first", WAYS)
+_EVERY_DAY = {"serial", "threads, 2", "last, lag 3", "in-turn, lag 1", "shared-sum, exact"}
+"""First parts of runs in `make test`; `make test-all` has the others."""
+
+
+def every_day(name: str, *values: object) -> object:
+    return pytest.param(name, *values, marks=() if name in _EVERY_DAY else pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize("first", [every_day(name) for name in WAYS])
 def test_a_run_goes_on_from_every_checkpoint(cff: Settings, first: str, tmp_path: Path) -> None:
     cuts = assert_all_go_on(cff, WAYS[first], [*WAYS.values()], tmp_path, every=7)
     assert Cut((), 0, 7) in cuts  # within an epoch
@@ -114,7 +122,10 @@ EMBEDDINGS = {
 }
 
 
-@pytest.mark.parametrize(("name", "stages"), [*zip(EMBEDDINGS, itertools.cycle((2, 4, 3)), strict=False)])
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [every_day(name, stages) for name, stages in zip(EMBEDDINGS, itertools.cycle((2, 4, 3)), strict=False)],
+)
 def test_label_embeddings_go_on_with_their_versions(name: str, stages: int, tmp_path: Path) -> None:
     others = [serially, through_threads(3), through_threads(4), through_threads(1)]
     cuts = assert_all_go_on(EMBEDDINGS[name], through_threads(stages), others, tmp_path, every=5)

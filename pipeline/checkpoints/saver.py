@@ -74,7 +74,12 @@ class Saver:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
             self._thread.start()
-        placed = self._memory.fill(files)
+        try:
+            placed = self._memory.fill(files)
+        except OSError as error:  # there is no memory for it
+            self._saved += [SavedFile(key, name, error=error.strerror or str(error)) for name in files]
+            self._idle.set()
+            return
         # A GPU copies while the worker goes on: in the order of its work, so before the next update.
         copied = None
         if any(tensor.is_cuda for file in files.values() for tensor in file.tensors.values()):

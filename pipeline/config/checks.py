@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.interval import read_interval
 from pipeline.config.partition import partition
 from pipeline.config.settings import PipelineSettings, Settings
 from pipeline.data import prepare
@@ -23,6 +24,7 @@ MOST_AT_ONCE = 1024
 _MOST_OPERATIONS = 100  # of RandAugment; papers have 2 or 3
 _LONGEST = 10_000_000  # seconds: four months
 _MOST_MEMORY = 1 << 20  # GiB
+_MOST_KEPT = 1_000_000  # checkpoints, or restarts
 
 
 def check_data(settings: Settings) -> None:
@@ -90,6 +92,11 @@ def check(settings: Settings) -> None:
         ("`log_every`", settings.log_every),
     ):
         _between(0.1, _LONGEST, name, seconds)
+    saving = settings.checkpoint
+    read_interval(saving.checkpoint_every)
+    _between(1, _MOST_KEPT, "`keep_checkpoints`", saving.keep_checkpoints)
+    _between(0, _LONGEST, "`stop_timeout`", saving.stop_timeout)
+    _between(0, _MOST_KEPT, "`max_restarts`", saving.max_restarts)
     if pipe.stages != "auto":
         partition(num_layers(settings), pipe.stages)
     if isinstance(pipe.partition, tuple):
