@@ -160,6 +160,7 @@ def carry_out(job: Job, console: Console, aside: Console, interrupts: Interrupts
         say(console, f"go on with: launch resume {where}")
     with heard_by(interrupts.hear):  # last: pictures take seconds, for which nobody should wait for the result
         folder.draw(where)
+    folder.release()
     if failure is not None:
         failure.kept = as_kept(result, where)
         raise failure

@@ -124,6 +124,10 @@ class RunFolder:
         if left_out:
             self._log(lambda: skipped.save(self.path / skipped.SKIPPED_FILE, left_out))
 
+    def release(self) -> None:
+        """Lets another process write to it."""
+        self.lock.release()
+
     def save_best(self, weights: State) -> None:
         """Writes the weights of the best epoch so far."""
         self._log(lambda: _whole(lambda: save(self.path / MODEL, weights, card_of(self._spec))))
