@@ -1,14 +1,14 @@
-"""What a person touches: the command line `launch`, and ``train`` for Python and notebooks."""
+"""What a person touches: the command line `launch`, and ``train`` and ``resume`` for Python and notebooks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launch.api import train
+    from launch.api import resume, train
     from launch.output.run import Run
 
-__all__ = ["Run", "train"]
+__all__ = ["Run", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

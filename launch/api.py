@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from launch.command_line.arguments import ResumeArguments
 from launch.command_line.flags import setting_paths
 from launch.command_line.parse import RunArguments, shortened, unknown, with_plugins
+from launch.commands.resume import resume_run
 from launch.commands.train import Interrupts, run
 from launch.output.console import make_console
 from launch.output.run import Run
@@ -60,6 +63,28 @@ def train(
     )
     assert finished is not None, "no dry run"
     return finished
+
+
+def resume(run: str | Path, *, quiet: bool = False, stop: threading.Event | None = None, **changes: Any) -> Run:
+    """Goes on with a run from its last checkpoint, as `launch resume RUN` does.
+
+    >>> run = resume("runs/cff-vit-20261125-124834", stages=3)      # doctest: +SKIP
+
+    Args:
+        run: its folder.
+        quiet, stop: as of ``train``.
+        changes: the flags that `launch resume --help` lists, with underscores: ``epochs=100``.
+
+    Raises:
+        UserError: nothing to go on from, or a change that cannot be.
+        RunError: the run failed.
+    """
+    known = {field.name for field in fields(ResumeArguments)} - {"run", "quiet"}
+    for name in changes:
+        if name not in known:
+            raise UserError(unknown(name, known, "change of a run that goes on"))
+    asked = ResumeArguments(run=Path(run), quiet=quiet, **changes)
+    return resume_run(asked, make_console(), began=time.time(), interrupts=Interrupts(stop))
 
 
 def with_settings(settings: Settings, values: dict[str, Any]) -> Settings:

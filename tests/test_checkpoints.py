@@ -168,6 +168,15 @@ def test_a_checkpoint_without_its_manifest_is_not_there(tmp_path: Path) -> None:
     assert CheckpointFolder(tmp_path / "nowhere").whole() == []
 
 
+def test_files_that_were_written_where_nobody_sees_them_make_no_checkpoint(tmp_path: Path) -> None:
+    """As by a stage on a machine that shares no storage with the launching one."""
+    folder = CheckpointFolder(tmp_path)
+    file = folder.write("1", "layer-1.safetensors", Snapshot())
+    with pytest.raises(DamagedError, match=r"layer-2\.safetensors is missing"):
+        folder.seal("1", {}, [file, SavedFile("1", "layer-2.safetensors", "00", 7)])
+    assert folder.whole() == []
+
+
 def cut_short(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-2])
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from launch import Run, train
+from launch import Run, resume, train
 from pipeline import load
 from pipeline.errors import UserError
 from pipeline.kind import Kind
@@ -31,6 +31,19 @@ def test_a_run_gives_history_network_and_folder(tmp_path: Path, capsys: Any) -> 
     assert torch.equal(run.network(images), load(run.folder / "model.safetensors")(images))
     assert f"{run.summary['test_accuracy']:.2%}" in repr(run)
     assert "test accuracy" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_for_more_epochs(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"data": "digits", "executor": "serial", "dim": 16, "heads": 2, "max_steps": 40}
+    first = train("cff-vit", epochs=1, quiet=True, run_dir=tmp_path / "run", **settings)
+    more = resume(first.folder, quiet=True, epochs=2)
+    whole = train("cff-vit", epochs=2, quiet=True, run_dir=tmp_path / "whole", **settings)
+    assert more.status == "finished" and more.folder == first.folder
+    assert more.history.epochs(Kind.TRAIN) == [0, 1]
+    for name in ("model.safetensors", "last.safetensors", "steps.safetensors"):
+        assert (more.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    with pytest.raises(UserError, match=r"unknown change of a run that goes on 'epoch'\. Did you mean 'epochs'"):
+        resume(first.folder, epoch=3)
 
 
 def test_it_runs_outside_the_main_thread_and_an_event_stops_it(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -92,15 +93,25 @@ class CheckpointFolder:
             return SavedFile(key, name, hashlib.file_digest(written, "sha256").hexdigest(), file.stat().st_size)
 
     def seal(self, key: str, facts: Mapping[str, Any], files: Collection[SavedFile]) -> Manifest:
-        """Makes a checkpoint whole whose files are all there. Raises OSError where it cannot be written."""
+        """Makes a checkpoint whole whose files are all there.
+
+        Raises:
+            OSError: it cannot be written.
+            DamagedError: a file is not there, as seen from here: written on another machine, which shares no storage.
+        """
         manifest = Manifest(key, dict(facts), {file.name: (file.sha256, file.size) for file in files})
         values = {
             "format": FORMAT,
             **facts,
             "files": {name: {"sha256": sha256, "bytes": size} for name, (sha256, size) in manifest.files.items()},
         }
+        for file in files:
+            self._check_size(key, file.name, file.size)
         part = self.path / key / f".{MANIFEST}.part"
-        part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        with part.open("w") as written:
+            written.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+            written.flush()
+            os.fsync(written.fileno())  # the files' own bytes are on the disk by now
         part.replace(self.path / key / MANIFEST)
         return manifest
 
@@ -170,14 +181,19 @@ class CheckpointFolder:
         for name, (sha256, size) in manifest.files.items():
             file = self.path / manifest.key / name
             try:
-                if not file.is_file() or file.stat().st_size != size:
-                    there = f"{file.stat().st_size:,} bytes of {size:,}" if file.is_file() else "missing"
-                    raise DamagedError(f"{name} is {there}")
+                self._check_size(manifest.key, name, size)
                 with file.open("rb") as opened:
                     if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
                         raise DamagedError(f"{name} has other bytes than were written")
             except OSError as error:
                 raise DamagedError(f"{name} cannot be read ({error.strerror})") from error
+
+    def _check_size(self, key: str, name: str, size: int) -> None:
+        file = self.path / key / name
+        if not file.is_file():
+            raise DamagedError(f"{name} is missing")
+        if (found := file.stat().st_size) != size:
+            raise DamagedError(f"{name} is {found:,} bytes of {size:,}")
 
     def read(self, key: str, name: str) -> Snapshot:
         """A file of a checkpoint.

@@ -83,6 +83,9 @@ class Keeper:
         except OSError as error:
             self._complain(error.strerror or str(error))
             return
+        except DamagedError as error:
+            self._complain(f"{error} here: stages on other machines write to the run folder too, so it must be shared")
+            return
         self._observer.checkpointed(manifest)
 
     def _complain(self, reason: str) -> None:
