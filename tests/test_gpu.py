@@ -10,13 +10,17 @@ from typing import Literal
 import pytest
 import torch
 
+from pipeline.checkpoints.folder import CheckpointFolder
+from pipeline.checkpoints.saver import Saver
 from pipeline.config import build
 from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import Settings
+from pipeline.config.settings import CheckpointSettings, Settings
+from pipeline.layers.layer import Snapshot
 from pipeline.methods import CflSettings, DclSettings, MethodConfig
 from pipeline.methods.embeddings import EmbeddingSettings
+from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
 from pipeline.runtime.threads import train_threads
@@ -24,6 +28,7 @@ from pipeline.transport import Transport
 from tests.support import Watching
 from tests.support_data import run_of_256_tokens
 from tests.test_equality import assert_same
+from tests.test_resume import resumes
 
 pytestmark = pytest.mark.gpu
 
@@ -160,3 +165,37 @@ def test_label_embeddings_read_exactly_by_compiled_stages_do_not_stop_them(
     pipe = replace(small_settings.pipeline, compile=how)
     result = on_gpus(replace(small_settings, method=method, pipeline=pipe), "ray", "nccl", stages)
     assert result.best_epoch is not None
+
+
+@needs_gpu
+def test_a_checkpoint_is_copied_from_a_gpu_before_the_next_update(tmp_path: Path) -> None:
+    """The copy goes with the device's work, which the host does not wait for."""
+    saver, weights = Saver(tmp_path), torch.zeros(1 << 22, device="cuda")
+    try:
+        for number in range(4):
+            saver.save(str(number), {"w": Snapshot({"w": weights, "step": torch.tensor(float(number))})})
+            for _ in range(50):
+                weights += 0.02
+            weights.round_()
+        assert saver.wait(60)
+    finally:
+        saver.close()
+    assert not any(file.error for file in saver.take())
+    for number in range(4):
+        saved = CheckpointFolder(tmp_path).read(str(number), "w").tensors
+        assert (saved["w"] == number).all() and float(saved["step"]) == number
+
+
+@needs_gpu
+@pytest.mark.parametrize("stages", [1, 3])
+def test_a_run_on_a_gpu_goes_on_from_its_checkpoints(small_settings: Settings, stages: int, tmp_path: Path) -> None:
+    """Fused optimizers keep their steps on the device, and tallies their losses."""
+    saving = replace(small_settings, checkpoint=CheckpointSettings(checkpoint_every="30", keep_checkpoints=100))
+    want = on_gpus(saving, "serial", "gloo", 1)
+    pipe = replace(saving.pipeline, executor="threads", device="cuda", transport="gloo", stages=stages)
+    settings = replace(saving, pipeline=pipe)
+    dataset = build.open_data(settings)
+    spec = build_run(settings, Devices("cuda", torch.cuda.device_count()), dataset=dataset)
+    assert_same(train_threads(spec, dataset, checkpointing=Checkpointing(folder=tmp_path)), want)
+    for resume in resumes(tmp_path):
+        assert_same(train_threads(spec, dataset, checkpointing=Checkpointing(resume=resume)), want)
