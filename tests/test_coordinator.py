@@ -47,7 +47,7 @@ def train(settings: Settings, executor: str, stages: int) -> RunResult:
 
 @pytest.mark.slow
 def test_a_killed_coordinator_ends_the_run_naming_it(tmp_path: Path) -> None:
-    launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
+    launched = launch(tmp_path, *_LONG, "--max-restarts", "0", "--run-dir", str(tmp_path / "run"))
     launched.wait_for("epoch 1/500")
     (worker,) = [pid for pid, command in launched.descendants().items() if "CoordinatorWorker" in command]
     begun = time.monotonic()

@@ -225,7 +225,8 @@ class Controller:
         while self._history.layers(Kind.TEST, 0) is None and time.perf_counter() < last_words:
             time.sleep(_SHORTEST / 5)
             self._collect()
-        while stopped is not None and self._group.saving() and time.perf_counter() < stopped:
+        enough = stopped if stopped is not None else last_words
+        while (self._keeper.waits or self._group.saving()) and time.perf_counter() < enough:
             time.sleep(_SHORTEST / 5)
             self._collect()
         self._keep_best()

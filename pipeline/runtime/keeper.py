@@ -29,6 +29,7 @@ class Keeper:
         if spec.shared_versions is not None:
             self._expected.add(SHARED)
         self._parts: dict[str, dict[str, SavedFile]] = {}
+        self._failed: set[str] = set()
         self._warned = False
 
     @property
@@ -40,10 +41,16 @@ class Keeper:
         """Takes note of files that workers have written, or could not."""
         for file in files:
             if file.error:
+                self._failed.add(file.key)
                 self._parts.pop(file.key, None)
                 self._complain(file.error)
-            else:
+            elif file.key not in self._failed:
                 self._parts.setdefault(file.key, {})[file.name] = file
+
+    @property
+    def waits(self) -> bool:
+        """Whether parts of a checkpoint are there, and others are still to come."""
+        return bool(self._parts)
 
     def seal(self, history: History, restored: Sequence[int], seconds: Mapping[str, float]) -> None:
         """Makes those checkpoints whole of which every worker has written its part.
