@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 from pipeline.config.settings import Settings
-from pipeline.telemetry.reports import LayerReport
+from pipeline.kind import Kind
+from pipeline.telemetry.clock import Clock
+from pipeline.telemetry.reports import LayerReport, PassReport, Status
 from tests.conftest import make_run
 from tests.support_cli import in_fresh_python
 from workers.names import StageName
+from workers.stage import Polled
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # a busy machine takes minutes to start Ray
 
@@ -59,8 +62,10 @@ def test_ray_s_folder_goes_with_the_cluster_unless_the_run_failed(
 class Reporting:
     """An actor that answers a poll as a stage does."""
 
-    def poll(self) -> tuple[None, list[LayerReport]]:
-        return None, [LayerReport(layer=0, losses=np.ones(1000, np.float32), loss=1.0)]
+    def poll(self) -> Polled:
+        layer = LayerReport(layer=0, losses=np.ones(1000, np.float32), loss=1.0)
+        report = PassReport(stage=0, kind=Kind.TRAIN, epoch=0, layers=[layer])
+        return Polled(Status(stage=0, account=Clock().read()), [report], [], saving=False)
 
 
 def test_what_is_kept_of_a_report_keeps_no_whole_answer(small_settings: Settings, cluster: None) -> None:
@@ -75,5 +80,5 @@ def test_what_is_kept_of_a_report_keeps_no_whole_answer(small_settings: Settings
     ray.get(reporting.__ray_ready__.remote())
     group._stages = {StageName(0): reporting}
     ((_, (report,)),) = group.poll()
-    assert report.losses.base is None  # type: ignore[attr-defined]  # a layer's report stands for the pass's here
+    assert report.layers[0].losses.base is None
     ray.kill(reporting)

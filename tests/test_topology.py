@@ -190,7 +190,7 @@ from pipeline.config.devices import Devices
 from tests.support import changed, tiny_spec
 
 class Reporting:
-    def __init__(self, spec, name, coordinator):
+    def __init__(self, spec, name, coordinator, checkpointing):
         pass
     def gpus(self):
         return ray.get_gpu_ids()
