@@ -17,7 +17,7 @@ from pipeline.kind import Kind
 from pipeline.layers.layer import State, is_finite
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing
 from pipeline.runtime.history import RunResult, Salvage
-from pipeline.runtime.keeper import Keeper, history_of
+from pipeline.runtime.keeper import Keeper, result_of
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass, coming, next_segment
 from pipeline.telemetry.reports import PassReport, Status
@@ -114,18 +114,10 @@ class Controller:
     def __init__(self, spec: RunSpec, group: WorkerGroup, observer: Observer, checkpointing: Checkpointing) -> None:
         self._spec, self._group, self._observer = spec, group, observer
         self._keeper = Keeper(spec, checkpointing, observer)
-        self._history = history_of(spec, checkpointing)
+        self._result = result_of(spec, checkpointing, group.devices)
+        self._history = self._result.history
         self._cut = checkpointing.cut
         self._restored = list(self._cut.restored)  # best epochs of the phases that are over
-        self._result = RunResult(
-            status="finished",
-            best_epoch=self._history.best_epoch,
-            weights={},
-            last={},
-            history=self._history,
-            seconds=dict(checkpointing.seconds),
-            devices=list(group.devices),
-        )
         self._statuses: dict[int, Status] = {}
         self._judged_up_to = max(self._history.epochs(Kind.VALIDATE), default=-1)
         self._mark = time.perf_counter()  # up to which ``seconds`` count

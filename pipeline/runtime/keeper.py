@@ -11,7 +11,7 @@ from pipeline.checkpoints.saver import SavedFile
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.saved import config_of
 from pipeline.runtime.checkpointing import Checkpointing
-from pipeline.runtime.history import History
+from pipeline.runtime.history import History, RunResult
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Cut, described, ends_phase, gone
 
@@ -124,3 +124,17 @@ def history_of(spec: RunSpec, checkpointing: Checkpointing) -> History:
             raise DamagedError(f"{HISTORY} is not of this run ({error})") from error
         history.done_before = resume.cut.steps
     return history
+
+
+def result_of(spec: RunSpec, checkpointing: Checkpointing, devices: Sequence[str]) -> RunResult:
+    """What a run has when it begins: nothing, or what it had at its checkpoint. Raises DamagedError."""
+    history = history_of(spec, checkpointing)
+    return RunResult(
+        status="finished",
+        best_epoch=history.best_epoch,
+        weights={},
+        last={},
+        history=history,
+        seconds=dict(checkpointing.seconds),
+        devices=list(devices),
+    )

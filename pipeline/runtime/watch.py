@@ -19,7 +19,7 @@ from pipeline.layers.layer import LocalLayer, State, is_finite
 from pipeline.layers.tallies import TrainTally
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, pacer_of
 from pipeline.runtime.history import RunResult
-from pipeline.runtime.keeper import Keeper, history_of
+from pipeline.runtime.keeper import Keeper, result_of
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.parts import Kept
 from pipeline.telemetry.clock import Clock, TimeCategory
@@ -45,19 +45,12 @@ class Watch:
     def __init__(self, spec: RunSpec, observer: Observer, checkpointing: Checkpointing = NO_CHECKPOINTS) -> None:
         self._spec, self._device = spec, spec.stage_device(0)
         self._observer = observer
-        self._clock, self._history = Clock(), history_of(spec, checkpointing)
+        self._clock = Clock()
         self._busy = BusyMeter(self._clock, self._device)
         name = str(self._device)
         self._status = Status(stage=0, account=self._clock.read(), losses=[math.nan] * spec.num_layers, device=name)
-        self._result = RunResult(
-            status="finished",
-            best_epoch=self._history.best_epoch,
-            weights={},
-            last={},
-            history=self._history,
-            seconds=dict(checkpointing.seconds),
-            devices=[name],
-        )
+        self._result = result_of(spec, checkpointing, [name])
+        self._history = self._result.history
         self._restored = False
         self._mark = 0.0
         folder = checkpointing.folder
