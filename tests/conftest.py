@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not _SLOW.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if items and _is_worker(items[0].config):
         counts = Counter(_group_of(item.nodeid) for item in items)
         longest = {group: place for place, group in enumerate(_LONGEST)}
 
@@ -94,6 +94,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             return longest.get(group, len(_LONGEST)), -counts[group]
 
         items.sort(key=place)
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    """Whether this is one of several processes that share the tests out.
+
+    Not by the environment: a test that starts pytest itself, as `launch doctor --gpu` does, hands its own down, and that
+    pytest would wait for the test that waits for it.
+    """
+    return hasattr(config, "workerinput")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -105,7 +114,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _OneCluster:
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around all else: waiting does not count as the test's time
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A test marked ``alone`` waits until no other process runs one, and then all others wait for it."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    if not _is_worker(item.config):
         return (yield)
     door, room = os.open(_HERE, os.O_RDONLY), os.open(__file__, os.O_RDONLY)
     try:
