@@ -59,11 +59,14 @@ class StartingCluster:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.failed = False
+        """Whether the run has failed, which ``__exit__`` sees only where its error leaves the block."""
+        self._prepare()
+
+    def _prepare(self) -> None:
         self._devices: Devices | None = None
         self._error: BaseException | None = None
         self._session: Path | None = None
-        self.failed = False
-        """Whether the run has failed, which ``__exit__`` sees only where its error leaves the block."""
         self._ready, self._finished = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="ray", daemon=True)
 
@@ -80,6 +83,19 @@ class StartingCluster:
             # A signal amid an import may leave that import locked for good, in this thread too.
             self._thread.join(_LEAVE)
 
+    @property
+    def is_private(self) -> bool:
+        """Whether Ray was started here, for this run alone."""
+        return self._session is not None
+
+    def renew(self) -> None:
+        """Ends what is left of Ray after one of its processes has died, and starts it anew. Errors as of ``wait``."""
+        self._finished.set()
+        self._thread.join(_LEAVE)
+        self._prepare()
+        self._thread.start()
+        self.wait()
+
     def wait(self) -> Devices:
         """Waits until Ray is there; gives the devices that stages can be placed on.
 
@@ -95,6 +111,8 @@ class StartingCluster:
 
     def _keep(self) -> None:
         ours = False
+        # Ray prints a paragraph of its own for every worker that dies, before the run's line says which one it was.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|Raylet is terminated")
         try:
             import ray  # noqa: PLC0415 (a second, and the caller has other things to do meanwhile)
 

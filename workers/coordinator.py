@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +23,9 @@ from pipeline.checkpoints.saver import SavedFile, Saver
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import PeerLostError, RunError, SharedStateError
 from pipeline.layers.layer import State
+from pipeline.layers.shared_state import VersionedState
 from pipeline.methods import BatchPosition
-from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, shared_state
+from pipeline.runtime.checkpointing import Checkpointing, shared_state
 from pipeline.runtime.passes import START, Cut, trained_steps
 from workers.failures import own_error
 from workers.signals import die_of_sigterm
@@ -44,44 +45,64 @@ class Checkpoint(NamedTuple):
 
 
 class CoordinatorWorker:
-    """Owns the shared state. Its calls are answered beside each other; ``watch`` ends when something is wrong."""
+    """Owns the shared state. Its calls are answered beside each other; ``watch`` ends when something is wrong.
 
-    def __init__(self, spec: RunSpec, checkpointing: Checkpointing = NO_CHECKPOINTS) -> None:
+    It begins anew with every attempt at the run. Stages say to which attempt they belong: what is under way from one
+    that is over must not reach the state of the next.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
         die_of_sigterm()
         torch.set_num_threads(1)
-        self._saver = Saver(checkpointing.folder) if checkpointing.folder is not None else None
-        self._state = shared_state(spec, self._saver, checkpointing.resume)
-        self._failure: RunError | None = None
-        self._failed = threading.Event()
+        self._spec = spec
+        self._saver: Saver | None = None
+        self._begun: _Begun | None = None
+
+    def begin(self, checkpointing: Checkpointing, attempt: int = 0) -> None:
+        """Makes the state, as it was at the beginning or at a checkpoint. What waits for the one before ends.
+
+        Raises:
+            DamagedError: the checkpoint's part cannot be read.
+            StageFailedError: what is being written of a checkpoint does not come to its end.
+        """
+        if self._begun is not None:
+            self._begun.fail(PeerLostError(f"{NAME}: the run has begun anew"))
+            self._begun.state.break_off()
+        if checkpointing.folder is not None:
+            self._saver = self._saver or Saver(checkpointing.folder)
+            self._saver.forget()
+        self._begun = _Begun(attempt, shared_state(self._spec, self._saver, checkpointing.resume))
 
     def watch(self) -> None:
         """Returns never; raises what made the state useless."""
-        self._failed.wait()
-        assert self._failure is not None
-        raise self._failure
+        begun = self._of(None)
+        begun.failed.wait()
+        assert begun.failure is not None
+        raise begun.failure
 
-    def push(self, said: list[Gradient | Checkpoint]) -> None:
+    def push(self, attempt: int, said: list[Gradient | Checkpoint]) -> None:
         """Takes what a stage says, in the order in which it says it."""
+        begun = self._of(attempt)
         try:
             for one in said:
                 if isinstance(one, Checkpoint):
-                    self._state.checkpoint(one.key, one.step)
+                    begun.state.checkpoint(one.key, one.step)
                 else:
                     layer, step, gradient = one
-                    self._state.push(layer, step, torch.from_numpy(gradient.copy()))
+                    begun.state.push(layer, step, torch.from_numpy(gradient.copy()))
         except RunError as error:
-            self._failure = error
-            self._failed.set()
+            begun.fail(error)
             raise
 
-    def wait_from(self, version: int) -> dict[int, NDArray[np.float32]]:
+    def wait_from(self, attempt: int, version: int) -> dict[int, NDArray[np.float32]]:
         """This version, when it is there, and all that follow it."""
-        return {number: values.numpy() for number, values in self._state.wait_from(version).items()}
+        return {number: values.numpy() for number, values in self._of(attempt).state.wait_from(version).items()}
 
-    def freeze(self, epoch: int) -> NDArray[np.float32]:
+    def freeze(self, attempt: int, epoch: int) -> NDArray[np.float32]:
         """The state at the end of an epoch, which is from now on the one that the run keeps."""
-        self._state.freeze(epoch)
-        values: NDArray[np.float32] = self._state.candidate(epoch).numpy()
+        state = self._of(attempt).state
+        state.freeze(epoch)
+        values: NDArray[np.float32] = state.candidate(epoch).numpy()
         return values
 
     def saved(self) -> tuple[list[SavedFile], bool]:
@@ -92,16 +113,38 @@ class CoordinatorWorker:
         return self._saver.take(), saving
 
     def keep_only(self, best: int, upto: int) -> None:
-        self._state.keep_only(best, upto)
+        self._of(None).state.keep_only(best, upto)
 
     def candidate(self, epoch: int) -> State:
-        return self._state.candidate_weights(epoch)
+        return self._of(None).state.candidate_weights(epoch)
 
     def weights(self) -> State:
-        return self._state.weights()
+        return self._of(None).state.weights()
 
     def trained(self) -> State:
-        return self._state.state()
+        return self._of(None).state.state()
+
+    def _of(self, attempt: int | None) -> _Begun:
+        """What there is of an attempt; None: of the present one. Raises PeerLostError where that one is over."""
+        begun = self._begun
+        assert begun is not None, "begin() comes first"
+        if attempt not in (None, begun.attempt):
+            raise PeerLostError(f"{NAME}: the run has begun anew")
+        return begun
+
+
+@dataclass
+class _Begun:
+    """The state in one attempt at the run, and what made it useless."""
+
+    attempt: int
+    state: VersionedState
+    failure: RunError | None = None
+    failed: threading.Event = field(default_factory=threading.Event)
+
+    def fail(self, error: RunError) -> None:
+        self.failure = error
+        self.failed.set()
 
 
 @dataclass(frozen=True)
@@ -126,19 +169,20 @@ class RemoteState:
         coordinator: the actor.
         layers: the stage's layers.
         cut: where the run begins.
+        attempt: to which all that it says and asks belongs.
     """
 
-    def __init__(self, spec: RunSpec, coordinator: Any, layers: range, cut: Cut = START) -> None:
+    def __init__(self, spec: RunSpec, coordinator: Any, layers: range, cut: Cut = START, attempt: int = 0) -> None:
         versions = spec.shared_versions
         assert versions is not None, "asked for only where layers share a state"
         self._schedule, self._layers = versions, layers
         self._timeout = spec.settings.pipeline.stall_timeout
-        self._coordinator = coordinator
+        self._coordinator, self._attempt = coordinator, attempt
         self._versions: dict[int, Tensor] = {}
         self._frozen: Tensor | None = None
         self._changed = threading.Condition()
         self._failure: RunError | None = None
-        self._outgoing: queue.SimpleQueue[_Outgoing | Checkpoint] = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[_Outgoing | Checkpoint | None] = queue.SimpleQueue()
         num_steps = spec.settings.train.epochs * spec.steps_per_epoch
         self._last = max(self._schedule.read(layer, num_steps, training=False) for layer in layers)
         # What is read first: the oldest version of all, whether the run begins with a training step or a validation.
@@ -184,7 +228,7 @@ class RemoteState:
 
     def freeze(self, epoch: int) -> None:
         try:
-            self._frozen = _tensor(ray.get(self._coordinator.freeze.remote(epoch)))
+            self._frozen = _tensor(ray.get(self._coordinator.freeze.remote(self._attempt, epoch)))
         except RayError as error:
             raise _lost(error) from error
 
@@ -192,7 +236,7 @@ class RemoteState:
         """Fetches every version as soon as it is made, until the last one that the stage will read."""
         due = self._first
         while due <= self._last:
-            fetched = ray.get(self._coordinator.wait_from.remote(due))
+            fetched = ray.get(self._coordinator.wait_from.remote(self._attempt, due))
             with self._changed:
                 self._versions |= {number: _tensor(values) for number, values in fetched.items()}
                 self._changed.notify_all()
@@ -204,8 +248,14 @@ class RemoteState:
             waiting = [self._outgoing.get()]
             while not self._outgoing.empty():
                 waiting.append(self._outgoing.get())
-            said = [one if isinstance(one, Checkpoint) else one.ready() for one in waiting]
-            ray.get(self._coordinator.push.remote(said))
+            if None in waiting:
+                return
+            said = [one.ready() if isinstance(one, _Outgoing) else one for one in waiting]
+            ray.get(self._coordinator.push.remote(self._attempt, said))
+
+    def close(self) -> None:
+        """The attempt is over: what was not sent yet is not, and nothing more is fetched."""
+        self._outgoing.put(None)
 
     def _start(self, name: str, work: Callable[[], None]) -> None:
         def guarded() -> None:

@@ -30,8 +30,6 @@ class HostLostError(WorkerDiedError):
 class OwnClusterLostError(HostLostError):
     """A process of the private Ray cluster that this process started is gone; nothing can be started on it any more."""
 
-    mends = False
-
 
 class WorkerUnreachableError(StageFailedError):
     """A worker may live, and Ray cannot reach it."""

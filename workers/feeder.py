@@ -13,12 +13,11 @@ from pipeline.config.build import open_folder
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.loader import Dataset
 from pipeline.errors import PeerLostError, StageFailedError
-from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, pacer_of
+from pipeline.runtime.checkpointing import Checkpointing, Pacer, pacer_of
 from pipeline.runtime.feeder import messages
 from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import Clock
-from pipeline.transport.channel import Sender
-from pipeline.transport.edges import EdgeGroups
+from pipeline.transport.edges import EdgeGroups, Ends
 from workers.signals import die_of_sigterm
 
 
@@ -34,27 +33,34 @@ def open_source(spec: RunSpec) -> Dataset:
 
 
 class FeederWorker:
-    """Feeder ``number`` of a run: every F-th batch, F the number of feeders."""
+    """Feeder ``number`` of a run: every F-th batch, F the number of feeders. As ``StageWorker``, it begins anew with
+    every attempt at the run."""
 
-    def __init__(self, spec: RunSpec, number: int, checkpointing: Checkpointing = NO_CHECKPOINTS) -> None:
+    def __init__(self, spec: RunSpec, number: int) -> None:
         die_of_sigterm()
         self.spec, self.number = spec, number
-        self._pacer = pacer_of(spec, checkpointing)
         torch.set_num_threads(1)
         self._source = open_source(spec)
-        self._sender: Sender | None = None
+        self._pacer: Pacer | None = None
+        self._ends = Ends()
         self._interrupted = threading.Event()
         self._one_at_a_time = threading.Lock()
+
+    def begin(self, checkpointing: Checkpointing) -> None:
+        """Takes up its part of the run; ``feed`` says from where on."""
+        self._ends.break_off()
+        self._ends = Ends()
+        self._pacer = pacer_of(self.spec, checkpointing)
+        self._interrupted = threading.Event()
 
     def connect(self, groups: EdgeGroups) -> None:
         """Joins the run's process groups and opens the channel to stage 1."""
         rank = self.spec.num_stages + self.number
-        ends = groups.join(rank, torch.device("cpu"), Clock(), address=ray.util.get_node_ip_address())
-        (self._sender,) = ends.outboxes
+        self._ends = groups.join(rank, torch.device("cpu"), Clock(), address=ray.util.get_node_ip_address())
 
     def feed(self, passes: Sequence[Pass]) -> None:
         """Sends the batches of these passes. Returns when the last one has been handed over."""
-        assert self._sender is not None, "connect() comes first"
+        (sender,) = self._ends.outboxes
         try:
             with self._one_at_a_time:
                 for message in messages(
@@ -65,10 +71,14 @@ class FeederWorker:
                     interrupted=self._interrupted.is_set,
                     pacer=self._pacer,
                 ):
-                    self._sender.send(message)
+                    sender.send(message)
         except PeerLostError:
             if not self._interrupted.is_set():  # after a stop from another feeder, stage 1 takes nothing more
+                self._ends.break_off()
                 raise
+        except BaseException:
+            self._ends.break_off()
+            raise
 
     def checkpoint(self) -> None:
         """Has a checkpoint be saved before the next batch."""

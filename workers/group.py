@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -48,6 +48,8 @@ _BESIDE = 4  # calls that an actor answers at once, its main work among them
 _AFTERSHOCK = 1.0  # seconds in which other workers report what happened to them at the same time
 _UNEXPLAINED = 10.0  # seconds in which Ray may tell why workers have lost a neighbour
 _ANSWER = 2.0  # seconds for a look at a stage; one that is slower is looked at again next time
+_ALIVE = 3.0  # seconds in which a worker that works answers a call that needs no work
+_COME_OUT = 8.0  # seconds in which workers whose neighbours are gone come out of their work
 _SOON = 2.0  # seconds after which a person is told what the run waits for
 _LOOK = 0.2  # seconds between two looks at whether the person wants to stop
 _FETCH = 60.0  # seconds for weights to arrive
@@ -82,22 +84,20 @@ class RayWorkers:
             ray.cloudpickle.register_pickle_by_value(plugin)  # no worker needs to have the file
         self._spec, self._observer, self._checkpointing = spec, observer, checkpointing
         self._group: PlacementGroup | None = None
+        self._bundles: list[int] = []  # of the group, in the order of the stages
+        self._name = uuid.uuid4().hex[:8]
+        self._attempt = -1
         self._coordinator: Any = None
         self._stages: dict[StageName, Any] = {}
-        self._feeders: list[Any] = []
-        self._polls: dict[StageName, Any] = {}
-        self._shared_saved: Any = None  # an open question to the coordinator
-        self._saved: list[SavedFile] = []
-        self._saving: dict[Any, bool] = {}
-        self._fetch = _FETCH
-        self._contact, self._cluster = Contact(spec.settings.pipeline.stall_timeout), OwnCluster()
+        self._feeders: dict[int, Any] = {}
         self._running: dict[ray.ObjectRef[None], str] = {}  # unfinished work of stages and feeders, and whose it is
+        self._cluster = OwnCluster()
         self.devices: list[str] = []
+        self._hear_anew()
 
     def __enter__(self) -> Self:
         try:
-            self._start_actors()
-            self._connect()
+            self.begin(self._observer, self._checkpointing)
         except BaseException:
             self.close()
             raise
@@ -108,21 +108,90 @@ class RayWorkers:
     ) -> None:
         self.close()
 
-    def _start_actors(self) -> None:
-        """Reserves the devices, neighbours close to each other, and starts the actors on them."""
+    def begin(self, observer: Observer, checkpointing: Checkpointing) -> None:
+        """Has the workers take up the run, at its beginning or at a checkpoint, and joins them.
+
+        Workers of an attempt before that still work go on in their processes, with what they opened and compiled;
+        those that died, or do not come out of what they were doing, are started anew.
+
+        Errors as of ``train_ray``.
+        """
+        self._observer, self._checkpointing = observer, checkpointing
+        self._attempt += 1
+        if self._attempt:
+            self._end_what_failed()
+        self._hear_anew()
+        self._start_missing()
+        self._begin_all()
+        self._connect()
+
+    def _hear_anew(self) -> None:
+        """Nothing has been asked of the workers, and nothing heard of them."""
+        self._polls: dict[StageName, Any] = {}
+        self._shared_saved: Any = None  # an open question to the coordinator
+        self._saved: list[SavedFile] = []
+        self._saving: dict[Any, bool] = {}
+        self._fetch = _FETCH
+        self._contact = Contact(self._spec.settings.pipeline.stall_timeout)
+
+    def _end_what_failed(self) -> None:
+        """Of an attempt that failed, ends the workers that died or are stuck. All others have come out of their work:
+        whose neighbour is gone breaks off its own channels."""
+        workers = self._workers()
+        answers = {worker.__ray_ready__.remote(): name for name, worker in workers.items()}
+        ray.wait(list(answers), num_returns=len(answers), timeout=_ALIVE)
+        self._kill({name for ref, name in answers.items() if not _is_well(ref)})  # one that is stuck holds others up
+        work = {ref: name for ref, name in self._running.items() if name in self._workers()}
+        if work:
+            ray.wait(list(work), num_returns=len(work), timeout=_COME_OUT)
+        self._kill({name for ref, name in work.items() if not ray.wait([ref], timeout=0)[0]})
+        self._running = {}
+        there = self._workers()
+        gone = [name for name in workers if name not in there]
+        if there and gone:
+            others = "worker goes on in its process" if len(there) == 1 else "workers go on in their processes"
+            self._observer.notified(f"Started anew: {', '.join(gone)}. {len(there)} other {others}.")
+
+    def _workers(self) -> dict[str, Any]:
+        """Every actor that there is, by its name for people."""
+        workers = {name.described(self._spec): stage for name, stage in self._stages.items()}
+        workers |= {_feeder(number): feeder for number, feeder in self._feeders.items()}
+        return workers | ({COORDINATOR: self._coordinator} if self._coordinator is not None else {})
+
+    def _kill(self, names: Collection[str]) -> None:
+        """Ends these workers."""
+        for name, worker in self._workers().items():
+            if name in names:
+                ray.kill(worker)
+        self._stages = {name: one for name, one in self._stages.items() if name.described(self._spec) not in names}
+        self._feeders = {number: one for number, one in self._feeders.items() if _feeder(number) not in names}
+        self._coordinator = None if COORDINATOR in names else self._coordinator
+
+    def _reserve(self, wanted: list[dict[str, float]]) -> PlacementGroup:
+        """Reserves the devices, neighbours close to each other. Where they are reserved, waits until all are there:
+        in place of those on a machine that is lost Ray finds others."""
         pipe = self._spec.settings.pipeline
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        wanted = bundles_of(self._spec, gpus)
-        if min(bundle.get("GPU", 1.0) for bundle in wanted) < 1.0:
-            self._observer.notified(f"{len(wanted)} stages share {gpus} GPU{'s' if gpus > 1 else ''}: they take turns.")
-        group = self._group = placement_group(wanted, strategy="PACK")
+        if self._group is None:
+            if min(bundle.get("GPU", 1.0) for bundle in wanted) < 1.0:
+                gpus = int(ray.cluster_resources().get("GPU", 0))
+                there = f"{gpus} GPU{'s' if gpus > 1 else ''}"
+                self._observer.notified(f"{len(wanted)} stages share {there}: they take turns.")
+            self._group = placement_group(wanted, strategy="PACK")
+        group = self._group
         soon = min(_SOON, pipe.resource_timeout)
         if not self._ready(group, soon):
             self._observer.notified(f"Waiting up to {pipe.resource_timeout:g} s for room: {described(wanted)}.")
         if not self._ready(group, pipe.resource_timeout - soon):
             raise ResourcesError(missing(wanted, pipe.resource_timeout))
-        self._observer.waits_for(f"starting {_workers(self._spec)}")
-        run = uuid.uuid4().hex[:8]
+        return group
+
+    def _start_missing(self) -> None:
+        """Starts the actors that are not there."""
+        pipe, run = self._spec.settings.pipeline, f"{self._name}-{self._attempt}"
+        wanted = bundles_of(self._spec, int(ray.cluster_resources().get("GPU", 0)))
+        group = self._reserve(wanted)
+        self._bundles = self._bundles or self._bundles_in_order(group, wanted)
+        self._observer.waits_for(f"starting {self._missing()}")
 
         def start(worker: type, name: str, *arguments: Any, beside: int = _BESIDE, **options: Any) -> Any:
             actor: Any = ray.remote(worker).options(name=name, max_concurrency=beside, **options)
@@ -131,43 +200,50 @@ class RayWorkers:
         # Feeders work where the data was opened and checked. They and the coordinator take no core of their own.
         here = NodeAffinitySchedulingStrategy(_this_node(), soft=False)
         # They come first: they open the data, and so take longest to start.
-        self._feeders = [
-            start(
-                FeederWorker,
-                f"localpipe-{run}-feeder-{number + 1}",
-                number,
-                self._checkpointing,
-                num_cpus=0,
-                scheduling_strategy=here,
-            )
-            for number in range(pipe.feeders)
-        ]
-        if self._spec.shared_versions is not None:
+        for number in range(pipe.feeders):
+            if number not in self._feeders:
+                name = f"localpipe-{run}-feeder-{number + 1}"
+                self._feeders[number] = start(FeederWorker, name, number, num_cpus=0, scheduling_strategy=here)
+        if self._spec.shared_versions is not None and self._coordinator is None:
             # Every stage has a call waiting for the next version and another one with gradients.
-            beside = _BESIDE + 2 * self._spec.num_stages
-            self._coordinator = start(
-                CoordinatorWorker,
-                f"localpipe-{run}-coordinator",
-                self._checkpointing,
-                beside=beside,
-                num_cpus=0,
-                scheduling_strategy=here,
-            )
-        names = [StageName(index) for index in range(self._spec.num_stages)]
-        self._stages = {
-            name: start(
-                StageWorker,
-                name.actor(run),
-                name,
-                self._coordinator,
-                self._checkpointing,
-                num_cpus=wanted[bundle].get("CPU", 0.0),
-                num_gpus=wanted[bundle].get("GPU", 0.0),
-                runtime_env=runtime_env(self._spec),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
-            )
-            for name, bundle in zip(names, self._bundles_in_order(group, wanted), strict=True)
+            beside, name = _BESIDE + 2 * self._spec.num_stages, f"localpipe-{run}-coordinator"
+            self._coordinator = start(CoordinatorWorker, name, beside=beside, num_cpus=0, scheduling_strategy=here)
+        for index, bundle in enumerate(self._bundles):
+            stage = StageName(index)
+            if stage not in self._stages:
+                self._stages[stage] = start(
+                    StageWorker,
+                    stage.actor(run),
+                    stage,
+                    num_cpus=wanted[bundle].get("CPU", 0.0),
+                    num_gpus=wanted[bundle].get("GPU", 0.0),
+                    runtime_env=runtime_env(self._spec),
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+                )
+        self._stages = dict(sorted(self._stages.items()))
+
+    def _missing(self) -> str:
+        """What is to be started: "2 stages, 1 feeder and the coordinator"."""
+        spec = self._spec
+        counts = {
+            "stage": spec.num_stages - len(self._stages),
+            "feeder": spec.settings.pipeline.feeders - len(self._feeders),
         }
+        parts = [f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items() if count]
+        parts += ["the coordinator"] if spec.shared_versions is not None and self._coordinator is None else []
+        return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+    def _begin_all(self) -> None:
+        """Has every worker take up its part of the run."""
+        begin, attempt = self._checkpointing, self._attempt
+        asked = {_feeder(number): feeder.begin.remote(begin) for number, feeder in self._feeders.items()}
+        if self._coordinator is not None:  # first: stages ask it for versions of this attempt
+            self._all({COORDINATOR: self._coordinator.begin.remote(begin, attempt)})
+        asked |= {
+            name.described(self._spec): stage.begin.remote(begin, self._coordinator, attempt)
+            for name, stage in self._stages.items()
+        }
+        self._all(asked)
 
     def _bundles_in_order(self, group: PlacementGroup, wanted: list[dict[str, float]]) -> list[int]:
         """The group's bundles in the order of the stages, as ``workers.topology.stage_order`` has it.
@@ -195,8 +271,8 @@ class RayWorkers:
 
     def _connect(self) -> None:
         stages = {name.described(self._spec): stage for name, stage in self._stages.items()}
-        names = [*stages, *(f"feeder {number + 1}" for number in range(len(self._feeders)))]
-        workers = [*stages.values(), *self._feeders]
+        feeders = {_feeder(number): feeder for number, feeder in sorted(self._feeders.items())}
+        names, workers = [*stages, *feeders], [*stages.values(), *feeders.values()]
         first, one = names[0], workers[0]
         host, port = self._all({first: one.open_store.remote()})[0]
         edges = edges_of(self._spec, self._all({first: one.edge_bytes.remote()})[0])
@@ -226,6 +302,7 @@ class RayWorkers:
             self._cluster.check()
             failures = _errors(done, names)
         if failures:
+            self._running |= {ref: names[ref] for ref in waiting}
             raise self._cause(failures, {ref: names[ref] for ref in waiting})
         return list(ray.get(list(names)))
 
@@ -244,8 +321,8 @@ class RayWorkers:
             raise KeyboardInterrupt
 
     def feed(self, passes: Sequence[Pass]) -> None:
-        for number, feeder in enumerate(self._feeders):
-            self._running[feeder.feed.remote(passes)] = f"feeder {number + 1}"
+        for number, feeder in self._feeders.items():
+            self._running[feeder.feed.remote(passes)] = _feeder(number)
         if not self._feeders:  # the first stage reads for itself
             self._running[self._stages[StageName(0)].feed.remote(passes)] = "the first stage's reader"
 
@@ -262,7 +339,7 @@ class RayWorkers:
 
     def interrupt(self) -> None:
         self._fetch = _FETCH_INTERRUPTED
-        for reader in self._feeders or [*self._stages.values()][:1]:
+        for reader in [*self._feeders.values()] or [*self._stages.values()][:1]:
             reader.interrupt.remote()
 
     def poll(self) -> list[tuple[Status, list[PassReport]]]:
@@ -348,6 +425,11 @@ class RayWorkers:
     def trained(self) -> State:
         return self._merged([owner.trained.remote() for owner in self._owners])
 
+    @property
+    def has_cluster(self) -> bool:
+        """Whether Ray is there, as far as this process started it."""
+        return self._cluster.lost is None
+
     def salvage(self, epoch: int | None) -> Salvage:
         owners = {name.holds(self._spec): stage for name, stage in self._stages.items()}
         if self._coordinator is not None:
@@ -372,9 +454,9 @@ class RayWorkers:
         """Ends every actor at once; what they had to say has been fetched."""
         # Without its own processes Ray would be waited for in vain; the workers end with what is left of it.
         there = self._cluster.lost is None
-        for worker in (*self._owners, *self._feeders) if there else ():
+        for worker in self._workers().values() if there else ():
             ray.kill(worker)
-        self._coordinator, self._stages, self._feeders, self._running = None, {}, [], {}
+        self._coordinator, self._stages, self._feeders, self._running = None, {}, {}, {}
         if self._group is not None and there:
             remove_placement_group(self._group)
         self._group = None
@@ -397,10 +479,15 @@ def _this_node() -> str:
     return node
 
 
-def _workers(spec: RunSpec) -> str:
-    """ "2 stages, 1 feeder and the coordinator"."""
-    feeders = spec.settings.pipeline.feeders
-    parts = [f"{spec.num_stages} stage{'s' if spec.num_stages > 1 else ''}"]
-    parts += [f"{feeders} feeder{'s' if feeders > 1 else ''}"] if feeders else []
-    parts += ["the coordinator"] if spec.shared_versions is not None else []
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+def _feeder(number: int) -> str:
+    """A feeder's name for people."""
+    return f"feeder {number + 1}"
+
+
+def _is_well(answer: Any) -> bool:
+    """Whether a worker has answered, and is not dead."""
+    try:
+        ray.get(answer, timeout=0)
+    except RayError:  # among them that it has not answered yet
+        return False
+    return True

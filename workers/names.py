@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.config.run_spec import RunSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class StageName:
     """Which stage's worker, and which of its replicas. Both 0-based; there is one replica of each stage."""
 

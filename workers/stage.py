@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,18 +17,18 @@ from pipeline.checkpoints.saver import SavedFile, Saver
 from pipeline.config.run_spec import RunSpec
 from pipeline.layers.layer import State
 from pipeline.runtime import stage as stages
-from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, pacer_of
+from pipeline.runtime.checkpointing import Checkpointing, Pacer, pacer_of
 from pipeline.runtime.edges import edge_bytes
 from pipeline.runtime.feeder import BatchReceiver, MergedReceiver
-from pipeline.runtime.passes import Pass
+from pipeline.runtime.passes import Cut, Pass
 from pipeline.runtime.process import configure_process
 from pipeline.runtime.stage import Stage
 from pipeline.runtime.threads import take
 from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
 from pipeline.telemetry.reports import PassReport, Status
-from pipeline.transport.channel import Receiver, Sender
-from pipeline.transport.edges import EdgeGroups
+from pipeline.transport.channel import Receiver
+from pipeline.transport.edges import EdgeGroups, Ends
 from workers.coordinator import RemoteState
 from workers.feeder import open_source
 from workers.names import StageName
@@ -50,46 +51,77 @@ class Polled:
 
 
 class StageWorker:
-    """Holds a stage and its channels. ``run`` works in one thread; all other calls are answered beside it."""
+    """Holds a stage and its channels. ``run`` works in one thread; all other calls are answered beside it.
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        name: StageName,
-        coordinator: Any = None,
-        checkpointing: Checkpointing = NO_CHECKPOINTS,
-    ) -> None:
+    It takes part in a run from ``begin`` on, and again from another ``begin`` on, when the run goes on after another
+    worker's failure.
+    """
+
+    def __init__(self, spec: RunSpec, name: StageName) -> None:
         die_of_sigterm()
         self.spec, self.name = spec, name
-        self._cut, folder = checkpointing.cut, checkpointing.folder
-        self._reports: list[PassReport] = []
-        self._clock = Clock()
         self._device = _own_device(spec)
         configure_process(spec, self._device)
-        shared = (
-            RemoteState(spec, coordinator, spec.stages[name.stage], checkpointing.cut)
-            if coordinator is not None
-            else None
-        )
-        self._saver = Saver(folder) if folder is not None else None
-        self._stage = Stage(
+        reads = name.stage == 0 and not spec.settings.pipeline.feeders
+        self._source = open_source(spec) if reads else None
+        self._saver: Saver | None = None
+        self._shared: RemoteState | None = None
+        self._ends = Ends()
+        self._store: TCPStore | None = None
+        self._begun: _Begun | None = None
+
+    def begin(self, checkpointing: Checkpointing, coordinator: Any = None, attempt: int = 0) -> None:
+        """Takes up its part of the run, from the beginning or from a checkpoint.
+
+        What it had of an earlier attempt is gone, ``run`` of which has ended.
+
+        Args:
+            coordinator: the actor with the state that layers share, which has begun the same attempt.
+
+        Raises:
+            DamagedError: the checkpoint's part for this stage cannot be read, or is of another run.
+            StageFailedError: what is being written of a checkpoint does not come to its end.
+        """
+        self._forget()
+        spec, cut = self.spec, checkpointing.cut
+        configure_process(spec, self._device)  # of this thread, too
+        clock, pacer, reports = Clock(), pacer_of(spec, checkpointing), list[PassReport]()
+        if coordinator is not None:
+            self._shared = RemoteState(spec, coordinator, spec.stages[self.name.stage], cut, attempt)
+        if checkpointing.folder is not None:
+            self._saver = self._saver or Saver(checkpointing.folder)
+
+        def report(one: PassReport) -> None:
+            one.replica = self.name.replica
+            reports.append(one)
+
+        stage = Stage(
             spec,
-            name.stage,
+            self.name.stage,
             self._device,
-            report=self._report,
-            clock=self._clock,
-            shared=shared,
+            report=report,
+            clock=clock,
+            shared=self._shared,
             saver=self._saver,
             resume=checkpointing.resume,
         )
-        self._reader = None
-        self._pacer = pacer_of(spec, checkpointing)
-        if name.stage == 0 and not spec.settings.pipeline.feeders:
+        reader = None
+        if self._source is not None:
             size = spec.settings.train.batch_size
-            self._reader = BatchReceiver(open_source(spec), batch_size=size, clock=self._clock, pacer=self._pacer)
-        self._store: TCPStore | None = None
-        self._inbox: Receiver | None = None
-        self._outbox: Sender | None = None
+            reader = BatchReceiver(self._source, batch_size=size, clock=clock, pacer=pacer)
+        self._begun = _Begun(stage, clock, reports, cut, pacer, reader)
+
+    def _forget(self) -> None:
+        """Lets go of an attempt that is over."""
+        self._begun = None
+        self._ends.break_off()
+        if self._shared is not None:
+            self._shared.close()
+        self._ends, self._shared = Ends(), None
+        if self._saver is not None:
+            self._saver.forget()
+        gc.collect()  # an error's trace may hold the stage, and with it its memory on the GPU
+        give_back(self._device)
 
     def describe(self) -> str:
         """Node and device, for people."""
@@ -109,37 +141,43 @@ class StageWorker:
 
     def connect(self, groups: EdgeGroups) -> None:
         """Joins the run's process groups and opens the channels to both neighbours."""
-        ends = groups.join(
-            self.name.stage, self._device, self._clock, self._store, address=ray.util.get_node_ip_address()
+        own = self._now
+        self._ends = groups.join(
+            self.name.stage, self._device, own.clock, self._store, address=ray.util.get_node_ip_address()
         )
-        if self._reader is not None:
-            self._inbox = self._reader
+        if own.reader is not None:
+            own.inbox = own.reader
+        elif self.name.stage == 0:
+            own.inbox = MergedReceiver(self._ends.inboxes, first=own.cut.steps)
         else:
-            self._inbox = (
-                MergedReceiver(ends.inboxes, first=self._cut.steps) if self.name.stage == 0 else ends.inboxes[0]
-            )
-        self._outbox = next(iter(ends.outboxes), None)
+            own.inbox = self._ends.inboxes[0]
 
     def run(self) -> None:
-        """Works until the stop token. Raises what the stage or a channel raises."""
-        assert self._inbox is not None, "connect() comes first"
+        """Works until the stop token. Raises what the stage or a channel raises; then its channels are broken off, so
+        that no other worker waits for it."""
+        own = self._now
+        assert own.inbox is not None, "connect() comes first"
         configure_process(self.spec, self._device)
-        stages.run(self._stage, self._inbox, self._outbox, self._clock)
+        try:
+            stages.run(own.stage, own.inbox, next(iter(self._ends.outboxes), None), own.clock)
+        except BaseException:
+            self._ends.break_off()
+            raise
 
     def feed(self, passes: Sequence[Pass]) -> None:
         """Has a first stage without feeders read these passes."""
-        assert self._reader is not None, "feeders feed"
-        self._reader.feed(passes)
+        assert self._now.reader is not None, "feeders feed"
+        self._now.reader.feed(passes)
 
     def interrupt(self) -> None:
         """Has it stop in place of the next batch."""
-        assert self._reader is not None, "feeders are interrupted"
-        self._reader.interrupt()
+        assert self._now.reader is not None, "feeders are interrupted"
+        self._now.reader.interrupt()
 
     def checkpoint(self) -> None:
         """Has a checkpoint be saved before the next batch."""
-        assert self._pacer is not None, "the run saves checkpoints"
-        self._pacer.ask()
+        assert self._now.pacer is not None, "the run saves checkpoints"
+        self._now.pacer.ask()
 
     def peak_bytes(self, *, reset: bool = False) -> int:
         """Most memory held since the last reset (``pipeline.telemetry.memory``)."""
@@ -155,27 +193,42 @@ class StageWorker:
     def poll(self) -> Polled:
         saving = self._saver is not None and self._saver.busy
         saved = self._saver.take() if self._saver is not None else []  # first: their reports are there by now
-        status = self._stage.status()
+        own = self._now
+        status = own.stage.status()
         status.replica = self.name.replica
         status.device = self.describe()
-        status.waiting = self._inbox.waiting if self._inbox is not None else 0
-        return Polled(status, take(self._reports), saved, saving)
-
-    def _report(self, report: PassReport) -> None:
-        report.replica = self.name.replica
-        self._reports.append(report)
+        status.waiting = own.inbox.waiting if own.inbox is not None else 0
+        return Polled(status, take(own.reports), saved, saving)
 
     def keep_only(self, best: int, upto: int) -> None:
-        self._stage.keep_only(best, upto)
+        self._now.stage.keep_only(best, upto)
 
     def candidate(self, epoch: int) -> State:
-        return self._stage.candidate(epoch)
+        return self._now.stage.candidate(epoch)
 
     def weights(self) -> State:
-        return self._stage.weights()
+        return self._now.stage.weights()
 
     def trained(self) -> State:
-        return self._stage.trained()
+        return self._now.stage.trained()
+
+    @property
+    def _now(self) -> _Begun:
+        assert self._begun is not None, "begin() comes first"
+        return self._begun
+
+
+@dataclass
+class _Begun:
+    """What a stage's worker has in one attempt at the run, from ``begin`` on; its inbox from ``connect`` on."""
+
+    stage: Stage
+    clock: Clock
+    reports: list[PassReport]
+    cut: Cut
+    pacer: Pacer | None
+    reader: BatchReceiver | None
+    inbox: Receiver | None = None
 
 
 def _own_device(spec: RunSpec) -> torch.device:

@@ -89,7 +89,7 @@ def resume_run(arguments: ResumeArguments, console: Console, *, began: float, in
         opened = RunFolder(spec, run, warn=warn, resumed=(history, images))
         begin = replace(begin, folder=checkpointing_of(spec, opened).folder)
         say(aside, f"going on from {described(spec, begin.cut)}, saved {manifest.facts.get('saved', 'earlier')}")
-        job = Job(spec, dataset, opened, begin, command=command_line(), began=began)
+        job = Job(spec, dataset, opened, begin, starting, command=command_line(), began=began)
         return carry_out(job, console, aside, interrupts, verbose=arguments.verbose)
 
 

@@ -94,7 +94,7 @@ def run(
         spec = build_run(settings, devices, dataset=dataset)
         folder = RunFolder(spec, path, warn=warn)
         checkpointing = checkpointing_of(spec, folder)
-        job = Job(spec, dataset, folder, checkpointing, command=command or command_line(), began=began)
+        job = Job(spec, dataset, folder, checkpointing, starting, command=command or command_line(), began=began)
         return carry_out(job, console, aside, interrupts, verbose=arguments.verbose)
 
 
@@ -103,6 +103,7 @@ class Job:
     """A run that is about to begin, or to go on.
 
     Attributes:
+        cluster: Ray, where the run is through it.
         command: what was typed, for the summary.
         began: when that was, in seconds since 1970.
     """
@@ -111,6 +112,7 @@ class Job:
     dataset: Dataset
     folder: RunFolder
     checkpointing: Checkpointing
+    cluster: StartingCluster | None
     command: str
     began: float
 
@@ -136,7 +138,7 @@ def carry_out(job: Job, console: Console, aside: Console, interrupts: Interrupts
     with Display(spec, num_images, aside, began=job.began, verbose=verbose) as display:
         try:
             interrupts.begun = True
-            result = _train(spec, dataset, _Output(spec, folder, display, interrupts), job.checkpointing)
+            result = _train(job, _Output(spec, folder, display, interrupts))
         except RunError as error:
             failure, result = error, error.result
         except KeyboardInterrupt:
@@ -185,14 +187,17 @@ def open_dataset(settings: Settings, console: Console) -> tuple[Settings, Datase
     return settings, dataset
 
 
-def _train(spec: RunSpec, dataset: Dataset, observer: Observer, checkpointing: Checkpointing) -> RunResult:
+def _train(job: Job, observer: Observer) -> RunResult:
+    spec, begin = job.spec, job.checkpointing
     if spec.settings.pipeline.executor != "ray":
         from pipeline.runtime.here import train_here  # noqa: PLC0415
 
-        return train_here(spec, dataset, observer, checkpointing)
-    from workers.group import train_ray  # noqa: PLC0415 (it imports Ray, which is being started meanwhile)
+        return train_here(spec, job.dataset, observer, begin)
+    from workers.lasting import LastingWorkers  # noqa: PLC0415 (it imports Ray, which is being started meanwhile)
 
-    return recovering(spec, lambda watched, begin: train_ray(spec, watched, begin), observer, checkpointing)
+    cluster = job.cluster
+    with LastingWorkers(spec, cluster.renew if cluster is not None and cluster.is_private else None) as workers:
+        return recovering(spec, workers.train, observer, begin)
 
 
 class _Output(Observer):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoints import writer
+from pipeline.errors import StageFailedError
 from pipeline.layers.layer import Snapshot
 from pipeline.transport.message import ALIGNMENT
 
@@ -26,6 +27,7 @@ VALUES = "values"
 """Under this name a file's metadata have a snapshot's values, as JSON."""
 
 _LEAVE = 60.0  # seconds in which what is being written may come to its end
+_WRITTEN = 10.0  # the same, while a run waits to go on
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,16 @@ class Saver:
     def wait(self, seconds: float) -> bool:
         """Waits until nothing is under way. Returns whether that is so."""
         return self._idle.wait(seconds)
+
+    def forget(self) -> None:
+        """Has nothing more to tell: the run that asked for what is being written is over.
+
+        Raises:
+            StageFailedError: that does not come to its end.
+        """
+        if not self.wait(_WRITTEN):
+            raise StageFailedError(f"a checkpoint in {self._folder} was not written within {_WRITTEN:g} s")
+        self.take()
 
     def close(self) -> None:
         """Ends the process, after what it is writing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from pipeline.checkpoints.folder import Manifest
@@ -22,6 +23,11 @@ class Once(Observer):
         self.began = False
         """Whether any stage has had its first batch."""
         self._statuses: list[Status] = []
+        self._failed: float | None = None
+
+    def failed(self) -> None:
+        """The run has failed and begins anew: says how long that took once it trains again."""
+        self._failed = time.perf_counter()
 
     def trained_steps(self, spec: RunSpec) -> int:
         """Training steps of the layers that the foremost stage had done when it was seen last."""
@@ -34,7 +40,11 @@ class Once(Observer):
             self._observer.pass_finished(report if len(new) == len(report.layers) else replace(report, layers=new))
 
     def progressed(self, statuses: list[Status]) -> None:
-        self.began = self.began or any(status.kind is not None for status in statuses)
+        trains = any(status.kind is not None for status in statuses)
+        self.began = self.began or trains
+        if trains and self._failed is not None:
+            self._observer.notified(f"The run goes on, {time.perf_counter() - self._failed:.1f} s after the failure.")
+            self._failed = None
         self._statuses = statuses
         self._observer.progressed(statuses)
 

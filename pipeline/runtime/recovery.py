@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 from pipeline.config.run_spec import RunSpec
@@ -16,7 +17,7 @@ from pipeline.runtime.once import Once
 from pipeline.runtime.passes import START, Cut, described, trained_steps
 from pipeline.runtime.resume import going_on, newest
 
-_BACKOFF, _LONGEST = 1.0, 30.0  # seconds before the first restart; they double up to the longest
+_BACKOFF, _LONGEST = 1.0, 30.0  # seconds before a second restart in one place; they double up to the longest
 _LOOK = 0.1  # seconds between two looks at whether the person wants to stop
 
 Train = Callable[[Observer, Checkpointing], RunResult]
@@ -68,7 +69,8 @@ def decide(failures: Sequence[Failure], most: int) -> Decision:
         return Decision("stop", why=f"{most} restarts were not enough" if most else "")
     if len(failures) > 1 and failures[-2] == last:
         return Decision("stop", why="the same happened twice in the same place")
-    return Decision("restart", seconds=min(_LONGEST, _BACKOFF * 2 ** (len(failures) - 1)))
+    in_place = len(list(takewhile(lambda failure: failure.cut == last.cut, reversed(failures))))
+    return Decision("restart", seconds=min(_LONGEST, _BACKOFF * 2 ** (in_place - 2)) if in_place > 1 else 0.0)
 
 
 def recovering(spec: RunSpec, train: Train, observer: Observer, checkpointing: Checkpointing) -> RunResult:
@@ -88,6 +90,7 @@ def recovering(spec: RunSpec, train: Train, observer: Observer, checkpointing: C
             if ends or not observer.began:  # what cannot even start is a mistake, not an accident
                 raise
             failed = time.perf_counter()
+            observer.failed()
             checkpointing = _from_newest(spec, checkpointing, observer)
             cut = checkpointing.cut
             place = "the beginning" if cut == START else described(spec, cut)

@@ -14,7 +14,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 
 from pipeline.registry import Registered, Registry
 from pipeline.telemetry.clock import Clock
-from pipeline.transport.channel import Receiver, Sender
+from pipeline.transport.channel import ReceivingEnd, Sender
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,15 @@ class Carrier(ABC, Registered):
     environment: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @abstractmethod
-    def connect(self, meeting: Meeting, edges: Sequence[Edge]) -> dict[Edge, Sender | Receiver | None]:
+    def connect(self, meeting: Meeting, edges: Sequence[Edge]) -> dict[Edge, Sender | ReceivingEnd | None]:
         """Opens these edges. Every rank calls it at the same time with the same ones, also those between others.
 
         Returns those that could be opened, the same on every rank, each with this rank's end: None where it has none.
         """
+
+    @classmethod
+    def leave(cls) -> None:
+        """Lets go of what a process has of its edges beside their ends, so that it may open others."""
 
 
 CARRIERS: Registry[Carrier] = Registry("transport")

@@ -149,7 +149,8 @@ class NcclBuffer:
 
     def abandon(self) -> None:
         """Ends the kernels of both ends' communicator. What they were to receive is not to be used."""
-        if self.payload.is_cuda:
+        there = self._group in dist.distributed_c10d._world.pg_map  # another buffer of the group may have ended it
+        if self.payload.is_cuda and there:
             dist.distributed_c10d._abort_process_group(self._group)
 
     def _order(self) -> None:

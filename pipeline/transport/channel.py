@@ -39,6 +39,10 @@ class Sender(Protocol):
         """Waits until everything sent has been taken. Raises PeerLostError as ``send`` does."""
         ...
 
+    def break_off(self) -> None:
+        """Lets go of the channel at once: what the neighbour waits for, now or next, raises PeerLostError there."""
+        ...
+
 
 class Receiver(Protocol):
     """The downstream end of a channel."""
@@ -54,6 +58,14 @@ class Receiver(Protocol):
     @property
     def waiting(self) -> int:
         """Messages that have arrived and were not received yet."""
+        ...
+
+
+class ReceivingEnd(Receiver, Protocol):
+    """The downstream end of a channel from another worker. One that reads for itself is a ``Receiver`` alone."""
+
+    def break_off(self) -> None:
+        """As ``Sender.break_off``."""
         ...
 
 
@@ -92,7 +104,6 @@ class LocalChannel:
         """Nothing is outstanding: the queue holds its own copies."""
 
     def break_off(self) -> None:
-        """For an end that died: the other end's pending or next wait raises PeerLostError."""
         self._broken.set()
 
     def _repeat(self, attempt: Callable[[], _T], not_yet: type[Exception], failure: str) -> _T:

@@ -12,15 +12,24 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 from pipeline.errors import ResourcesError
 from pipeline.telemetry.clock import Clock
 from pipeline.transport.base import CARRIERS, Carrier, Edge, Meeting, automatic, in_turn
-from pipeline.transport.channel import Receiver, Sender
+from pipeline.transport.channel import ReceivingEnd, Sender
 
 
 @dataclass(frozen=True)
 class Ends:
     """A rank's ends of its edges, in their order: what it takes messages from, and where it sends them."""
 
-    inboxes: tuple[Receiver, ...]
-    outboxes: tuple[Sender, ...]
+    inboxes: tuple[ReceivingEnd, ...] = ()
+    outboxes: tuple[Sender, ...] = ()
+
+    def break_off(self) -> None:
+        """Lets go of every edge at once, so that nobody waits at their other ends and the process may open new ones."""
+        for inbox in self.inboxes:
+            inbox.break_off()
+        for outbox in self.outboxes:
+            outbox.break_off()
+        for carrier in in_turn():
+            carrier.leave()
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class EdgeGroups:
         meeting = Meeting(
             rank, self.num_ranks, store, device, clock, self.timeout, queue_depth=self.queue_depth, address=address
         )
-        joined: dict[Edge, Sender | Receiver | None] = {}
+        joined: dict[Edge, Sender | ReceivingEnd | None] = {}
         for carrier in in_turn():
             left = [edge for edge in self.edges if edge not in joined and carrier in _tried(edge)]
             if left:
@@ -69,7 +78,7 @@ class EdgeGroups:
                     "where that is not so."
                 )
         return Ends(
-            inboxes=tuple(cast("Receiver", joined[edge]) for edge in self.edges if edge.receiver == rank),
+            inboxes=tuple(cast("ReceivingEnd", joined[edge]) for edge in self.edges if edge.receiver == rank),
             outboxes=tuple(cast("Sender", joined[edge]) for edge in self.edges if edge.sender == rank),
         )
 

@@ -21,7 +21,7 @@ from pipeline.errors import PeerLostError
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.base import CARRIERS, Carrier, DeviceKind, Edge, Meeting
 from pipeline.transport.buffers import Buffer, HostBuffer, NcclBuffer
-from pipeline.transport.channel import Receiver, Sender
+from pipeline.transport.channel import ReceivingEnd, Sender
 from pipeline.transport.message import Message, pack, sequence_of, unpack
 
 _SIOCGIFADDR = 0x8915  # Linux: address of a network interface
@@ -54,6 +54,11 @@ class DistSender:
             if self._sending:
                 self._buffer.wait_sent(self._timeout)
         self._sending = False
+
+    def break_off(self) -> None:
+        """What is being sent is not waited for. The connection is the process groups' (``Distributed.leave``)."""
+        self._sending = False
+        self._buffer.abandon()
 
     def _peer(self) -> AbstractContextManager[None]:
         return _peer(self.name, "took no message", self._timeout, [self._buffer])
@@ -112,6 +117,11 @@ class DistReceiver:
                 return
             yield number
 
+    def break_off(self) -> None:
+        """As ``DistSender.break_off``."""
+        for buffer in self._buffers:
+            buffer.abandon()
+
     def _peer(self) -> AbstractContextManager[None]:
         return _peer(self.name, "sent nothing", self._timeout, self._buffers)
 
@@ -145,7 +155,7 @@ class Distributed(Carrier):
     wait for the whole device.
     """
 
-    def connect(self, meeting: Meeting, edges: Sequence[Edge]) -> dict[Edge, Sender | Receiver | None]:
+    def connect(self, meeting: Meeting, edges: Sequence[Edge]) -> dict[Edge, Sender | ReceivingEnd | None]:
         if not dist.is_initialized():
             if meeting.address is not None:
                 _use_interface_of(meeting.address)
@@ -162,6 +172,15 @@ class Distributed(Carrier):
         if meeting.device.type == "cuda":
             torch.cuda.synchronize(meeting.device)
         return {edge: self._end(meeting, edge, make) for edge, make in makers.items()}
+
+    @classmethod
+    def leave(cls) -> None:
+        """Ends all process groups of this process, and with them their connections.
+
+        NCCL's are gone by then: each end has aborted its own. To shut one down would wait for a peer that may be dead.
+        """
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     def _end(self, meeting: Meeting, edge: Edge, make: _MakeBuffers) -> DistSender | DistReceiver | None:
         """This rank's end of an edge, if it has one."""

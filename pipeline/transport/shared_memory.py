@@ -32,7 +32,7 @@ from torch import Tensor
 from pipeline.errors import PeerLostError
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.base import CARRIERS, Carrier, DeviceKind, Edge, Meeting
-from pipeline.transport.channel import Receiver, Sender
+from pipeline.transport.channel import ReceivingEnd, Sender
 from pipeline.transport.message import HEADER_BYTES, Message, pack, unpack
 
 PROCESSES = Path("/proc")
@@ -167,6 +167,11 @@ class _SharedEnd:
         self._header = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
         self._sequence = 0
 
+    def break_off(self) -> None:
+        """Lets go of the pipes, which shows at their other ends."""
+        self._headers.close()
+        self._credits.close()
+
 
 class SharedSender(_SharedEnd):
     """Upstream end. Implements ``pipeline.transport.channel.Sender``."""
@@ -237,7 +242,7 @@ class SharedMemory(Carrier):
     auto_place: ClassVar[int | None] = 0
     needs = "both ends on one Linux machine, in one container, as one user"
 
-    def connect(self, meeting: Meeting, edges: Sequence[Edge]) -> dict[Edge, Sender | Receiver | None]:
+    def connect(self, meeting: Meeting, edges: Sequence[Edge]) -> dict[Edge, Sender | ReceivingEnd | None]:
         rank, store, depth = meeting.rank, meeting.store, meeting.queue_depth
         offers: dict[Edge, Offer | None] = {}
         for edge in edges:
@@ -252,7 +257,7 @@ class SharedMemory(Carrier):
                     address, edge.name, edge.payload, depth, stall_timeout=meeting.timeout, clock=meeting.clock
                 )
                 store.set(f"{edge.name}: answer", "no" if receiver is None else "taken")
-        joined: dict[Edge, Sender | Receiver | None] = {}
+        joined: dict[Edge, Sender | ReceivingEnd | None] = {}
         for edge in edges:
             taken, mine = store.get(f"{edge.name}: answer") == b"taken", offers.get(edge)
             if taken and mine is not None:

@@ -1,0 +1,62 @@
+"""Workers that last as long as a run, however often that begins anew after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from pipeline.config.run_spec import RunSpec
+from pipeline.runtime.checkpointing import Checkpointing
+from pipeline.runtime.controller import control
+from pipeline.runtime.history import RunResult
+from pipeline.runtime.observer import Observer
+from workers.failures import OwnClusterLostError
+from workers.group import RayWorkers
+
+
+class LastingWorkers:
+    """The workers of a run as Ray actors. ``train`` may be called again after an error; what still works is kept.
+
+    A context manager: on leaving it every actor is gone.
+
+    Args:
+        renew: starts Ray anew where one of its processes has died; None: nobody can, as it is another program's.
+    """
+
+    def __init__(self, spec: RunSpec, renew: Callable[[], None] | None = None) -> None:
+        self._spec, self._renew = spec, renew
+        self._group: RayWorkers | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def train(self, observer: Observer, checkpointing: Checkpointing) -> RunResult:
+        """As ``workers.group.train_ray``."""
+        try:
+            return control(self._spec, self._ready(observer, checkpointing), observer, checkpointing)
+        except OwnClusterLostError as error:
+            error.mends = self._renew is not None
+            raise
+
+    def _ready(self, observer: Observer, checkpointing: Checkpointing) -> RayWorkers:
+        """The workers, where the run begins this time."""
+        group = self._group
+        if group is not None and group.has_cluster:
+            group.begin(observer, checkpointing)
+            return group
+        if group is not None:
+            self._stack.close()
+            self._group = None
+            assert self._renew is not None, "the error said that nothing mends it"
+            observer.waits_for("starting Ray anew")
+            self._renew()
+        self._group = self._stack.enter_context(RayWorkers(self._spec, observer, checkpointing))
+        return self._group
