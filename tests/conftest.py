@@ -99,8 +99,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _is_worker(config: pytest.Config) -> bool:
     """Whether this is one of several processes that share the tests out.
 
-    Not by the environment: a test that starts pytest itself, as `launch doctor --gpu` does, hands its own down, and that
-    pytest would wait for the test that waits for it.
+    Not by the environment: a test that starts pytest itself, as `launch doctor --gpu` does, hands its own down, and
+    that pytest would wait for the test that waits for it.
     """
     return hasattr(config, "workerinput")
 

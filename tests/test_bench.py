@@ -458,6 +458,7 @@ def report_in(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.exhaustive
 def test_ctrl_c_reports_what_was_measured_and_leaves_no_process(tmp_path: Path) -> None:
     flags = ["--devices", "2", "--rounds", "1000", "--steps", "1", "--warm", "1", "--source", "memory"]
     flags += ["--only", "ddp", "cff-1", "--out", str(tmp_path / "out")]

@@ -21,7 +21,7 @@ _RUN = ["--", "--dim", "16", "--heads", "2", "--depth", "2", "--epochs", "60", "
 def test_a_run_survives_what_is_done_to_it(tmp_path: Path) -> None:
     """A worker dies and the run goes on by itself; then the launching process does, and the run is gone on with."""
     kinds = ["--only", "stage killed", "launcher killed", "--pause", "0.5", "--seed", "3"]
-    launched = launch(tmp_path, "chaos", "cff-vit", "--faults", "3", *kinds, "--out", str(tmp_path / "chaos"), *_RUN)
+    launched = launch(tmp_path, "chaos", "cff-vit", "--faults", "2", *kinds, "--out", str(tmp_path / "chaos"), *_RUN)
     assert launched.finish(1100) == 0, launched.text()
     launched.assert_nothing_left()
     told = json.loads((tmp_path / "chaos" / "chaos.json").read_text())

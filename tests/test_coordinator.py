@@ -18,6 +18,7 @@ from pipeline.errors import NonFiniteLossError, RunError, SharedStateError
 from pipeline.layers.shared_state import VersionedState
 from pipeline.methods import BatchPosition, DclSettings
 from pipeline.methods.embeddings import EmbeddingSettings
+from pipeline.runtime.checkpointing import NO_CHECKPOINTS
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
 from pipeline.runtime.stage import AwaitedState
@@ -46,6 +47,7 @@ def train(settings: Settings, executor: str, stages: int) -> RunResult:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # test_failures.py has it end by SIGTERM, test_lasting.py goes on after it was killed
 def test_a_killed_coordinator_ends_the_run_naming_it(tmp_path: Path) -> None:
     launched = launch(tmp_path, *_LONG, "--max-restarts", "0", "--run-dir", str(tmp_path / "run"))
     launched.wait_for("epoch 1/500")
@@ -106,13 +108,39 @@ def test_gradients_that_one_stage_repeats_are_refused_by_the_coordinator(cluster
     spec = tiny_spec(method=DclSettings(embedding=embedding))
     worker: Any = ray.remote(CoordinatorWorker).options(num_cpus=0, max_concurrency=4).remote(spec)
     try:
+        ray.get(worker.begin.remote(NO_CHECKPOINTS, 3))
         watch = worker.watch.remote()
         gradient = torch.ones(len(spec.classes), 8).numpy()
-        ray.get(worker.push.remote([(2, 0, gradient)]))
-        assert sorted(ray.get(worker.wait_from.remote(1))) == [1]
+        ray.get(worker.push.remote(3, [(2, 0, gradient)]))
+        assert sorted(ray.get(worker.wait_from.remote(3, 1))) == [1]
         with pytest.raises(ray.exceptions.RayTaskError, match=r"layer 3, step 1: its gradient came twice"):
-            ray.get(worker.push.remote([(2, 0, gradient)]))
+            ray.get(worker.push.remote(3, [(2, 0, gradient)]))
         with pytest.raises(ray.exceptions.RayTaskError, match="came twice"):
             ray.get(watch, timeout=10)
+    finally:
+        ray.kill(worker)
+
+
+def test_what_is_under_way_from_an_attempt_that_is_over_does_not_reach_the_next(cluster: None) -> None:
+    import ray
+
+    from workers.coordinator import CoordinatorWorker
+
+    embedding = EmbeddingSettings(embedding_mode="last", embedding_width=8)
+    spec = tiny_spec(method=DclSettings(embedding=embedding))
+    worker: Any = ray.remote(CoordinatorWorker).options(num_cpus=0, max_concurrency=6).remote(spec)
+    try:
+        ray.get(worker.begin.remote(NO_CHECKPOINTS, 0))
+        watch, waiting = worker.watch.remote(), worker.wait_from.remote(0, 1)
+        ray.get(worker.begin.remote(NO_CHECKPOINTS, 1))
+        for over in (watch, waiting):
+            with pytest.raises(ray.exceptions.RayTaskError, match="PeerLostError"):
+                ray.get(over, timeout=30)
+        gradient = torch.ones(len(spec.classes), 8).numpy()
+        for late in (worker.push.remote(0, [(2, 0, gradient)]), worker.freeze.remote(0, 0)):
+            with pytest.raises(ray.exceptions.RayTaskError, match="the run has begun anew"):
+                ray.get(late)
+        ray.get(worker.push.remote(1, [(2, 0, gradient)]))  # the first of its step
+        assert sorted(ray.get(worker.wait_from.remote(1, 1))) == [1]
     finally:
         ray.kill(worker)

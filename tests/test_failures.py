@@ -44,7 +44,10 @@ _LABELLED += ["--epochs", "500", "--milestones", "400", "--stages", "2", "--devi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "arguments"), [(signal.SIGINT, _LABELLED), (signal.SIGTERM, _LONG)])
+@pytest.mark.parametrize(
+    ("number", "arguments"),
+    [(signal.SIGTERM, _LABELLED), pytest.param(signal.SIGINT, _LONG, marks=pytest.mark.exhaustive)],
+)
 def test_a_stop_by_hand_or_by_a_scheduler_comes_soon_and_keeps_what_was_learned(
     number: signal.Signals, arguments: list[str], tmp_path: Path
 ) -> None:
@@ -74,7 +77,7 @@ def test_a_stop_by_hand_or_by_a_scheduler_comes_soon_and_keeps_what_was_learned(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.exhaustive)])
 def test_a_stop_while_starting_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
     launched.wait_for("2 stages on cpu")
@@ -196,9 +199,9 @@ def test_a_stage_that_answers_late_loses_no_report(
 @pytest.mark.parametrize(
     ("victim", "number", "arguments", "name", "loses"),
     [
-        ("StageWorker", signal.SIGKILL, _LONG, r"stage \d \(layers? ", True),
+        pytest.param("StageWorker", signal.SIGKILL, _LONG, r"stage \d \(layers? ", True, marks=pytest.mark.exhaustive),
         ("StageWorker", signal.SIGTERM, _LONG, r"stage \d \(layers? ", True),
-        ("FeederWorker", signal.SIGTERM, _LONG, "feeder 1", False),
+        pytest.param("FeederWorker", signal.SIGTERM, _LONG, "feeder 1", False, marks=pytest.mark.exhaustive),
         ("CoordinatorWorker", signal.SIGTERM, _LABELLED, r"coordinator \(label embeddings\)", True),
     ],
 )

@@ -161,7 +161,7 @@ def test_feeders_go_on_in_the_middle_of_their_turn(cff: Settings, tmp_path: Path
         assert_same(through_threads(3)(settings, Checkpointing(resume=resume)), want)
 
 
-@pytest.mark.parametrize("stages", [1, 3])
+@pytest.mark.parametrize("stages", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
 def test_ray_goes_on_where_threads_stopped_and_threads_where_ray_did(
     cff: Settings, cluster: None, stages: int, tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ def test_threads_give_the_serial_bits(hard: Settings, lag: int, stages: int) -> 
     assert_same(through_threads(settings, stages), serial(settings))
 
 
+@pytest.mark.exhaustive  # what Ray adds, test_embedding_equality.py shows for the states that are there
 def test_three_stages_over_ray_give_the_serial_bits(hard: Settings, cluster: None) -> None:
     assert_same(through_ray(hard, 3), serial(hard))
 

@@ -190,14 +190,14 @@ from pipeline.config.devices import Devices
 from tests.support import changed, tiny_spec
 
 class Reporting:
-    def __init__(self, spec, name, coordinator, checkpointing):
+    def __init__(self, spec, name):
         pass
     def gpus(self):
         return ray.get_gpu_ids()
 
 workers.cluster.local_devices = lambda *asked: Devices("cuda", 4)
 workers.group.StageWorker = Reporting  # no stage of ours starts without a real GPU
-workers.group.RayWorkers._connect = lambda self: None
+workers.group.RayWorkers._begin_all = workers.group.RayWorkers._connect = lambda self: None
 spec = changed(tiny_spec(stages=3), "pipeline", executor="ray", device="cuda", transport="gloo")
 spec = replace(spec, device="cuda", stages=(range(1), range(1, 2), range(2, 3), range(3, 4)))
 with workers.cluster.ray_cluster(spec.settings) as devices:

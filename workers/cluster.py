@@ -41,6 +41,9 @@ _RAY_ENVIRONMENT = {
     # Ray would note every call, and a run asks its stages some times a second: the notes of 100,000 calls for Ray's own
     # tools, which nobody opens on a private cluster, would fill the head's memory.
     "RAY_task_events_report_interval_ms": "0",
+    # Ray's head ends a node that is slow to answer five times, which a busy machine's may be. Here both are processes of
+    # one machine, and whether they live is looked at (``workers.watch.OwnCluster``).
+    "RAY_health_check_failure_threshold": "1000",
 }
 
 
@@ -111,8 +114,9 @@ class StartingCluster:
 
     def _keep(self) -> None:
         ours = False
-        # Ray prints a paragraph of its own for every worker that dies, before the run's line says which one it was.
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|Raylet is terminated")
+        # Ray prints paragraphs and stacks of its own for whatever dies, before the run's line says what it was.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         try:
             import ray  # noqa: PLC0415 (a second, and the caller has other things to do meanwhile)
 

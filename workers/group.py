@@ -141,7 +141,8 @@ class RayWorkers:
         answers = {worker.__ray_ready__.remote(): name for name, worker in workers.items()}
         ray.wait(list(answers), num_returns=len(answers), timeout=_ALIVE)
         self._kill({name for ref, name in answers.items() if not _is_well(ref)})  # one that is stuck holds others up
-        work = {ref: name for ref, name in self._running.items() if name in self._workers()}
+        working = self._workers().keys() - {COORDINATOR}  # whose watch ends when it begins anew
+        work = {ref: name for ref, name in self._running.items() if name in working}
         if work:
             ray.wait(list(work), num_returns=len(work), timeout=_COME_OUT)
         self._kill({name for ref, name in work.items() if not ray.wait([ref], timeout=0)[0]})

@@ -222,7 +222,10 @@ class SharedReceiver(_SharedEnd):
 
     @property
     def waiting(self) -> int:
-        arrived = struct.unpack("i", fcntl.ioctl(self._headers, termios.FIONREAD, bytes(4)))[0] // HEADER_BYTES
+        try:
+            arrived = struct.unpack("i", fcntl.ioctl(self._headers, termios.FIONREAD, bytes(4)))[0] // HEADER_BYTES
+        except ValueError:  # broken off, perhaps while somebody asked
+            return 0
         worked_on = int(self._sequence > 0)
         return int(min(arrived, len(self._slots) - 1 - worked_on))  # one more is with the sender
 

@@ -1,0 +1,150 @@
+"""Workers of a run that begins anew: those that live keep their processes, those that died are replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import CheckpointSettings, Settings
+from pipeline.runtime.checkpointing import Checkpointing
+from pipeline.runtime.history import RunResult
+from pipeline.runtime.observer import Observer
+from pipeline.runtime.recovery import recovering
+from pipeline.telemetry.reports import Status
+from tests.conftest import make_run
+from tests.test_embedding_equality import case
+from tests.test_equality import assert_same, serial
+from workers.failures import OwnClusterLostError
+
+pytestmark = pytest.mark.timeout(600)  # a busy machine takes minutes to start workers
+
+EVERY = 8  # steps between checkpoints
+
+
+class Disturbing(Observer):
+    """Does something to a run when its first stage has come to a training step, each time it comes so far."""
+
+    def __init__(self, spec: RunSpec, moments: Mapping[int, Callable[[], None]]) -> None:
+        self._spec, self._moments = spec, dict(moments)
+        self.said: list[str] = []
+
+    def progressed(self, statuses: list[Status]) -> None:
+        first = statuses[0]
+        if not self._moments or first.kind is None:
+            return
+        moment = min(self._moments)
+        if first.epoch * self._spec.steps_per_epoch + first.step >= moment:
+            self._moments.pop(moment)()
+
+    def notified(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+
+def saving(settings: Settings, **pipeline: Any) -> Settings:
+    pipe = replace(settings.pipeline, executor="ray", stall_timeout=8, **pipeline)
+    checkpoint = CheckpointSettings(checkpoint_every=str(EVERY), max_restarts=5)
+    return replace(settings, pipeline=pipe, checkpoint=checkpoint)
+
+
+def processes(workers: Any) -> dict[str, int]:
+    """The process of every worker, by its name."""
+    import ray
+
+    there = workers._group._workers()
+    return {name: ray.get(worker.__ray_call__.remote(lambda _: os.getpid())) for name, worker in there.items()}
+
+
+def disturbed(
+    settings: Settings, folder: Path, victims: dict[int, tuple[str, signal.Signals]], *, stages: int
+) -> tuple[RunResult, list[dict[str, int]], list[str]]:
+    """The run's result, the workers' processes before each disturbance and at the end, and what was said."""
+    from workers.lasting import LastingWorkers
+
+    spec, _ = make_run(settings, stages=stages)
+    seen: list[dict[str, int]] = []
+    with LastingWorkers(spec) as workers:
+
+        def end(name: str, number: signal.Signals) -> None:
+            seen.append(processes(workers))
+            os.kill(next(pid for who, pid in seen[-1].items() if who.startswith(name)), number)
+
+        moments = {at: partial(end, *who) for at, who in victims.items()}
+        observer = Disturbing(spec, moments)
+        result = recovering(spec, workers.train, observer, Checkpointing(folder=folder))
+        seen.append(processes(workers))
+    return result, seen, observer.said
+
+
+def replaced(before: dict[str, int], after: dict[str, int]) -> set[str]:
+    return {name.split(" (")[0] for name in before if before[name] != after[name]}
+
+
+def test_only_what_died_is_started_anew(cluster: None, tmp_path: Path) -> None:
+    """Label embeddings of two stages: a stage is killed, then the coordinator, then a stage is stopped."""
+    settings = case("shared-sum, lag 1")
+    settings = replace(settings, train=replace(settings.train, epochs=8))  # of 16 steps
+    victims = {
+        12: ("stage 2", signal.SIGKILL),
+        40: ("coordinator", signal.SIGKILL),
+        70: ("stage 1", signal.SIGSTOP),
+    }
+    result, seen, said = disturbed(saving(settings), tmp_path, victims, stages=2)
+    assert_same(result, serial(settings))
+    changes = [replaced(before, after) for before, after in pairwise(seen)]
+    assert changes == [{"stage 2"}, {"coordinator"}, {"stage 1"}], said
+    going_on = [sentence for sentence in said if "Going on from" in sentence]
+    assert [sentence.split()[0] for sentence in going_on] == ["stage", "coordinator", "stage"], said
+    assert sum("other workers go on in their processes." in sentence for sentence in said) == 3, said
+    assert sum("The run goes on, " in sentence for sentence in said) == 3, said
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("transport", ["gloo", "shm"])
+def test_every_worker_may_die_and_no_connection_is_left(
+    cluster: None, small_settings: Settings, tmp_path: Path, transport: str
+) -> None:
+    victims = {
+        at: (name, signal.SIGKILL)
+        for at, name in ((10, "feeder 2"), (20, "stage 3"), (30, "feeder 1"), (45, "stage 1"))
+    }
+    settings = saving(small_settings, transport=transport, feeders=2)
+    result, seen, said = disturbed(settings, tmp_path, victims, stages=3)
+    assert_same(result, serial(small_settings))
+    changes = [replaced(before, after) for before, after in pairwise(seen)]
+    assert changes == [{"feeder 2"}, {"stage 3"}, {"feeder 1"}, {"stage 1"}], said
+
+
+def test_a_first_stage_that_reads_for_itself_is_replaced(
+    cluster: None, small_settings: Settings, tmp_path: Path
+) -> None:
+    settings = saving(small_settings, feeders=0, transport="gloo")
+    result, seen, _ = disturbed(settings, tmp_path, {20: ("stage 1", signal.SIGKILL)}, stages=2)
+    assert_same(result, serial(small_settings))
+    assert replaced(*seen) == {"stage 1"}
+
+
+def test_where_ray_is_another_program_s_its_loss_ends_the_run(
+    cluster: None, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers import lasting
+
+    spec, _ = make_run(saving(small_settings), stages=2)
+
+    def lost(*_: Any) -> RunResult:
+        raise OwnClusterLostError("host here lost")
+
+    monkeypatch.setattr(lasting, "control", lost)
+    monkeypatch.setattr(lasting, "RayWorkers", lambda *_: pytest.MonkeyPatch.context())  # any context will do
+    for renew, mends in ((None, False), (lambda: None, True)):
+        with lasting.LastingWorkers(spec, renew) as workers, pytest.raises(OwnClusterLostError) as failure:
+            workers.train(Observer(), Checkpointing())
+        assert failure.value.mends is mends
