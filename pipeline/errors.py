@@ -32,13 +32,20 @@ class RunError(Exception):
     Attributes:
         result: the ``pipeline.runtime.history.RunResult`` with what was learned until then, where anything was.
         kept: what was kept of it and where, in a sentence, by whoever keeps it.
-        mends: whether the same may go well another time: a process, a machine or a message was lost. A loss that is no
-            number, or a mistake in a method, comes again with the same bits.
+        mends: whether the same may go well another time: a process, a machine or a message was lost, or a bit of its
+            memory. A mistake in a method comes again with the same bits.
+        repeats: whether it may mend, and more likely comes again: worth another try from a checkpoint alone.
     """
 
     result: Any = None
     kept: str = ""
     mends: bool = False
+    repeats: bool = False
+
+    @property
+    def fact(self) -> str:
+        """What happened, without advice and without a full stop."""
+        return str(self).removesuffix(".")
 
 
 class ChannelError(RunError):
@@ -67,6 +74,9 @@ class NonFiniteLossError(RunError):
         stage, epoch, step: where, as far as known (0-based).
     """
 
+    mends = True
+    repeats = True
+
     def __init__(
         self,
         layer: int,
@@ -82,9 +92,12 @@ class NonFiniteLossError(RunError):
         parts.append(f"layer {layer + 1}: the {'readout' if readout else ''}{' ' if readout else ''}loss is {loss}")
         where = "" if epoch is None or step is None else f" at epoch {epoch + 1}, step {step + 1}"
         advice = "`readout_lr`" if readout else "`lr` or a higher `temperature`"
-        super().__init__(
-            f"{', '.join(parts)}{where}. Training stopped; what was good before is kept. A lower {advice} helps most."
-        )
+        self._fact = f"{', '.join(parts)}{where}"
+        super().__init__(f"{self._fact}. Training stopped; what was good before is kept. A lower {advice} helps most.")
+
+    @property
+    def fact(self) -> str:
+        return self._fact
 
     def at(self, *, stage: int, epoch: int, step: int) -> NonFiniteLossError:
         """The same error with its layer and step; a step that the error already knows stays."""

@@ -28,6 +28,10 @@ def test_a_run_survives_what_is_done_to_it(tmp_path: Path) -> None:
     assert told["equal"]
     assert {fault["fault"] for fault in told["faults"]} == {"stage killed", "launcher killed"}
     assert all(fault["recovered"] > fault["noticed"] > 0 for fault in told["faults"])
+    assert {fault["how"] for fault in told["faults"] if fault["fault"] == "stage killed"} <= {
+        "stage 1 (layer 1)",
+        "stage 2 (layer 2)",
+    }
     assert "weights, optimizers, losses and predictions: the bits of the undisturbed run" in launched.text()
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import CheckpointSettings, Settings
+from pipeline.errors import NonFiniteLossError
 from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.observer import Observer
@@ -24,6 +25,7 @@ from tests.conftest import make_run
 from tests.test_embedding_equality import case
 from tests.test_equality import assert_same, serial
 from workers.failures import OwnClusterLostError
+from workers.names import StageName
 
 pytestmark = pytest.mark.timeout(600)  # a busy machine takes minutes to start workers
 
@@ -105,6 +107,54 @@ def test_only_what_died_is_started_anew(cluster: None, tmp_path: Path) -> None:
     assert [sentence.split()[0] for sentence in going_on] == ["stage", "coordinator", "stage"], said
     assert sum("other workers go on in their processes." in sentence for sentence in said) == 3, said
     assert sum("The run goes on, " in sentence for sentence in said) == 3, said
+
+
+def spoil_a_weight(worker: Any) -> None:
+    """As a flipped bit of a weight's exponent may."""
+    worker._now.stage.layers[0].net.parameters().__next__().data.view(-1)[0] = float("nan")
+
+
+def break_an_edge(worker: Any) -> None:
+    worker._ends.break_off()
+
+
+def test_lost_bits_and_connections_cost_no_process(cluster: None, small_settings: Settings, tmp_path: Path) -> None:
+    """A weight of a stage is no number any more; a connection breaks. Neither comes again from the last checkpoint."""
+    from workers.lasting import LastingWorkers
+
+    spec, _ = make_run(saving(small_settings), stages=2)
+    seen: list[dict[str, int]] = []
+    with LastingWorkers(spec) as workers:
+
+        def do(what: Callable[[Any], None]) -> None:
+            seen.append(processes(workers))
+            group: Any = workers._group
+            group._stages[StageName(1)].__ray_call__.remote(what)
+
+        observer = Disturbing(spec, {14: partial(do, spoil_a_weight), 50: partial(do, break_an_edge)})
+        result = recovering(spec, workers.train, observer, Checkpointing(folder=tmp_path))
+        seen.append(processes(workers))
+    assert_same(result, serial(small_settings))
+    assert [replaced(before, after) for before, after in pairwise(seen)] == [set(), set()]
+    first, second = [sentence for sentence in observer.said if "Going on from" in sentence]
+    assert first.startswith("stage 2, layer 3: the loss is nan at epoch 1, step "), first
+    assert "the neighbour is gone" in second, second
+
+
+def test_a_loss_that_is_no_number_before_any_checkpoint_ends_the_run_at_once(
+    cluster: None, small_settings: Settings, tmp_path: Path
+) -> None:
+    from workers.lasting import LastingWorkers
+
+    diverging = replace(saving(small_settings), train=replace(small_settings.train, lr=1e18))
+    spec, _ = make_run(diverging, stages=2)
+    observer = Disturbing(spec, {})
+    with LastingWorkers(spec) as workers, pytest.raises(NonFiniteLossError) as failure:
+        recovering(spec, workers.train, observer, Checkpointing(folder=tmp_path))
+    assert failure.value.result is not None, "what was learned"
+    assert not [sentence for sentence in observer.said if "Going on" in sentence], (
+        "there was nothing good to go on from"
+    )
 
 
 @pytest.mark.exhaustive

@@ -53,7 +53,7 @@ def test_what_is_done_after_failures(failures: list[Failure], most: int, decisio
     [
         (StageFailedError("died"), True),
         (PeerLostError("gone"), True),
-        (NonFiniteLossError(0, float("nan")), False),
+        (NonFiniteLossError(0, float("nan")), True),  # a bit of the memory may have been lost
         (RunError("no epoch was worth keeping"), False),
     ],
 )

@@ -41,8 +41,8 @@ _RAY_ENVIRONMENT = {
     # Ray would note every call, and a run asks its stages some times a second: the notes of 100,000 calls for Ray's own
     # tools, which nobody opens on a private cluster, would fill the head's memory.
     "RAY_task_events_report_interval_ms": "0",
-    # Ray's head ends a node that is slow to answer five times, which a busy machine's may be. Here both are processes of
-    # one machine, and whether they live is looked at (``workers.watch.OwnCluster``).
+    # Ray's head ends a node that is slow to answer five times, which a busy machine's may be. Here both are processes
+    # of one machine, and whether they live is looked at (``workers.watch.OwnCluster``).
     "RAY_health_check_failure_threshold": "1000",
 }
 

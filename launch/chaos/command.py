@@ -8,15 +8,15 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from launch.chaos.faults import FAULTS, Fault
-from launch.chaos.victim import Victim
+from launch.chaos.faults import FAULTS, STALL, Fault
+from launch.chaos.victim import Line, Victim
 from launch.command_line.options import take_options
 from launch.command_line.parse import parse, unknown
 from launch.output.console import counted, make_console, say
@@ -33,7 +33,8 @@ those of the command, behind --."""
 
 _FILES = ("model.safetensors", "last.safetensors", "steps.safetensors", "predictions.csv")
 _START = 300.0  # seconds that a run may take to start on a busy machine, or to recover
-_STALL = 10.0  # seconds after which a stopped worker counts as stuck
+_TRAINS = ("The run goes on, ", "first training step ")
+"""Lines by which a run says that it trains again, by itself or after `launch resume`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +64,17 @@ class Struck:
     Attributes:
         target: what it was done to.
         moment: seconds of training, over all parts of the run, at which it was done.
-        noticed: seconds until the run said so, or ended.
-        recovered: seconds until a checkpoint behind the disturbance was saved.
-        how: "restart" by itself, or by `launch resume`, with the number of stages.
+        noticed: seconds until the run said so, or ended; None where it had nothing to notice.
+        recovered: seconds until it trained again; None where it never stopped.
+        how: what it did by itself, or `launch resume` with the number of stages.
         repeated: training steps that were done again, where the run said it.
     """
 
     fault: str
     target: str
     moment: float
-    noticed: float
-    recovered: float
+    noticed: float | None
+    recovered: float | None
     how: str
     repeated: int | None
 
@@ -161,7 +162,7 @@ class Disturbed:
         self._num_layers = num_layers
         self._begun = time.monotonic()
         ours = ["--run-dir", str(run), "--checkpoint-every", asked.every, "--max-restarts", "1000", "-v"]
-        self._victim = Victim(run, [asked.preset, *flags, "--stall-timeout", str(_STALL), *ours])
+        self._victim = Victim(run, [asked.preset, *flags, "--stall-timeout", str(STALL), *ours])
 
     def run(self) -> list[Struck]:
         """Disturbs it until it has had enough or is over."""
@@ -169,14 +170,18 @@ class Disturbed:
         try:
             if not self._saved_since(0.0, or_end=True):
                 raise RunError(f"the run ended before its first checkpoint:\n{self._victim.tail()}")
-            while len(struck) < self._asked.faults:
+            due: list[Fault] = []
+            in_vain = 0  # kinds in a row that this run has nothing for
+            while len(struck) < self._asked.faults and in_vain <= 2 * len(self._kinds):
                 time.sleep(self._choose.uniform(0.0, self._asked.pause))
                 if self._victim.process.poll() is not None:
                     break
-                one = self._strike(self._choose.choice(self._kinds))
+                due = due or self._choose.sample(self._kinds, len(self._kinds))
+                one = self._strike(due.pop())
+                in_vain = in_vain + 1 if one is None else 0
                 if one is not None:
                     struck.append(one)
-                    say(self._aside, f"  {len(struck)}. {one.fault}: {one.how}, {one.recovered:.1f} s")
+                    say(self._aside, f"  {len(struck)}. {one.fault}: {one.how}{_seconds(one.recovered, ', {} s')}")
             status = self._victim.process.wait()
         finally:
             self._victim.end()
@@ -187,33 +192,65 @@ class Disturbed:
     def _strike(self, fault: Fault) -> Struck | None:
         at, victim = time.monotonic(), self._victim
         target = fault.strike(victim, self._choose)
-        if target is None:  # this run has no such worker
-            self._kinds.remove(fault)
+        if target is None:  # this run has no such process, or not now
             return None
-        if fault.by_hand:
-            victim.wait_for("its end", lambda: victim.process.poll() is not None, _START, or_end=True)
-            noticed = time.monotonic() - at
-            if victim.process.returncode == 0:  # it was over before
-                return None
-            victim.end()
-            stages = self._choose.randint(1, self._num_layers)
-            resume = ["resume", str(self._run), "--stages", str(stages), "-v"]
-            self._victim = Victim(self._run, resume)
-            how, repeated = f"launch resume, {counted(stages, 'stage')}", None
-        else:
-            if not victim.wait_for("the restart", lambda: self._restarted(at) is not None, _START, or_end=True):
-                return None  # it was over before
-            line = self._restarted(at)
-            assert line is not None, "it was waited for"
-            noticed, how = line[0] - at, "restart"
-            again = re.search(r"([0-9,]+) steps? again", line[1])
-            repeated = int(again[1].replace(",", "")) if again else None
-        self._saved_since(at + noticed, or_end=True)
-        return Struck(fault.name, target, at - self._begun, noticed, time.monotonic() - at, how, repeated)
+        done = Struck(fault.name, target, at - self._begun, None, None, "went on", None)
+        struck: Struck | None = done
+        match fault.after:
+            case "restart":
+                struck = self._by_itself(done, at)
+            case "resume":
+                struck = self._by_hand(done, at)
+        if struck is not None:  # the next one strikes a run that has saved something since
+            self._saved_since(time.monotonic(), or_end=True)
+        return struck
 
-    def _restarted(self, since: float) -> tuple[float, str] | None:
-        line = self._victim.first("Going on from", since=since)
-        return None if line is None else (line.at, line.text)
+    def _by_itself(self, struck: Struck, at: float) -> Struck | None:
+        """Waits until it has gone on; None where it was over before."""
+        victim = self._victim
+        if not victim.wait_for("the restart", lambda: victim.first("Going on from", since=at) is not None, _START,
+                               or_end=True):  # fmt: skip
+            return None
+        said = victim.first("Going on from", since=at)
+        assert said is not None, "it was waited for"
+        trains = self._trains_since(said.at)
+        anew = victim.first("Started anew: ", since=said.at)
+        ray = victim.first("starting Ray anew", since=said.at)
+        how = anew.text.split(". ")[0] if anew is not None else "all anew, with Ray" if ray is not None else "all anew"
+        again = re.search(r"([0-9,]+) steps? again", said.text)
+        return replace(
+            struck,
+            noticed=said.at - at,
+            recovered=trains - at,
+            how=how.removeprefix("Started ").replace("anew: ", ""),
+            repeated=int(again[1].replace(",", "")) if again else None,
+        )
+
+    def _by_hand(self, struck: Struck, at: float) -> Struck | None:
+        """Waits for its end, and resumes it; None where it was over before."""
+        victim = self._victim
+        victim.wait_for("its end", lambda: victim.process.poll() is not None, _START, or_end=True)
+        ended = time.monotonic()
+        if victim.process.returncode == 0:
+            return None
+        victim.end()
+        stages = self._choose.randint(1, self._num_layers)
+        self._victim = Victim(self._run, ["resume", str(self._run), "--stages", str(stages), "-v"])
+        trains = self._trains_since(ended)
+        how = f"launch resume, {counted(stages, 'stage')}"
+        return replace(struck, noticed=ended - at, recovered=trains - at, how=how)
+
+    def _trains_since(self, moment: float) -> float:
+        """When it has trained again."""
+        victim = self._victim
+
+        def trains() -> Line | None:
+            return next((line for text in _TRAINS if (line := victim.first(text, since=moment)) is not None), None)
+
+        victim.wait_for("training", lambda: trains() is not None, _START)
+        line = trains()
+        assert line is not None, "it was waited for"
+        return line.at
 
     def _saved_since(self, moment: float, *, or_end: bool) -> bool:
         """Waits until the run has saved a checkpoint after that moment. Returns False where it ended before."""
@@ -230,8 +267,8 @@ def _report(console: Console, struck: Sequence[Struck], different: Sequence[str]
             one.fault,
             one.target,
             f"{one.moment:.0f}",
-            f"{one.noticed:.1f}",
-            f"{one.recovered:.1f}",
+            _seconds(one.noticed, "{}", "–"),
+            _seconds(one.recovered, "{}", "–"),
             one.how,
             "–" if one.repeated is None else f"{one.repeated:,}",
         )
@@ -239,10 +276,15 @@ def _report(console: Console, struck: Sequence[Struck], different: Sequence[str]
     ]
     print_table(console, headings, rows, left=("fault", "to", "how"))
     if struck:
-        median = statistics.median(one.recovered for one in struck)
-        say(console, f"survived {counted(len(struck), 'fault')}; median recovery {median:.1f} s")
+        took = [one.recovered for one in struck if one.recovered is not None]
+        said = f"; in the median it trained again after {statistics.median(took):.1f} s" if took else ""
+        say(console, f"survived {counted(len(struck), 'fault')}{said}")
     bits = "other bits than the undisturbed run's" if different else "the bits of the undisturbed run"
     say(console, f"weights, optimizers, losses and predictions: {bits}", style="bold")
+
+
+def _seconds(value: float | None, text: str, none: str = "") -> str:
+    return none if value is None else text.format(f"{value:.1f}")
 
 
 def _bytes(file: Path) -> bytes | None:

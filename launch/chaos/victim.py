@@ -54,17 +54,26 @@ class Victim:
             self.lines.append(Line(line.rstrip("\n"), time.monotonic()))
 
     def descendants(self) -> dict[int, str]:
-        """Living processes of its session and their command lines."""
-        found = {}
+        """Its living processes and their command lines: those of its session, and what they started elsewhere."""
+        others: dict[int, str] = {}
+        parents: dict[int, int] = {}
+        ours: set[int] = set()
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 state, *fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:  # it ended while we looked
                 continue
-            if int(fields[2]) == self.process.pid and state != "Z" and int(entry.name) != self.process.pid:
-                found[int(entry.name)] = command
-        return found
+            pid, parents[int(entry.name)] = int(entry.name), int(fields[0])
+            if state != "Z" and pid != self.process.pid:
+                others[pid] = command
+                if int(fields[2]) == self.process.pid:
+                    ours.add(pid)
+        before = -1
+        while len(ours) > before:
+            before = len(ours)
+            ours |= {pid for pid in others if parents[pid] in ours}
+        return {pid: others[pid] for pid in ours}
 
     def wait_for(self, what: str, happened: Callable[[], bool], seconds: float, *, or_end: bool = False) -> bool:
         """Waits until something has happened. Returns False where the run has ended before.

@@ -93,6 +93,7 @@ class Keeper:
         except DamagedError as error:
             self._complain(f"{error} here: stages on other machines write to the run folder too, so it must be shared")
             return
+        self._warned = False
         self._observer.checkpointed(manifest)
 
     def _complain(self, reason: str) -> None:

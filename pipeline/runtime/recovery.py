@@ -93,11 +93,13 @@ def recovering(spec: RunSpec, train: Train, observer: Observer, checkpointing: C
             observer.failed()
             checkpointing = _from_newest(spec, checkpointing, observer)
             cut = checkpointing.cut
+            if error.repeats and cut == START:
+                raise
             place = "the beginning" if cut == START else described(spec, cut)
             number = f"restart {len(failures)} of {spec.settings.checkpoint.max_restarts}"
             again = max(0, observer.trained_steps(spec) - trained_steps(spec, cut))
             steps = f"{again:,} {'step' if again == 1 else 'steps'} again"
-            observer.notified(f"{error}. Going on from {place}, {steps} ({number}).")
+            observer.notified(f"{error.fact}. Going on from {place}, {steps} ({number}).")
             while time.perf_counter() - failed < decision.seconds and not observer.interrupted():
                 time.sleep(_LOOK)
 
