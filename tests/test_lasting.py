@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -38,6 +40,7 @@ class Disturbing(Observer):
     def __init__(self, spec: RunSpec, moments: Mapping[int, Callable[[], None]]) -> None:
         self._spec, self._moments = spec, dict(moments)
         self.said: list[str] = []
+        self.stacks: dict[str, str] = {}
 
     def progressed(self, statuses: list[Status]) -> None:
         first = statuses[0]
@@ -49,6 +52,9 @@ class Disturbing(Observer):
 
     def notified(self, sentence: str) -> None:
         self.said.append(sentence)
+
+    def noted(self, title: str, text: str) -> None:
+        self.stacks[title] = text
 
 
 def saving(settings: Settings, **pipeline: Any) -> Settings:
@@ -105,6 +111,7 @@ def test_only_what_died_is_started_anew(cluster: None, tmp_path: Path) -> None:
     assert changes == [{"stage 2"}, {"coordinator"}, {"stage 1"}], said
     going_on = [sentence for sentence in said if "Going on from" in sentence]
     assert [sentence.split()[0] for sentence in going_on] == ["stage", "coordinator", "stage"], said
+    assert re.search(r"has not answered for 8 s: its process \d+ was stopped by a signal\.", going_on[-1]), said
     assert sum("other workers go on in their processes." in sentence for sentence in said) == 3, said
     assert sum("The run goes on, " in sentence for sentence in said) == 3, said
 
@@ -118,8 +125,16 @@ def break_an_edge(worker: Any) -> None:
     worker._ends.break_off()
 
 
-def test_lost_bits_and_connections_cost_no_process(cluster: None, small_settings: Settings, tmp_path: Path) -> None:
-    """A weight of a stage is no number any more; a connection breaks. Neither comes again from the last checkpoint."""
+def hold_the_lock(worker: Any) -> None:
+    """No other Python runs in the process any more."""
+    while True:
+        ctypes.PyDLL(None).sleep(1000)
+
+
+def test_lost_bits_and_connections_cost_no_process_and_a_stuck_one_is_replaced(
+    cluster: None, small_settings: Settings, tmp_path: Path
+) -> None:
+    """A weight of a stage is no number any more; a connection breaks; a thread never gives the interpreter back."""
     from workers.lasting import LastingWorkers
 
     spec, _ = make_run(saving(small_settings), stages=2)
@@ -131,14 +146,17 @@ def test_lost_bits_and_connections_cost_no_process(cluster: None, small_settings
             group: Any = workers._group
             group._stages[StageName(1)].__ray_call__.remote(what)
 
-        observer = Disturbing(spec, {14: partial(do, spoil_a_weight), 50: partial(do, break_an_edge)})
+        moments = {14: partial(do, spoil_a_weight), 40: partial(do, break_an_edge), 62: partial(do, hold_the_lock)}
+        observer = Disturbing(spec, moments)
         result = recovering(spec, workers.train, observer, Checkpointing(folder=tmp_path))
         seen.append(processes(workers))
     assert_same(result, serial(small_settings))
-    assert [replaced(before, after) for before, after in pairwise(seen)] == [set(), set()]
-    first, second = [sentence for sentence in observer.said if "Going on from" in sentence]
+    assert [replaced(before, after) for before, after in pairwise(seen)] == [set(), set(), {"stage 2"}]
+    first, second, third = [sentence for sentence in observer.said if "Going on from" in sentence]
     assert first.startswith("stage 2, layer 3: the loss is nan at epoch 1, step "), first
     assert "the neighbour is gone" in second, second
+    assert re.match(r"stage 2 \(layers 3-4\) has not answered for 8 s: its process \d+ is stuck", third), third
+    assert "hold_the_lock" in observer.stacks["stacks of stage 2 (layers 3-4)"]
 
 
 def test_a_loss_that_is_no_number_before_any_checkpoint_ends_the_run_at_once(

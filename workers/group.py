@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from pipeline import plugins
 from pipeline.checkpoints.saver import SavedFile
 from pipeline.config.run_spec import RunSpec
-from pipeline.errors import ResourcesError, RunError
+from pipeline.errors import PeerLostError, ResourcesError, RunError, StageFailedError
 from pipeline.layers.layer import State
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing
 from pipeline.runtime.controller import control
@@ -40,6 +40,7 @@ from workers.feeder import FeederWorker
 from workers.names import StageName
 from workers.placement import bundles_of, described, look, missing, runtime_env
 from workers.salvage import salvage
+from workers.stacks import whereabouts
 from workers.stage import StageWorker
 from workers.topology import Place, links_in, stage_order
 from workers.watch import Contact, OwnCluster
@@ -51,6 +52,7 @@ _ANSWER = 2.0  # seconds for a look at a stage; one that is slower is looked at 
 _ALIVE = 3.0  # seconds in which a worker that works answers a call that needs no work
 _COME_OUT = 8.0  # seconds in which workers whose neighbours are gone come out of their work
 _SOON = 2.0  # seconds after which a person is told what the run waits for
+_ELSEWHERE = 20.0  # seconds for another machine to say where a stage of its is
 _LOOK = 0.2  # seconds between two looks at whether the person wants to stop
 _FETCH = 60.0  # seconds for weights to arrive
 _FETCH_INTERRUPTED = 1.5  # the same, while a person waits for the run to stop
@@ -93,6 +95,7 @@ class RayWorkers:
         self._running: dict[ray.ObjectRef[None], str] = {}  # unfinished work of stages and feeders, and whose it is
         self._cluster = OwnCluster()
         self.devices: list[str] = []
+        self._places: dict[str, tuple[str, int]] = {}  # node and process of every stage
         self._hear_anew()
 
     def __enter__(self) -> Self:
@@ -282,6 +285,7 @@ class RayWorkers:
         groups = EdgeGroups(edges, len(workers), host, port, pipe.stall_timeout, pipe.queue_depth)
         self._all({name: worker.connect.remote(groups) for name, worker in zip(names, workers, strict=True)})
         self.devices = self._all({name: stage.describe.remote() for name, stage in stages.items()})
+        self._places = dict(zip(stages, self._all({name: s.where.remote() for name, s in stages.items()}), strict=True))
         self._observer.waits_for("the first batch")
         self._running = {stage.run.remote(): name for name, stage in stages.items()}
         if self._coordinator is not None:
@@ -365,7 +369,10 @@ class RayWorkers:
             except RayError as error:
                 raise failure_of(described, error) from error
             self._contact.answered(described)
-        self._contact.check()
+        silent = self._contact.silent()
+        if silent is not None:
+            limit = self._spec.settings.pipeline.stall_timeout
+            raise StageFailedError(f"{silent} has not answered for {limit:g} s: {self._look_for(silent)}")
         self._ask_coordinator()
         return polled
 
@@ -401,7 +408,32 @@ class RayWorkers:
                 self._cluster.check()
             except RunError as error:
                 return error
-        return culprit(failures)
+        cause = culprit(failures)
+        stuck = [name for name in (others[ref] for ref in waiting) if name in self._places]
+        if (
+            isinstance(cause, PeerLostError) and stuck
+        ):  # one that is silent and has not ended is what the others wait for
+            found = "; ".join(f"{name}: {self._look_for(name)}" for name in stuck)
+            cause = PeerLostError(f"{cause.fact} ({found})")
+        return cause
+
+    def _look_for(self, name: str) -> str:
+        """Where a stage is that makes no headway. Its stacks are noted."""
+        if name not in self._places:
+            return "it is stopped or stuck"
+        node, pid = self._places[name]
+        if node == _this_node():
+            found = whereabouts(pid)
+        else:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            asked = ray.remote(whereabouts).options(num_cpus=0, scheduling_strategy=there).remote(pid)
+            try:
+                found = ray.get(asked, timeout=_ELSEWHERE)
+            except RayError:  # then the machine is what makes no headway
+                return "nor does its machine"
+        if found.stacks:
+            self._observer.noted(f"stacks of {name}", found.stacks)
+        return found.fact
 
     def peak_bytes(self, *, reset: bool = False) -> list[int]:
         """Each stage's peak memory in bytes since the last reset."""

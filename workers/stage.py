@@ -33,6 +33,7 @@ from workers.coordinator import RemoteState
 from workers.feeder import open_source
 from workers.names import StageName
 from workers.signals import die_of_sigterm
+from workers.stacks import show_on_demand
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class StageWorker:
 
     def __init__(self, spec: RunSpec, name: StageName) -> None:
         die_of_sigterm()
+        show_on_demand()
         self.spec, self.name = spec, name
         self._device = _own_device(spec)
         configure_process(spec, self._device)
@@ -126,6 +128,10 @@ class StageWorker:
     def describe(self) -> str:
         """Node and device, for people."""
         return f"{ray.util.get_node_ip_address()} {self._device}"
+
+    def where(self) -> tuple[str, int]:
+        """Its node, by Ray's id, and its process there."""
+        return str(ray.get_runtime_context().get_node_id()), os.getpid()
 
     def open_store(self) -> tuple[str, int]:
         """Opens the store at which all workers meet; returns its host and port. Asked of the first stage."""

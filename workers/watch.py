@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ray.exceptions import RayError
 
-from pipeline.errors import StageFailedError
 from workers.failures import OwnClusterLostError, failure_of
 
 LOST_AFTER = 8.0
@@ -46,11 +45,9 @@ class Contact:
         if now - self._missed_since.setdefault(name, now) >= LOST_AFTER:
             raise failure_of(name, error) from error
 
-    def check(self) -> None:
-        """Raises StageFailedError where a worker has not answered for the limit."""
-        for name, since in self._asked.items():
-            if self._clock() - since > self._limit:
-                raise StageFailedError(f"{name} has not answered for {self._limit:g} s: it is stopped or stuck")
+    def silent(self) -> str | None:
+        """The worker that has not answered for the limit, if one has not."""
+        return next((name for name, since in self._asked.items() if self._clock() - since > self._limit), None)
 
 
 class OwnCluster:

@@ -236,6 +236,9 @@ class _Output(Observer):
     def notified(self, sentence: str) -> None:
         self._display.say(as_flags(sentence))
 
+    def noted(self, title: str, text: str) -> None:
+        self._display.say(f"{title}: {self._folder.note(title, text)}")
+
     def waits_for(self, what: str) -> None:
         self._display.wait_for(what)
 

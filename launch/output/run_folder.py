@@ -22,6 +22,7 @@ import errno
 import itertools
 import json
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -131,6 +132,17 @@ class RunFolder:
     def save_best(self, weights: State) -> None:
         """Writes the weights of the best epoch so far."""
         self._log(lambda: _whole(lambda: save(self.path / MODEL, weights, card_of(self._spec))))
+
+    def note(self, title: str, text: str) -> Path:
+        """Writes down what helps to find a failure's cause. Returns the file."""
+        name = "-".join(re.findall(r"\w+", title))
+        file = self.path / f"{name}-{time.strftime('%H%M%S')}.txt"
+
+        def write() -> None:
+            file.write_text(text)
+
+        self._log(write)
+        return file
 
     def observe(self, report: PassReport) -> None:
         """Writes a pass's figures."""

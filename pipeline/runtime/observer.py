@@ -40,5 +40,8 @@ class Observer:
     def notified(self, sentence: str) -> None:
         """Why nothing happens, where a person should know, such as that devices are waited for."""
 
+    def noted(self, title: str, text: str) -> None:
+        """What helps to find a failure's cause and is too long for a sentence, such as a worker's stacks."""
+
     def waits_for(self, what: str) -> None:
         """What the start of the run waits for now, such as "joining neighbours"."""

@@ -63,6 +63,9 @@ class Once(Observer):
     def notified(self, sentence: str) -> None:
         self._observer.notified(sentence)
 
+    def noted(self, title: str, text: str) -> None:
+        self._observer.noted(title, text)
+
     def waits_for(self, what: str) -> None:
         self._observer.waits_for(what)
 
