@@ -1,8 +1,8 @@
 """Runs that earlier versions left unfinished, as they lay on the disk, are gone on with.
 
-A fixture is a run of ``dcl-fc --data digits --depth 2 --width 8 --groups 2 --embedding-width 4 --epochs 3 --milestones 2
---batch-size 32 --executor serial --checkpoint-every 50`` that was killed after its first checkpoint,
-in epoch 2. A new format gets a new folder; those before it stay.
+A fixture is a run of ``dcl-fc --data digits --depth 2 --width 8 --groups 2 --embedding-width 4 --epochs 3
+--milestones 2 --batch-size 32 --executor serial --checkpoint-every 50`` that was killed after its first checkpoint, in
+epoch 2. A new format gets a new folder; those before it stay.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError
 from torch import Tensor
 
-from pipeline.checkpoints.saver import SavedFile, Saver
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import PeerLostError, RunError, SharedStateError
 from pipeline.layers.layer import State
@@ -28,6 +27,7 @@ from pipeline.methods import BatchPosition
 from pipeline.runtime.checkpointing import Checkpointing, shared_state
 from pipeline.runtime.passes import START, Cut, trained_steps
 from workers.failures import own_error
+from workers.parts import HasParts
 from workers.signals import die_of_sigterm
 
 HOLDS = "label embeddings"
@@ -44,7 +44,7 @@ class Checkpoint(NamedTuple):
     step: int
 
 
-class CoordinatorWorker:
+class CoordinatorWorker(HasParts):
     """Owns the shared state. Its calls are answered beside each other; ``watch`` ends when something is wrong.
 
     It begins anew with every attempt at the run. Stages say to which attempt they belong: what is under way from one
@@ -55,7 +55,6 @@ class CoordinatorWorker:
         die_of_sigterm()
         torch.set_num_threads(1)
         self._spec = spec
-        self._saver: Saver | None = None
         self._begun: _Begun | None = None
 
     def begin(self, checkpointing: Checkpointing, attempt: int = 0) -> None:
@@ -68,10 +67,8 @@ class CoordinatorWorker:
         if self._begun is not None:
             self._begun.fail(PeerLostError(f"{NAME}: the run has begun anew"))
             self._begun.state.break_off()
-        if checkpointing.folder is not None:
-            self._saver = self._saver or Saver(checkpointing.folder)
-            self._saver.forget()
-        self._begun = _Begun(attempt, shared_state(self._spec, self._saver, checkpointing.resume))
+        saver = self._save_anew(checkpointing)
+        self._begun = _Begun(attempt, shared_state(self._spec, saver, checkpointing.resume))
 
     def watch(self) -> None:
         """Returns never; raises what made the state useless."""
@@ -104,13 +101,6 @@ class CoordinatorWorker:
         state.freeze(epoch)
         values: NDArray[np.float32] = state.candidate(epoch).numpy()
         return values
-
-    def saved(self) -> tuple[list[SavedFile], bool]:
-        """Files of checkpoints that came to their end since the last call, and whether others are being written."""
-        if self._saver is None:
-            return [], False
-        saving = self._saver.busy
-        return self._saver.take(), saving
 
     def keep_only(self, best: int, upto: int) -> None:
         self._of(None).state.keep_only(best, upto)

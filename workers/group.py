@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from pipeline import plugins
+from pipeline.checkpoints.folder import SHARED, layer_file
 from pipeline.checkpoints.saver import SavedFile
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import PeerLostError, ResourcesError, RunError, StageFailedError
@@ -33,6 +35,7 @@ from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.transport.edges import EdgeGroups
+from workers.arrivals import Arrivals, mark, unmark
 from workers.coordinator import HOLDS, CoordinatorWorker
 from workers.coordinator import NAME as COORDINATOR
 from workers.failures import culprit, failure_of, is_explained
@@ -123,6 +126,7 @@ class RayWorkers:
         self._attempt += 1
         if self._attempt:
             self._end_what_failed()
+            self._arrivals.close()
         self._hear_anew()
         self._start_missing()
         self._begin_all()
@@ -132,8 +136,7 @@ class RayWorkers:
         """Nothing has been asked of the workers, and nothing heard of them."""
         self._polls: dict[StageName, Any] = {}
         self._shared_saved: Any = None  # an open question to the coordinator
-        self._saved: list[SavedFile] = []
-        self._saving: dict[Any, bool] = {}
+        self._arrivals = Arrivals(self._checkpointing.folder)
         self._fetch = _FETCH
         self._contact = Contact(self._spec.settings.pipeline.stall_timeout)
 
@@ -239,15 +242,41 @@ class RayWorkers:
 
     def _begin_all(self) -> None:
         """Has every worker take up its part of the run."""
-        begin, attempt = self._checkpointing, self._attempt
-        asked = {_feeder(number): feeder.begin.remote(begin) for number, feeder in self._feeders.items()}
+        asked = {_feeder(number): one.begin.remote(self._checkpointing) for number, one in self._feeders.items()}
+        away = self._away()
         if self._coordinator is not None:  # first: stages ask it for versions of this attempt
-            self._all({COORDINATOR: self._coordinator.begin.remote(begin, attempt)})
-        asked |= {
-            name.described(self._spec): stage.begin.remote(begin, self._coordinator, attempt)
-            for name, stage in self._stages.items()
-        }
+            begin = self._checkpointing_of([SHARED], away=COORDINATOR in away)
+            self._all({COORDINATOR: self._coordinator.begin.remote(begin, self._attempt)})
+        for name, stage in self._stages.items():
+            described = name.described(self._spec)
+            files = [layer_file(layer) for layer in self._spec.stages[name.stage]]
+            begin = self._checkpointing_of(files, away=described in away)
+            asked[described] = stage.begin.remote(begin, self._coordinator, self._attempt)
         self._all(asked)
+
+    def _away(self) -> set[str]:
+        """The workers whose machines do not see the folder of the run's checkpoints."""
+        begin = self._checkpointing
+        folder = begin.folder if begin.resume is None else begin.resume.folder
+        if folder is None:
+            return set()
+        word = mark(folder)
+        owners = {name: one for name, one in self._workers().items() if name not in map(_feeder, self._feeders)}
+        try:
+            seen = self._all({name: owner.sees.remote(folder, word) for name, owner in owners.items()})
+        finally:
+            unmark(folder)
+        return {name for name, sees in zip(owners, seen, strict=True) if not sees}
+
+    def _checkpointing_of(self, files: Sequence[str], *, away: bool) -> Checkpointing:
+        """What a worker is told, with what it needs of these files where it does not see them."""
+        begin = self._checkpointing
+        if not away:
+            return begin
+        resume = begin.resume
+        if resume is not None:
+            resume = replace(resume, parts={name: resume.read(name) for name in files})
+        return replace(begin, resume=resume, away=True)
 
     def _bundles_in_order(self, group: PlacementGroup, wanted: list[dict[str, float]]) -> list[int]:
         """The group's bundles in the order of the stages, as ``workers.topology.stage_order`` has it.
@@ -336,11 +365,10 @@ class RayWorkers:
         reader.checkpoint.remote()
 
     def saved(self) -> list[SavedFile]:
-        saved, self._saved = self._saved, []
-        return saved
+        return self._arrivals.take()
 
     def saving(self) -> bool:
-        return any(self._saving.values())
+        return self._arrivals.busy
 
     def interrupt(self) -> None:
         self._fetch = _FETCH_INTERRUPTED
@@ -361,8 +389,7 @@ class RayWorkers:
                 # Copied: Ray's arrays are views of the whole answer, and one that is kept would keep it all.
                 said = copy.deepcopy(ray.get(self._polls.pop(name)))
                 polled.append((said.status, said.reports))
-                self._saved += said.saved
-                self._saving[name] = said.saving
+                self._arrivals.heard(described, self._stages[name], said.saved, saving=said.saving)
             except RayActorError as error:
                 self._contact.missed(described, error)  # where it is dead, ``wait`` says so before
                 continue
@@ -386,8 +413,8 @@ class RayWorkers:
             return
         asked, self._shared_saved = self._shared_saved, None
         with suppress(RayActorError):  # it is dead: ``wait`` says so by name
-            saved, self._saving[COORDINATOR] = ray.get(asked)
-            self._saved += saved
+            saved, saving = ray.get(asked)
+            self._arrivals.heard(COORDINATOR, self._coordinator, saved, saving=saving)
 
     def wait(self, seconds: float) -> bool:
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)
@@ -493,6 +520,7 @@ class RayWorkers:
         if self._group is not None and there:
             remove_placement_group(self._group)
         self._group = None
+        self._arrivals.close()
 
 
 def _errors(done: Iterable[Any], names: dict[Any, str]) -> list[RunError]:

@@ -13,7 +13,7 @@ import ray
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
-from pipeline.checkpoints.saver import SavedFile, Saver
+from pipeline.checkpoints.saver import SavedFile
 from pipeline.config.run_spec import RunSpec
 from pipeline.layers.layer import State
 from pipeline.runtime import stage as stages
@@ -32,6 +32,7 @@ from pipeline.transport.edges import EdgeGroups, Ends
 from workers.coordinator import RemoteState
 from workers.feeder import open_source
 from workers.names import StageName
+from workers.parts import HasParts
 from workers.signals import die_of_sigterm
 from workers.stacks import show_on_demand
 
@@ -51,7 +52,7 @@ class Polled:
     saving: bool
 
 
-class StageWorker:
+class StageWorker(HasParts):
     """Holds a stage and its channels. ``run`` works in one thread; all other calls are answered beside it.
 
     It takes part in a run from ``begin`` on, and again from another ``begin`` on, when the run goes on after another
@@ -66,7 +67,6 @@ class StageWorker:
         configure_process(spec, self._device)
         reads = name.stage == 0 and not spec.settings.pipeline.feeders
         self._source = open_source(spec) if reads else None
-        self._saver: Saver | None = None
         self._shared: RemoteState | None = None
         self._ends = Ends()
         self._store: TCPStore | None = None
@@ -90,8 +90,7 @@ class StageWorker:
         clock, pacer, reports = Clock(), pacer_of(spec, checkpointing), list[PassReport]()
         if coordinator is not None:
             self._shared = RemoteState(spec, coordinator, spec.stages[self.name.stage], cut, attempt)
-        if checkpointing.folder is not None:
-            self._saver = self._saver or Saver(checkpointing.folder)
+        saver = self._save_anew(checkpointing)
 
         def report(one: PassReport) -> None:
             one.replica = self.name.replica
@@ -104,7 +103,7 @@ class StageWorker:
             report=report,
             clock=clock,
             shared=self._shared,
-            saver=self._saver,
+            saver=saver,
             resume=checkpointing.resume,
         )
         reader = None
@@ -120,8 +119,6 @@ class StageWorker:
         if self._shared is not None:
             self._shared.close()
         self._ends, self._shared = Ends(), None
-        if self._saver is not None:
-            self._saver.forget()
         gc.collect()  # an error's trace may hold the stage, and with it its memory on the GPU
         give_back(self._device)
 
@@ -197,8 +194,7 @@ class StageWorker:
         give_back(self._device)
 
     def poll(self) -> Polled:
-        saving = self._saver is not None and self._saver.busy
-        saved = self._saver.take() if self._saver is not None else []  # first: their reports are there by now
+        saved, saving = self.saved()  # first: their reports are there by now
         own = self._now
         status = own.stage.status()
         status.replica = self.name.replica

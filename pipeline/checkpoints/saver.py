@@ -39,6 +39,7 @@ class SavedFile:
         name: within its folder.
         sha256, size: of the file, in bytes.
         error: in words, where it could not be written.
+        held: it is not written, but held for whoever can (``HeldSaver``).
     """
 
     key: str
@@ -46,6 +47,7 @@ class SavedFile:
     sha256: str = ""
     size: int = 0
     error: str = ""
+    held: bool = False
 
 
 class Saver:
@@ -174,6 +176,37 @@ class Saver:
                 text=True,
             )
         return self._process
+
+
+class HeldSaver:
+    """As ``Saver``, for a machine that does not see the folder: holds each part until it is fetched (``part``)."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, str], Snapshot] = {}
+        self._saved: list[SavedFile] = []
+
+    def save(self, key: str, files: Mapping[str, Snapshot]) -> None:
+        for name, snapshot in files.items():
+            tensors = {one: value.detach().to("cpu", copy=True) for one, value in snapshot.tensors.items()}
+            self._held[key, name] = Snapshot(tensors, snapshot.values)
+            self._saved.append(SavedFile(key, name, held=True))
+
+    def part(self, key: str, name: str) -> Snapshot:
+        """A part that it holds, and from now on no longer."""
+        return self._held.pop((key, name))
+
+    def take(self) -> list[SavedFile]:
+        count = len(self._saved)
+        taken = self._saved[:count]
+        del self._saved[:count]
+        return taken
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._saved or self._held)
+
+    def forget(self) -> None:
+        self._held, self._saved = {}, []
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.checkpoints.folder import SHARED, CheckpointFolder, DamagedError, layer_file
-from pipeline.checkpoints.saver import Saver
+from pipeline.checkpoints.saver import HeldSaver, Saver
 from pipeline.config.interval import Interval, read_interval
 from pipeline.config.run_spec import RunSpec
 from pipeline.layers.layer import Snapshot
@@ -27,19 +27,25 @@ class Resume:
         folder: of the run's checkpoints.
         key: the checkpoint's.
         cut: its place in the run.
+        parts: what a worker needs of it, by the files' names, where its machine does not see the folder.
     """
 
     folder: Path
     key: str
     cut: Cut
+    parts: Mapping[str, Snapshot] | None = None
 
     def layer(self, index: int) -> Snapshot:
         """What was saved of a layer (0-based). Raises DamagedError."""
-        return CheckpointFolder(self.folder).read(self.key, layer_file(index))
+        return self.read(layer_file(index))
 
     def shared(self) -> Snapshot:
         """What was saved of the state that layers share. Raises DamagedError."""
-        return CheckpointFolder(self.folder).read(self.key, SHARED)
+        return self.read(SHARED)
+
+    def read(self, name: str) -> Snapshot:
+        """A file of it. Raises DamagedError."""
+        return self.parts[name] if self.parts is not None else CheckpointFolder(self.folder).read(self.key, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +56,24 @@ class Checkpointing:
         folder: of its checkpoints; None: it saves none.
         resume: the checkpoint from which it goes on; None: it begins at the beginning.
         seconds: that it took until then, as ``RunResult.seconds``.
+        away: a worker's machine does not see the folder.
     """
 
     folder: Path | None = None
     resume: Resume | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    away: bool = False
 
     @property
     def cut(self) -> Cut:
         """Where it begins."""
         return self.resume.cut if self.resume is not None else START
+
+    def saver(self, before: Saver | HeldSaver | None = None) -> Saver | HeldSaver | None:
+        """What writes a worker's parts: what it had ``before``, if that is there. None where nothing is saved."""
+        if self.folder is None:
+            return None
+        return before or (HeldSaver() if self.away else Saver(self.folder))
 
 
 NO_CHECKPOINTS = Checkpointing()
@@ -104,7 +118,7 @@ def pacer_of(spec: RunSpec, checkpointing: Checkpointing) -> Pacer | None:
     return Pacer(read_interval(spec.settings.checkpoint.checkpoint_every))
 
 
-def shared_state(spec: RunSpec, saver: Saver | None, resume: Resume | None) -> VersionedState:
+def shared_state(spec: RunSpec, saver: Saver | HeldSaver | None, resume: Resume | None) -> VersionedState:
     """The state that a run's layers share, as it begins or as it was at a checkpoint. Raises DamagedError.
 
     Args:

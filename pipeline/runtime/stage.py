@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pipeline.checkpoints.saver import Saver
+from pipeline.checkpoints.saver import HeldSaver, Saver
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.augment import Augment
 from pipeline.errors import ChannelError, NonFiniteLossError
@@ -61,7 +61,7 @@ class Stage:
         report: Callable[[PassReport], None],
         clock: Clock,
         shared: SharedStateAccess | None = None,
-        saver: Saver | None = None,
+        saver: Saver | HeldSaver | None = None,
         resume: Resume | None = None,
     ) -> None:
         self.spec, self.index, self.device = spec, index, device
