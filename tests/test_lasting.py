@@ -6,6 +6,8 @@ import ctypes
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -237,3 +239,61 @@ def test_where_ray_is_another_program_s_its_loss_ends_the_run(
         with lasting.LastingWorkers(spec, renew) as workers, pytest.raises(OwnClusterLostError) as failure:
             workers.train(Observer(), Checkpointing())
         assert failure.value.mends is mends
+
+
+NODES = """
+import sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from dataclasses import replace
+from pipeline.config import build
+from pipeline.config.settings import DataSettings, ReadoutSettings, Settings, TrainSettings
+from pipeline.methods import CffSettings
+from pipeline.nets import VitSettings
+from pipeline.runtime.checkpointing import Checkpointing
+from pipeline.runtime.recovery import recovering
+from tests.conftest import make_run
+from tests.test_equality import assert_same, serial
+from tests.test_lasting import Disturbing, saving
+from workers.lasting import LastingWorkers
+
+settings = Settings(
+    data=DataSettings(data="digits"), net=VitSettings(dim=16, heads=2, depth=4), method=CffSettings(views=1),
+    train=TrainSettings(epochs=3, batch_size=32), readout=ReadoutSettings(readout_epochs=1),
+)
+settings = replace(settings, pipeline=replace(settings.pipeline, executor="serial", device="cpu"))
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+ray.init(address=cluster.address, log_to_driver=False)
+spec, _ = make_run(saving(settings), stages=2)
+used = {}
+
+def lose_a_machine():
+    group = workers._group
+    places = [node for node, _ in group._places.values()]
+    (away,) = [node for node in nodes if node.node_id in places]
+    used["before"] = places
+    cluster.remove_node(away, allow_graceful=False)
+
+with LastingWorkers(spec) as workers:
+    observer = Disturbing(spec, {14: lose_a_machine})
+    result = recovering(spec, workers.train, observer, Checkpointing(folder=Path(sys.argv[1])))
+    used["after"] = [node for node, _ in workers._group._places.values()]
+assert_same(result, serial(settings))
+assert used["before"] != used["after"], used
+print(*observer.said, sep="\\n")
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_the_stages_of_a_lost_machine_go_to_another_one(tmp_path: Path, data_dir: Path) -> None:
+    """Three nodes of a cluster, on this machine, with a core each; one of the two that are used dies."""
+    done = subprocess.run(
+        [sys.executable, "-c", NODES, str(tmp_path)], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Started anew: stage 2 (layers 3-4)." in done.stdout, done.stdout
