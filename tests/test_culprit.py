@@ -98,7 +98,7 @@ def test_a_stage_that_answers_no_more_ends_the_run_by_name(
     group, actor = group_of(replace(small_settings, pipeline=pipe)), ray.remote(Neighbour).options(num_cpus=0)
     stage: Any = actor.remote()
     pid = ray.get(stage.pid.remote())
-    group._stages = {StageName(0): stage}
+    group._crew.stages = {StageName(0): stage}
     ((status, reports),) = group.poll()
     assert (status.stage, reports) == (0, [])
     os.kill(pid, number)

@@ -69,7 +69,7 @@ def processes(workers: Any) -> dict[str, int]:
     """The process of every worker, by its name."""
     import ray
 
-    there = workers._group._workers()
+    there = workers._group._crew.by_name
     return {name: ray.get(worker.__ray_call__.remote(lambda _: os.getpid())) for name, worker in there.items()}
 
 
@@ -146,7 +146,7 @@ def test_lost_bits_and_connections_cost_no_process_and_a_stuck_one_is_replaced(
         def do(what: Callable[[Any], None]) -> None:
             seen.append(processes(workers))
             group: Any = workers._group
-            group._stages[StageName(1)].__ray_call__.remote(what)
+            group._crew.stages[StageName(1)].__ray_call__.remote(what)
 
         moments = {
             14: partial(do, spoil_a_weight),

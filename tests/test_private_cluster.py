@@ -78,7 +78,7 @@ def test_what_is_kept_of_a_report_keeps_no_whole_answer(small_settings: Settings
     group, actor = RayWorkers(spec), ray.remote(Reporting).options(num_cpus=0)
     reporting: Any = actor.remote()
     ray.get(reporting.__ray_ready__.remote())
-    group._stages = {StageName(0): reporting}
+    group._crew.stages = {StageName(0): reporting}
     ((_, (report,)),) = group.poll()
     assert report.layers[0].losses.base is None
     ray.kill(reporting)

@@ -202,7 +202,7 @@ def test_runs_give_the_serial_bits_with_and_without_shared_memory(
     pipe = replace(small_settings.pipeline, executor="ray", transport=transport)
     spec, _ = make_run(replace(small_settings, pipeline=pipe), stages=2)
     with RayWorkers(spec) as group:
-        stages = group._stages.values()
+        stages = group._crew.stages.values()
         maps = ray.get([stage.__ray_call__.remote(lambda _: Path("/proc/self/maps").read_text()) for stage in stages])
         result = control(spec, group)
     assert [text.count("memfd:localpipe-") for text in maps] == mapped

@@ -185,6 +185,7 @@ from dataclasses import replace
 from pathlib import Path
 import ray
 import workers.cluster
+import workers.crew
 import workers.group
 from pipeline.config.devices import Devices
 from tests.support import changed, tiny_spec
@@ -196,7 +197,7 @@ class Reporting:
         return ray.get_gpu_ids()
 
 workers.cluster.local_devices = lambda *asked: Devices("cuda", 4)
-workers.group.StageWorker = Reporting  # no stage of ours starts without a real GPU
+workers.crew.StageWorker = Reporting  # no stage of ours starts without a real GPU
 workers.group.RayWorkers._begin_all = workers.group.RayWorkers._connect = lambda self: None
 spec = changed(tiny_spec(stages=3), "pipeline", executor="ray", device="cuda", transport="gloo")
 spec = replace(spec, device="cuda", stages=(range(1), range(1, 2), range(2, 3), range(3, 4)))
@@ -204,7 +205,7 @@ with workers.cluster.ray_cluster(spec.settings) as devices:
     print(devices.count, int(ray.cluster_resources()["GPU"]))
     for _ in range(2):
         with workers.group.RayWorkers(spec) as group:
-            print(*(gpu for stage in group._stages.values() for gpu in ray.get(stage.gpus.remote())))
+            print(*(gpu for stage in group._crew.stages.values() for gpu in ray.get(stage.gpus.remote())))
         Path(sys.argv[1]).unlink(missing_ok=True)
 """
 
