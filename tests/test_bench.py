@@ -363,6 +363,7 @@ def tiny_settings(depth: int, batch_size: int = 64) -> Settings:
     )
 
 
+@pytest.mark.exhaustive
 def test_no_measured_pass_is_the_first_of_its_workers(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Symptom: on GPUs every measured pass decoded its images and compiled, while the rivals' did not."""
     spec = turns_of(spec_of(ROWS["cff-1"], tiny_settings(depth=2), Devices("cpu", 2), QUIET), "memory", warm=1, steps=2)

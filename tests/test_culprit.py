@@ -136,7 +136,8 @@ def test_what_the_living_hold_is_fetched_while_others_are_dead_or_stopped(cluste
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [pytest.param("raylet", marks=pytest.mark.exhaustive), "gcs_server"])
+@pytest.mark.exhaustive  # test_resume_command.py has a run go on after it
+@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
 def test_a_dead_process_of_ray_s_own_is_the_loss_of_its_host(tmp_path: Path, victim: str) -> None:
     """Symptom: a minute's silence, then "feeder 1 died", or an end without a word by Ray's own hand."""
     launched = launch(tmp_path, *_LONG, "--max-restarts", "0", "--run-dir", str(tmp_path / "run"))

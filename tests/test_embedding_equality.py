@@ -91,7 +91,10 @@ def test_each_number_of_stages_meets_each_mode_and_each_lag() -> None:
         assert {stages for name, stages in _EVERY_DAY if part in name.split(", ")} == {1, 2, 3, 4}, part
 
 
-@pytest.mark.parametrize(("name", "stages"), [("last, lag 1", 3), ("in-turn, lag 1", 2), ("shared-sum, exact", 2)])
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("in-turn, lag 1", 3), ("shared-sum, exact", 2), pytest.param("last, lag 1", 3, marks=pytest.mark.exhaustive)],
+)
 def test_ray_gives_the_serial_bits(name: str, stages: int, cluster: None) -> None:
     assert_same(through_ray(case(name), stages), serial(case(name)))
 

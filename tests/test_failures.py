@@ -88,6 +88,7 @@ def test_a_stop_while_starting_leaves_nothing(number: signal.Signals, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_stop_while_ray_starts_leaves_nothing(tmp_path: Path) -> None:
     launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
     launched.wait_for("starting Ray")
@@ -186,6 +187,7 @@ def test_a_feeder_refuses_other_data_than_was_checked(small_settings: Settings, 
         train_ray(replace(spec, content_hash="0" * 64))
 
 
+@pytest.mark.exhaustive
 def test_a_stage_that_answers_late_loses_no_report(
     small_settings: Settings, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +204,14 @@ def test_a_stage_that_answers_late_loses_no_report(
         pytest.param("StageWorker", signal.SIGKILL, _LONG, r"stage \d \(layers? ", True, marks=pytest.mark.exhaustive),
         ("StageWorker", signal.SIGTERM, _LONG, r"stage \d \(layers? ", True),
         pytest.param("FeederWorker", signal.SIGTERM, _LONG, "feeder 1", False, marks=pytest.mark.exhaustive),
-        ("CoordinatorWorker", signal.SIGTERM, _LABELLED, r"coordinator \(label embeddings\)", True),
+        pytest.param(
+            "CoordinatorWorker",
+            signal.SIGTERM,
+            _LABELLED,
+            r"coordinator \(label embeddings\)",
+            True,
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_a_killed_worker_ends_the_run_naming_it(

@@ -148,7 +148,7 @@ def test_threads_give_the_serial_bits(
     assert_same(through_threads(settings, stages), serial(settings))
 
 
-@pytest.mark.parametrize("transfer_dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("transfer_dtype", [pytest.param("fp32", marks=pytest.mark.exhaustive), "bf16"])
 def test_three_stages_over_ray_give_the_serial_bits(
     greedy: Settings, transfer_dtype: TransferDtype, cluster: None
 ) -> None:

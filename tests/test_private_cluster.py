@@ -43,7 +43,7 @@ def temporary() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("failed", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_ray_s_folder_goes_with_the_cluster_unless_the_run_failed(
     temporary: Path, failed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

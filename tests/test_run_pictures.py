@@ -177,7 +177,7 @@ def test_the_kept_epoch_is_marked_with_what_chose_it(keep: str, best: int, chose
     assert "ViT[8 2 3] on none" in title
 
 
-@pytest.mark.parametrize("executor", ["threads", "ray"])
+@pytest.mark.parametrize("executor", ["threads", pytest.param("ray", marks=pytest.mark.exhaustive)])
 def test_the_schedule_is_the_measured_one(
     small_settings: Settings, executor: Executor, cluster: None, tmp_path: Path
 ) -> None:

@@ -211,6 +211,7 @@ with workers.cluster.ray_cluster(spec.settings) as devices:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_stages_in_ray_are_in_the_order_of_their_gpus(tmp_path: Path) -> None:
     """Four GPUs that are there for Ray alone: in two pairs by a table of nvidia-smi's, and then without it."""
     smi = tmp_path / "nvidia-smi"

@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from pipeline.config.run_spec import RunSpec
-from pipeline.errors import PeerLostError, RunError, SharedStateError
+from pipeline.errors import PeerLostError, RunError
 from pipeline.layers.layer import State
 from pipeline.layers.shared_state import VersionedState
 from pipeline.methods import BatchPosition
@@ -185,8 +185,8 @@ class RemoteState:
         """As ``VersionedState.read``; waits for a version that is not there yet.
 
         Raises:
-            SharedStateError: it does not come within the stall timeout.
-            RunError: the coordinator failed or died.
+            PeerLostError: it does not come within the stall timeout, or the coordinator died.
+            RunError: the coordinator failed.
         """
         if self._frozen is not None and not where.training:
             return self._frozen
@@ -198,7 +198,7 @@ class RemoteState:
             if self._failure is not None:
                 raise self._failure
             if version not in self._versions:
-                raise SharedStateError(f"{NAME}: version {version} did not come within {self._timeout:g} s")
+                raise PeerLostError(f"{NAME}: version {version} did not come within {self._timeout:g} s")
             for number in [number for number in self._versions if number < oldest]:
                 del self._versions[number]
             return self._versions[version]

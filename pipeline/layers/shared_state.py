@@ -195,8 +195,7 @@ class VersionedState:
         """A version of the state, when it is there.
 
         Raises:
-            SharedStateError: it does not come within the stall timeout.
-            PeerLostError: the run ended meanwhile.
+            PeerLostError: it does not come within the stall timeout, or the run ended meanwhile.
         """
         with self._changed:
             self._await(version)
@@ -214,7 +213,7 @@ class VersionedState:
             return
         if self._broken:
             raise PeerLostError(f"{self._title}: the run has ended")
-        raise SharedStateError(
+        raise PeerLostError(
             f"{self._title}: version {version} did not come within {self._timeout:g} s; {self._lacking()}"
         )
 
