@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,31 @@ def test_a_run_survives_what_is_done_to_it(tmp_path: Path) -> None:
     assert killed["how"] in ("stage 1 (layer 1)", "stage 2 (layer 2)")
     assert (wrote["noticed"], wrote["recovered"], wrote["how"]) == (None, None, "went on")
     assert "weights, optimizers, losses and predictions: the bits of the undisturbed run" in launched.text()
+
+
+def test_its_runs_end_with_it(tmp_path: Path) -> None:
+    """Symptom: stopped by SIGTERM, it left the undisturbed run behind."""
+    launched = launch(tmp_path, "chaos", "cff-vit", "--out", str(tmp_path / "chaos"), *_RUN, "--epochs", "5000")
+    end = time.monotonic() + 120
+    while not (victims := running(tmp_path / "chaos" / "undisturbed")):
+        assert time.monotonic() < end and launched.process.poll() is None, launched.text()
+        time.sleep(0.1)
+    launched.stop(signal.SIGTERM)
+    assert launched.finish(60) == 130
+    assert not running(tmp_path / "chaos" / "undisturbed"), victims
+
+
+def running(run: Path) -> list[int]:
+    """Processes that were told of this run folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it ended while we looked
+            continue
+        if str(run).encode() in arguments:
+            found.append(int(entry.name))
+    return found
 
 
 def test_other_bits_are_said_and_end_it_with_1(

@@ -662,7 +662,7 @@ def test_version_that_never_comes_ends_in_an_error_naming_what_is_missing() -> N
     learn(dictionary, plan, range(1))
     dictionary.push(1, 1, gradient(1, 1))
     began = time.perf_counter()
-    with pytest.raises(SharedStateError) as failure:
+    with pytest.raises(PeerLostError) as failure:
         dictionary.read(2, BatchPosition(step=4, training=True))
     assert 0.3 <= time.perf_counter() - began < 3
     assert str(failure.value) == (

@@ -33,6 +33,7 @@ those of the command, behind --."""
 
 _FILES = ("model.safetensors", "last.safetensors", "steps.safetensors", "predictions.csv")
 _START = 300.0  # seconds that a run may take to start on a busy machine, or to recover
+_RESUME = "launch resume"
 _TRAINS = ("The run goes on, ", "first training step ")
 """Lines by which a run says that it trains again, by itself or after `launch resume`."""
 
@@ -77,6 +78,11 @@ class Struck:
     recovered: float | None
     how: str
     repeated: int | None
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether somebody had to resume it."""
+        return self.how.startswith(_RESUME)
 
 
 def chaos(arguments: list[str], console: Console) -> None:
@@ -133,8 +139,11 @@ def _calm(asked: ChaosArguments, flags: Sequence[str], folder: Path) -> Path:
     run = folder / "undisturbed"
     ours = ["--run-dir", str(run), "--executor", "serial", "--checkpoint-every", "off", "-q"]
     victim = Victim(run, [asked.preset, *_without_stages(flags), *ours])
-    if victim.process.wait() != 0:
-        raise RunError(f"the undisturbed run failed:\n{victim.tail()}")
+    try:
+        if victim.process.wait() != 0:
+            raise RunError(f"the undisturbed run failed:\n{victim.tail()}")
+    finally:
+        victim.end()  # in a session of its own, it does not hear what stops this command
     return run
 
 
@@ -237,7 +246,7 @@ class Disturbed:
         stages = self._choose.randint(1, self._num_layers)
         self._victim = Victim(self._run, ["resume", str(self._run), "--stages", str(stages), "-v"])
         trains = self._trains_since(ended)
-        how = f"launch resume, {counted(stages, 'stage')}"
+        how = f"{_RESUME}, {counted(stages, 'stage')}"
         return replace(struck, noticed=ended - at, recovered=trains - at, how=how)
 
     def _trains_since(self, moment: float) -> float:
@@ -276,8 +285,11 @@ def _report(console: Console, struck: Sequence[Struck], different: Sequence[str]
     ]
     print_table(console, headings, rows, left=("fault", "to", "how"))
     if struck:
-        took = [one.recovered for one in struck if one.recovered is not None]
-        said = f"; in the median it trained again after {statistics.median(took):.1f} s" if took else ""
+        medians = []
+        for who, by_hand in (("by itself", False), ("by launch resume", True)):
+            took = [one.recovered for one in struck if one.recovered is not None and one.by_hand == by_hand]
+            medians += [f"{statistics.median(took):.1f} s {who} ({len(took)})"] if took else []
+        said = f"; in the median it trained again after {', '.join(medians)}" if medians else ""
         say(console, f"survived {counted(len(struck), 'fault')}{said}")
     bits = "other bits than the undisturbed run's" if different else "the bits of the undisturbed run"
     say(console, f"weights, optimizers, losses and predictions: {bits}", style="bold")
