@@ -32,6 +32,11 @@ _TOO_SLOW = "timed out during startup"
 _LEAVE = 60.0  # seconds that Ray may take to end
 _LOOK = 0.1  # seconds between two looks at a thread, in which signals are heard
 
+_LEFT_OUT = "A worker died or was killed while executing|Raylet is terminated|The node with node id"
+"""Messages of Ray's own, paragraphs and stacks, before the run's line says what died."""
+
+_UNASKED = "RAY_IGNORE_UNHANDLED_ERRORS"
+
 _RAY_ENVIRONMENT = {
     # By default Ray's workers yield to every other process (niceness 15). Here they are what the machine is for.
     "RAY_worker_niceness": "0",
@@ -114,9 +119,10 @@ class StartingCluster:
 
     def _keep(self) -> None:
         ours = False
-        # Ray prints paragraphs and stacks of its own for whatever dies, before the run's line says what it was.
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+        # Read when Ray is imported, so it holds for whatever else this process does with Ray: it leaves out no more.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _LEFT_OUT)
+        # Read at every error that nobody asks for: of an attempt at the run that is over.
+        told = os.environ.setdefault(_UNASKED, "localpipe") == "localpipe"
         try:
             import ray  # noqa: PLC0415 (a second, and the caller has other things to do meanwhile)
 
@@ -129,6 +135,8 @@ class StartingCluster:
         self._finished.wait()
         if ours:
             ray.shutdown()
+        if told:
+            os.environ.pop(_UNASKED, None)
         if self._session is not None and not self.failed:
             _remove_session(self._session)
 

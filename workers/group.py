@@ -42,7 +42,7 @@ from workers.watch import Contact, OwnCluster
 _AFTERSHOCK = 1.0  # seconds in which other workers report what happened to them at the same time
 _UNEXPLAINED = 10.0  # seconds in which Ray may tell why workers have lost a neighbour
 _ANSWER = 2.0  # seconds for a look at a stage; one that is slower is looked at again next time
-_ALIVE = 3.0  # seconds in which a worker that works answers a call that needs no work
+_ALIVE = 5.0  # seconds in which a worker that works answers a call that needs no work
 _COME_OUT = 8.0  # seconds in which workers whose neighbours are gone come out of their work
 _ELSEWHERE = 20.0  # seconds for another machine to say where a stage of its is
 _LOOK = 0.2  # seconds between two looks at whether the person wants to stop
@@ -130,9 +130,8 @@ class RayWorkers:
         workers = self._crew.by_name
         answers = {worker.__ray_ready__.remote(): name for name, worker in workers.items()}
         ray.wait(list(answers), num_returns=len(answers), timeout=_ALIVE)
-        self._crew.end(
-            {name for ref, name in answers.items() if not _is_well(ref)}
-        )  # one that is stuck holds others up
+        stuck = {name for ref, name in answers.items() if not _is_well(ref)}
+        self._crew.end(stuck)  # first: they hold others up
         working = self._crew.by_name.keys() - {COORDINATOR}  # whose watch ends when it begins anew
         work = {ref: name for ref, name in self._running.items() if name in working}
         if work:
