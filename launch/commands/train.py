@@ -142,7 +142,9 @@ def carry_out(job: Job, console: Console, aside: Console, interrupts: Interrupts
         except RunError as error:
             failure, result = error, error.result
         except KeyboardInterrupt:
-            if not (display.has_reports or checkpoint_in(folder.path)):
+            if checkpoint_in(folder.path):  # stopped while it was started anew after a failure
+                say(console, f"go on with: launch resume {folder.path}")
+            elif not display.has_reports:
                 folder.discard()
             raise
     if failure is not None and result is None:

@@ -50,7 +50,21 @@ class SavedFile:
     held: bool = False
 
 
-class Saver:
+class _Tells:
+    """Tells of files once each. May be asked from any thread, while another one adds to them."""
+
+    def __init__(self) -> None:
+        self._saved: list[SavedFile] = []
+
+    def take(self) -> list[SavedFile]:
+        """The files that came to their end since the last call."""
+        count = len(self._saved)
+        taken = self._saved[:count]
+        del self._saved[:count]
+        return taken
+
+
+class Saver(_Tells):
     """Writes a worker's part of each checkpoint into a folder, while the worker goes on.
 
     Copies what it is given into memory of its own before ``save`` returns; a process of its own writes it from there.
@@ -62,12 +76,12 @@ class Saver:
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
         self._memory = _Memory()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._idle = threading.Event()
         self._idle.set()
-        self._saved: list[SavedFile] = []
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
 
@@ -99,13 +113,6 @@ class Saver:
             for name, snapshot in files.items()
         }
         self._jobs.put(_Job(key, jobs, copied))
-
-    def take(self) -> list[SavedFile]:
-        """The files that came to their end since the last call."""
-        count = len(self._saved)
-        taken = self._saved[:count]
-        del self._saved[:count]
-        return taken
 
     @property
     def busy(self) -> bool:
@@ -178,12 +185,12 @@ class Saver:
         return self._process
 
 
-class HeldSaver:
+class HeldSaver(_Tells):
     """As ``Saver``, for a machine that does not see the folder: holds each part until it is fetched (``part``)."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._held: dict[tuple[str, str], Snapshot] = {}
-        self._saved: list[SavedFile] = []
 
     def save(self, key: str, files: Mapping[str, Snapshot]) -> None:
         for name, snapshot in files.items():
@@ -194,12 +201,6 @@ class HeldSaver:
     def part(self, key: str, name: str) -> Snapshot:
         """A part that it holds, and from now on no longer."""
         return self._held.pop((key, name))
-
-    def take(self) -> list[SavedFile]:
-        count = len(self._saved)
-        taken = self._saved[:count]
-        del self._saved[:count]
-        return taken
 
     @property
     def busy(self) -> bool:
