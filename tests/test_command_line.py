@@ -343,10 +343,13 @@ def test_the_end_of_a_run_of_one_epoch_says_one_epoch() -> None:
         "top_k": 1,
         "speed": None,
         "stages": 1,
+        "restarts": 2,
+        "states": {"restarting": 13.24},
     }
     print_summary(console, summary, "runs/x")
     assert isinstance(console.file, io.StringIO)
     assert "1 epoch, kept epoch 1 (lowest validation loss of layer 4)" in console.file.getvalue()
+    assert "went on after 2 failures, 13.2 s until it trained again" in console.file.getvalue()
 
 
 def test_every_file_of_a_run_folder_has_the_umasks_mode(tmp_path: Path, capsys: Any) -> None:

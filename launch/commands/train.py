@@ -40,6 +40,7 @@ from pipeline.runtime.history import RunResult
 from pipeline.runtime.keeper import ends
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.recovery import recovering
+from pipeline.runtime.states import Course, RunState
 from pipeline.telemetry.reports import PassReport, Status
 from workers.cluster import StartingCluster, joins_cluster
 
@@ -138,7 +139,8 @@ def carry_out(job: Job, console: Console, aside: Console, interrupts: Interrupts
     with Display(spec, num_images, aside, began=job.began, verbose=verbose) as display:
         try:
             interrupts.begun = True
-            result = _train(job, _Output(spec, folder, display, interrupts))
+            output = _Output(spec, folder, display, interrupts)
+            result = _train(job, output)
         except RunError as error:
             failure, result = error, error.result
         except KeyboardInterrupt:
@@ -154,7 +156,7 @@ def carry_out(job: Job, console: Console, aside: Console, interrupts: Interrupts
             folder.discard()
         failure.kept = as_kept(None, folder.path)
         raise failure
-    summary = summarise(spec, dataset, result, command=job.command, began=job.began)
+    summary = summarise(spec, dataset, result, output.course, command=job.command, began=job.began)
     where = folder.finish(result, summary)
     if result.status == "finished" and job.checkpointing.folder is not None:
         checkpoints = CheckpointFolder(job.checkpointing.folder)
@@ -211,6 +213,7 @@ class _Output(Observer):
         self._folder, self._display, self._interrupts = folder, display, interrupts
         self._log_every, self._last_look = spec.settings.log_every, 0.0
         self._wishes = Wishes(folder.checkpoints)
+        self.course = Course()
 
     def pass_finished(self, report: PassReport) -> None:
         self._folder.observe(report)
@@ -237,6 +240,9 @@ class _Output(Observer):
 
     def notified(self, sentence: str) -> None:
         self._display.say(as_flags(sentence))
+
+    def entered(self, state: RunState) -> None:
+        self.course.enter(state)
 
     def noted(self, title: str, text: str) -> None:
         self._display.say(f"{title}: {self._folder.note(title, text)}")

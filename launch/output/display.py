@@ -306,6 +306,9 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
                 for name in ("busy", "wait_in", "wait_out", "copy", "sync", "other")
             )
             say(console, f"  stage {stage['stage']} ({stage['device']}): {shares}")
+    if summary["restarts"]:
+        lost = f"{summary['states']['restarting']:.1f} s"
+        say(console, f"went on after {counted(summary['restarts'], 'failure')}, {lost} until it trained again")
     accuracy = accuracy_sentence(rows)
     if accuracy is None:
         look = f" `launch eval {folder}` looks at what it kept." if (Path(folder) / MODEL).is_file() else ""

@@ -19,6 +19,7 @@ from pipeline.kind import Kind
 from pipeline.methods import METHODS
 from pipeline.planning.ideal import ideal_speedup
 from pipeline.runtime.history import RunResult
+from pipeline.runtime.states import Course
 from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import LayerReport
 
@@ -32,10 +33,13 @@ _BEST = {
 _SKIPPED = 1000  # files that the summary names; skipped.csv beside it has all
 
 
-def summarise(spec: RunSpec, dataset: Dataset, result: RunResult, *, command: str, began: float) -> dict[str, Any]:
+def summarise(
+    spec: RunSpec, dataset: Dataset, result: RunResult, course: Course, *, command: str, began: float
+) -> dict[str, Any]:
     """The summary of a finished, interrupted or failed run. Figures that it did not come to are None.
 
     Args:
+        course: the states that the run was in.
         began: when the command was typed, in seconds since 1970.
     """
     settings = spec.settings
@@ -86,6 +90,8 @@ def summarise(spec: RunSpec, dataset: Dataset, result: RunResult, *, command: st
         ],
         "speed": _speed(spec, dataset, result),
         "seconds": {"total": time.time() - began, "start_up": _start_up(result, began), **result.seconds},
+        "restarts": course.restarts,
+        "states": course.seconds(),
         "machine": machine(),
     }
 

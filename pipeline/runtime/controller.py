@@ -20,6 +20,7 @@ from pipeline.runtime.history import RunResult, Salvage
 from pipeline.runtime.keeper import Keeper, result_of
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass, coming, next_segment
+from pipeline.runtime.states import RunState
 from pipeline.telemetry.reports import PassReport, Status
 
 _SHORTEST, _LONGEST = 0.1, 0.5  # seconds between two looks at the workers
@@ -120,6 +121,7 @@ class Controller:
         self._restored = list(self._cut.restored)  # best epochs of the phases that are over
         self._statuses: dict[int, Status] = {}
         self._judged_up_to = max(self._history.epochs(Kind.VALIDATE), default=-1)
+        self._runs = False  # whether any stage has had its first batch
         self._mark = time.perf_counter()  # up to which ``seconds`` count
         # A run that is being stopped has so long for it.
         self._stop_by: float | None = None
@@ -135,6 +137,7 @@ class Controller:
                 self._look()
                 if self._stop_by is not None and time.perf_counter() > self._stop_by:
                     break
+            self._observer.entered(RunState.FINISHING)
             self._hear_last_words()
         except RunError as error:
             self._result.status = "failed"
@@ -166,6 +169,7 @@ class Controller:
         if self._stop_by is None and self._observer.interrupted():
             self._group.interrupt()
             self._stop_by = time.perf_counter() + self._patience
+            self._observer.entered(RunState.DRAINING)
 
     def _collect(self) -> None:
         """Hears what every stage has to say."""
@@ -174,6 +178,9 @@ class Controller:
             for report in reports:
                 self._history.add(report)
                 self._observer.pass_finished(report)
+        if not self._runs and self._stop_by is None and any(s.kind is not None for s in self._statuses.values()):
+            self._runs = True
+            self._observer.entered(RunState.RUNNING)
         if len(self._statuses) == self._spec.num_stages:
             self._observer.progressed([self._statuses[stage] for stage in range(self._spec.num_stages)])
         self._keeper.heard(self._group.saved())

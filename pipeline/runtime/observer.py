@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.checkpoints.folder import Manifest
 from pipeline.layers.layer import State
+from pipeline.runtime.states import RunState
 from pipeline.telemetry.reports import PassReport, Status
 
 
@@ -36,6 +37,9 @@ class Observer:
     def asked_to_save(self) -> bool:
         """Whether a checkpoint is to be saved soon, besides those that are due. True once for each wish."""
         return False
+
+    def entered(self, state: RunState) -> None:
+        """What the run is doing from now on (``pipeline.runtime.states``); it may have done so before."""
 
     def notified(self, sentence: str) -> None:
         """Why nothing happens, where a person should know, such as that devices are waited for."""

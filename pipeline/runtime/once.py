@@ -10,6 +10,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.kind import Kind
 from pipeline.layers.layer import State
 from pipeline.runtime.observer import Observer
+from pipeline.runtime.states import RunState
 from pipeline.telemetry.reports import PassReport, Status
 
 
@@ -59,6 +60,9 @@ class Once(Observer):
 
     def interrupted(self) -> bool:
         return self._observer.interrupted()
+
+    def entered(self, state: RunState) -> None:
+        self._observer.entered(state)
 
     def notified(self, sentence: str) -> None:
         self._observer.notified(sentence)

@@ -16,6 +16,7 @@ from pipeline.runtime.observer import Observer
 from pipeline.runtime.once import Once
 from pipeline.runtime.passes import START, Cut, described, trained_steps
 from pipeline.runtime.resume import going_on, newest
+from pipeline.runtime.states import RunState
 
 _BACKOFF, _LONGEST = 1.0, 30.0  # seconds before a second restart in one place; they double up to the longest
 _LOOK = 0.1  # seconds between two looks at whether the person wants to stop
@@ -90,6 +91,7 @@ def recovering(spec: RunSpec, train: Train, observer: Observer, checkpointing: C
             if ends or not observer.began:  # what cannot even start is a mistake, not an accident
                 raise
             failed = time.perf_counter()
+            observer.entered(RunState.RESTARTING)
             observer.failed()
             checkpointing = _from_newest(spec, checkpointing, observer)
             cut = checkpointing.cut

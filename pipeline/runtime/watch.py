@@ -22,6 +22,7 @@ from pipeline.runtime.history import RunResult
 from pipeline.runtime.keeper import Keeper, result_of
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.parts import Kept
+from pipeline.runtime.states import RunState
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.steps import BusyMeter
@@ -81,20 +82,24 @@ class Watch:
         result = self._result
         self._clock.restart()
         self._mark = time.perf_counter()
+        self._observer.entered(RunState.RUNNING)
         try:
             train()
             self._count()
             result.weights = weights()
         except Exception as stop:
             result.status = "interrupted" if isinstance(stop, _InterruptedError) else "failed"
-            if isinstance(stop, _InterruptedError) and stop.between_batches:
-                save()
+            if isinstance(stop, _InterruptedError):
+                self._observer.entered(RunState.DRAINING)
+                if stop.between_batches:
+                    save()
             result.last = result.last or state()
             kept = weights() if self._restored or not result.weights else result.weights
             result.weights = kept if is_finite(kept) else {}
             if not isinstance(stop, _InterruptedError):
                 raise self._as_run_error(stop) from stop
         finally:
+            self._observer.entered(RunState.FINISHING)
             for saver in self._savers:
                 saver.close()
             self._seal()
