@@ -29,7 +29,7 @@ from tests.support_documents import ROOT, Printed, commands_of, documents, inlin
 STEPS = "1"  # of each pass
 _LONG = re.compile(
     r"launch (plan|bench|--config|dcl-vgg8b|centres-vit|doctor --gpu|doctor costs) .*"
-    r"|launch cff-vit-cifar10( --stages 2 .*)?|launch cfl-conv512 .*"
+    r"|launch cff-vit-cifar10( --stages .*)?"
 )
 """`make test` leaves these to `make test-all`: other commands, or tests of their own, do the same."""
 
