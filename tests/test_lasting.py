@@ -24,6 +24,7 @@ from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.recovery import recovering
+from pipeline.runtime.states import RunState
 from pipeline.telemetry.reports import Status
 from tests.conftest import make_run
 from tests.test_embedding_equality import case
@@ -43,6 +44,7 @@ class Disturbing(Observer):
         self._spec, self._moments = spec, dict(moments)
         self.said: list[str] = []
         self.stacks: dict[str, str] = {}
+        self.states: list[RunState] = []
 
     def progressed(self, statuses: list[Status]) -> None:
         first = statuses[0]
@@ -54,6 +56,9 @@ class Disturbing(Observer):
 
     def notified(self, sentence: str) -> None:
         self.said.append(sentence)
+
+    def entered(self, state: RunState) -> None:
+        self.states.append(state)
 
     def noted(self, title: str, text: str) -> None:
         self.stacks[title] = text
@@ -176,6 +181,7 @@ def test_a_loss_that_is_no_number_before_any_checkpoint_ends_the_run_at_once(
     with LastingWorkers(spec) as workers, pytest.raises(NonFiniteLossError) as failure:
         recovering(spec, workers.train, observer, Checkpointing(folder=tmp_path))
     assert failure.value.result is not None, "what was learned"
+    assert RunState.RESTARTING not in observer.states
     assert not [sentence for sentence in observer.said if "Going on" in sentence], (
         "there was nothing good to go on from"
     )

@@ -91,12 +91,12 @@ def recovering(spec: RunSpec, train: Train, observer: Observer, checkpointing: C
             if ends or not observer.began:  # what cannot even start is a mistake, not an accident
                 raise
             failed = time.perf_counter()
-            observer.entered(RunState.RESTARTING)
-            observer.failed()
             checkpointing = _from_newest(spec, checkpointing, observer)
             cut = checkpointing.cut
             if error.repeats and cut == START:
                 raise
+            observer.entered(RunState.RESTARTING)
+            observer.failed()
             place = "the beginning" if cut == START else described(spec, cut)
             number = f"restart {len(failures)} of {spec.settings.checkpoint.max_restarts}"
             again = max(0, observer.trained_steps(spec) - trained_steps(spec, cut))
