@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.errors import NonFiniteLossError, RunError, SharedStateError
 from pipeline.layers.shared_state import VersionedState
@@ -99,15 +102,26 @@ def test_waiting_for_a_version_counts_as_sync_and_reading_one_that_is_there_does
     assert 0.25 < clock.read().seconds[TimeCategory.SYNC] < 5
 
 
-def test_gradients_that_one_stage_repeats_are_refused_by_the_coordinator(cluster: None) -> None:
+@contextmanager
+def coordinator() -> Iterator[tuple[Any, RunSpec]]:
+    """An actor of its own, of a run whose last layer alone changes the embeddings."""
     import ray
 
     from workers.coordinator import CoordinatorWorker
 
     embedding = EmbeddingSettings(embedding_mode="last", embedding_width=8)
     spec = tiny_spec(method=DclSettings(embedding=embedding))
-    worker: Any = ray.remote(CoordinatorWorker).options(num_cpus=0, max_concurrency=4).remote(spec)
+    worker: Any = ray.remote(CoordinatorWorker).options(num_cpus=0, max_concurrency=6).remote(spec)
     try:
+        yield worker, spec
+    finally:
+        ray.kill(worker)
+
+
+def test_gradients_that_one_stage_repeats_are_refused_by_the_coordinator(cluster: None) -> None:
+    import ray
+
+    with coordinator() as (worker, spec):
         ray.get(worker.begin.remote(NO_CHECKPOINTS, 3))
         watch = worker.watch.remote()
         gradient = torch.ones(len(spec.classes), 8).numpy()
@@ -117,19 +131,12 @@ def test_gradients_that_one_stage_repeats_are_refused_by_the_coordinator(cluster
             ray.get(worker.push.remote(3, [(2, 0, gradient)]))
         with pytest.raises(ray.exceptions.RayTaskError, match="came twice"):
             ray.get(watch, timeout=10)
-    finally:
-        ray.kill(worker)
 
 
 def test_what_is_under_way_from_an_attempt_that_is_over_does_not_reach_the_next(cluster: None) -> None:
     import ray
 
-    from workers.coordinator import CoordinatorWorker
-
-    embedding = EmbeddingSettings(embedding_mode="last", embedding_width=8)
-    spec = tiny_spec(method=DclSettings(embedding=embedding))
-    worker: Any = ray.remote(CoordinatorWorker).options(num_cpus=0, max_concurrency=6).remote(spec)
-    try:
+    with coordinator() as (worker, spec):
         ray.get(worker.begin.remote(NO_CHECKPOINTS, 0))
         watch, waiting = worker.watch.remote(), worker.wait_from.remote(0, 1)
         ray.get(worker.begin.remote(NO_CHECKPOINTS, 1))
@@ -142,5 +149,3 @@ def test_what_is_under_way_from_an_attempt_that_is_over_does_not_reach_the_next(
                 ray.get(late)
         ray.get(worker.push.remote(1, [(2, 0, gradient)]))  # the first of its step
         assert sorted(ray.get(worker.wait_from.remote(1, 1))) == [1]
-    finally:
-        ray.kill(worker)

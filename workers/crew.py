@@ -51,9 +51,13 @@ class Crew:
     @property
     def by_name(self) -> dict[str, Any]:
         """Every actor that there is, by its name for people."""
-        workers = {name.described(self._spec): stage for name, stage in self.stages.items()}
-        workers |= {feeder_name(number): feeder for number, feeder in self.feeders.items()}
-        return workers | ({COORDINATOR: self.coordinator} if self.coordinator is not None else {})
+        return self.owners | {feeder_name(number): feeder for number, feeder in self.feeders.items()}
+
+    @property
+    def owners(self) -> dict[str, Any]:
+        """Those that hold what the run learns."""
+        stages = {name.described(self._spec): stage for name, stage in self.stages.items()}
+        return stages | ({COORDINATOR: self.coordinator} if self.coordinator is not None else {})
 
     def end(self, names: Collection[str]) -> None:
         """Ends these workers."""

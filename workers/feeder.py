@@ -72,11 +72,9 @@ class FeederWorker:
                     pacer=self._pacer,
                 ):
                     sender.send(message)
-        except PeerLostError:
-            if not self._interrupted.is_set():  # after a stop from another feeder, stage 1 takes nothing more
-                self._ends.break_off()
-                raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, PeerLostError) and self._interrupted.is_set():
+                return  # after a stop from another feeder, stage 1 takes nothing more
             self._ends.break_off()
             raise
 

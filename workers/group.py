@@ -167,9 +167,7 @@ class RayWorkers:
         if folder is None:
             return set()
         word = mark(folder)
-        owners = {
-            name: one for name, one in self._crew.by_name.items() if name not in map(feeder_name, self._crew.feeders)
-        }
+        owners = self._crew.owners
         try:
             seen = self._all({name: owner.sees.remote(folder, word) for name, owner in owners.items()})
         finally:
@@ -357,17 +355,17 @@ class RayWorkers:
             stage.give_back.remote()
 
     def keep_only(self, best: int, upto: int) -> None:
-        for owner in self._owners:
+        for owner in self._crew.owners.values():
             owner.keep_only.remote(best, upto)
 
     def candidate(self, epoch: int) -> State:
-        return self._merged([owner.candidate.remote(epoch) for owner in self._owners])
+        return self._merged([owner.candidate.remote(epoch) for owner in self._crew.owners.values()])
 
     def weights(self) -> State:
-        return self._merged([owner.weights.remote() for owner in self._owners])
+        return self._merged([owner.weights.remote() for owner in self._crew.owners.values()])
 
     def trained(self) -> State:
-        return self._merged([owner.trained.remote() for owner in self._owners])
+        return self._merged([owner.trained.remote() for owner in self._crew.owners.values()])
 
     @property
     def has_cluster(self) -> bool:
@@ -381,11 +379,6 @@ class RayWorkers:
         if self._cluster.workers_end:
             return Salvage(weights={}, last={}, lost=list(owners))
         return salvage(owners, epoch, self._fetch)
-
-    @property
-    def _owners(self) -> list[Any]:
-        """The workers that hold what the run learns."""
-        return [*self._crew.stages.values(), *([self._crew.coordinator] if self._crew.coordinator is not None else [])]
 
     def _merged(self, refs: list[Any]) -> State:
         try:

@@ -162,6 +162,9 @@ class Controller:
 
     def _look(self) -> None:
         self._collect()
+        if not self._runs and self._stop_by is None and any(s.kind is not None for s in self._statuses.values()):
+            self._runs = True
+            self._observer.entered(RunState.RUNNING)
         self._keep_best()
         self._feed_next()
         if self._observer.asked_to_save():
@@ -178,9 +181,6 @@ class Controller:
             for report in reports:
                 self._history.add(report)
                 self._observer.pass_finished(report)
-        if not self._runs and self._stop_by is None and any(s.kind is not None for s in self._statuses.values()):
-            self._runs = True
-            self._observer.entered(RunState.RUNNING)
         if len(self._statuses) == self._spec.num_stages:
             self._observer.progressed([self._statuses[stage] for stage in range(self._spec.num_stages)])
         self._keeper.heard(self._group.saved())
