@@ -45,13 +45,13 @@ lint: $(INSTALLED) ## Linters, which room may import which, and types
 	$(BIN)/mypy
 
 pytest: $(INSTALLED) ## The tests that CI runs; TESTS='tests/test_cff.py -k margin' for a part of them
-	$(BIN)/python -m pytest -n 2 -m "not exhaustive" $(TESTS)
+	$(BIN)/python -m pytest -n 3 -m "not exhaustive" $(TESTS)
 
 test-fast: lint ## Linters, types, and the tests that start no process
 	$(BIN)/python -m pytest -n 2 -m "not exhaustive and not slow" $(TESTS)
 
 test-all: lint ## Linters, types and every test: also over Ray what threads have shown already
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	$(BIN)/python -m pytest -n 3 $(TESTS)
 
 format: $(INSTALLED) ## Put the sources into shape
 	$(BIN)/ruff check --fix

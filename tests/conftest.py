@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,50 +47,30 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Two tests at a time: `pytest -n 2`, as `make pytest` does. Without -n nothing here changes anything.
+# Several tests at a time: `pytest -n 3`, as `make pytest` does: one more than there are cores, as tests that start
+# processes wait for half of their time. Without -n nothing here changes anything.
 
 _HERE = Path(__file__).parent
-_CLUSTER = "cluster"
-_LONGEST = ("tests/test_documented_commands.py", _CLUSTER, "tests/test_analyse.py", "tests/test_rivals.py")
-"""Groups of tests that begin first, the longest first, so that neither process ends long before the other."""
+_LONGEST = ("test_documented_commands.py", "test_resume_command.py", "test_lasting.py", "test_analyse.py")
+"""Files that begin first, the longest first, so that no process ends long before the others."""
 
 _SLOW = {"cluster", "launched_run", "runs", "reader"}
 """Fixtures that start processes, every one of which imports torch, or train and draw for long."""
 
 
-class _OneCluster(LoadFileScheduling):  # type: ignore[misc]  # it has no types
-    """A file's tests share what they make, so they go to one process; all files with tests on Ray go to one together.
-
-    A mark that names a test's group would do, but pytest-xdist 3.8 does not see it with pytest 9.2.
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        return _group_of(nodeid)
-
-
-def _group_of(nodeid: str) -> str:
-    file = nodeid.split("::", maxsplit=1)[0]
-    return _CLUSTER if _asks_for_cluster(_HERE.parent / file) else file
-
-
-@cache
-def _asks_for_cluster(file: Path) -> bool:
-    return "cluster: None" in file.read_text()
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on what is slow to make are slow. Of two processes' work, the longest first, then the files with the most
-    tests."""
+    """Tests on what is slow to make are slow. Of several processes' work, the longest first, then the files with the
+    most tests."""
     for item in items:
         if not _SLOW.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
     if items and _is_worker(items[0].config):
-        counts = Counter(_group_of(item.nodeid) for item in items)
-        longest = {group: place for place, group in enumerate(_LONGEST)}
+        counts = Counter(item.path.name for item in items)
+        longest = {name: place for place, name in enumerate(_LONGEST)}
 
         def place(item: pytest.Item) -> tuple[int, int]:
-            group = _group_of(item.nodeid)
-            return longest.get(group, len(_LONGEST)), -counts[group]
+            name = item.path.name
+            return longest.get(name, len(_LONGEST)), -counts[name]
 
         items.sort(key=place)
 
@@ -106,9 +85,10 @@ def _is_worker(config: pytest.Config) -> bool:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _OneCluster:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """A file's tests share what they make, so they go to one process."""
     config.option.loadscopereorder = False  # the order above, rather than that of the numbers of tests
-    return _OneCluster(config, log)
+    return LoadFileScheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around all else: waiting does not count as the test's time
@@ -156,7 +136,7 @@ def small_settings() -> Settings:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """A Ray cluster of this machine for all tests that need one: starting one each would take most of their time."""
+    """A Ray cluster of this machine for all tests of a process: starting one each would take most of their time."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
