@@ -71,7 +71,7 @@ def resume(run: str | Path, *, quiet: bool = False, stop: threading.Event | None
     >>> run = resume("runs/cff-vit-20261125-124834", stages=3)      # doctest: +SKIP
 
     Args:
-        run: its folder.
+        run: its folder, or the URL of its copy.
         quiet, stop: as of ``train``.
         changes: the flags that `launch resume --help` lists, with underscores: ``epochs=100``.
 
@@ -83,7 +83,7 @@ def resume(run: str | Path, *, quiet: bool = False, stop: threading.Event | None
     for name in changes:
         if name not in known:
             raise UserError(unknown(name, known, "change of a run that goes on"))
-    asked = ResumeArguments(run=Path(run), quiet=quiet, **changes)
+    asked = ResumeArguments(run=str(run), quiet=quiet, **changes)
     return resume_run(asked, make_console(), began=time.time(), interrupts=Interrupts(stop))
 
 

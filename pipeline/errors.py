@@ -137,6 +137,10 @@ class ResourcesError(RunError):
     """The cluster does not have what the run asks for, also after waiting."""
 
 
+class NoRoomError(ResourcesError):
+    """There is no room for so many stages; there may be for fewer."""
+
+
 def _rebuild(kind: type[Exception], args: tuple[object, ...], values: dict[str, object]) -> Exception:
     """An error whose constructor takes more than its message, again, on the other side of a process boundary."""
     error = kind.__new__(kind, *args)

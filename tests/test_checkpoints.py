@@ -142,6 +142,26 @@ def test_a_writer_that_is_killed_is_replaced(saver: Saver, tmp_path: Path) -> No
     assert not third.error
 
 
+def test_a_disk_that_stands_still_costs_a_checkpoint_not_the_training(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer is stopped, as one is that waits for a file server. Symptom: the stage waited without limit."""
+    saved(saver, "a", {"w": Snapshot({"w": torch.zeros(3)})})
+    assert saver._process is not None
+    monkeypatch.setattr("pipeline.checkpoints.saver._BEFORE", 0.1)
+    os.kill(saver._process.pid, signal.SIGSTOP)
+    try:
+        for key in ("b", "c"):
+            saver.save(key, {"w": Snapshot({"w": torch.ones(3)})})
+        (late,) = saver.take()
+        assert (late.key, late.error) == ("c", "the one before was still being written after 0.1 s")
+    finally:
+        os.kill(saver._process.pid, signal.SIGCONT)
+    assert saver.wait(60)
+    assert [(file.key, file.error) for file in saver.take()] == [("b", "")]
+    assert [file.error for file in saved(saver, "d", {"w": Snapshot({"w": torch.zeros(3)})})] == [""]
+
+
 def test_the_writer_ends_with_whom_it_writes_for(tmp_path: Path) -> None:
     saver = Saver(tmp_path)
     saved(saver, "a", {"w": Snapshot({"w": torch.zeros(3)})})

@@ -45,6 +45,7 @@ class Disturbing(Observer):
         self.said: list[str] = []
         self.stacks: dict[str, str] = {}
         self.states: list[RunState] = []
+        self.stages: list[int] = []
 
     def progressed(self, statuses: list[Status]) -> None:
         first = statuses[0]
@@ -59,6 +60,9 @@ class Disturbing(Observer):
 
     def entered(self, state: RunState) -> None:
         self.states.append(state)
+
+    def divided(self, spec: RunSpec) -> None:
+        self.stages.append(spec.num_stages)
 
     def noted(self, title: str, text: str) -> None:
         self.stacks[title] = text
@@ -286,7 +290,8 @@ settings = replace(settings, pipeline=replace(settings.pipeline, executor="seria
 holder = subprocess.Popen([sys.executable, "-c", sys.argv[2]], stdin=-1, stdout=-1, text=True)
 address = next(line for line in holder.stdout if line.startswith("address ")).split()[1]
 ray.init(address=address, log_to_driver=False)
-spec, _ = make_run(saving(settings), stages=2)
+stages = int(sys.argv[3])
+spec, _ = make_run(saving(settings, resource_timeout=5), stages=stages)
 used = {}
 
 def lose_a_machine():
@@ -299,7 +304,9 @@ with LastingWorkers(spec) as workers:
     result = recovering(spec, workers.train, observer, Checkpointing(folder=Path(sys.argv[1])))
     used["after"] = [node for node, _ in workers._group._places.values()]
 assert_same(result, serial(settings))
-assert used["before"] != used["after"], used
+lost = set(used["before"]) - set(used["after"])
+assert len(lost) == 1 and len(used["after"]) == min(stages, 2), used
+assert observer.stages == ([] if stages == 2 else [2])
 print(*observer.said, sep="\\n")
 ray.shutdown()
 holder.communicate(timeout=60)
@@ -307,11 +314,16 @@ holder.communicate(timeout=60)
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive
-def test_the_stages_of_a_lost_machine_go_to_another_one(tmp_path: Path, data_dir: Path) -> None:
-    """Three nodes of a cluster, on this machine, with a core each; one of the two that are used dies."""
-    done = subprocess.run(
-        [sys.executable, "-c", NODES, str(tmp_path), HOLDER], capture_output=True, text=True, timeout=500, check=False
-    )
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        pytest.param(2, "Started anew: stage ", id="to the third", marks=pytest.mark.exhaustive),
+        pytest.param(3, "There is room for 2 stages of 3. Going on in 2 stages.", id="in fewer stages"),
+    ],
+)
+def test_the_layers_of_a_lost_machine_go_to_others(tmp_path: Path, data_dir: Path, stages: int, said: str) -> None:
+    """Three nodes of a cluster, on this machine, with a core each; one of those that are used dies."""
+    command = [sys.executable, "-c", NODES, str(tmp_path), HOLDER, str(stages)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Started anew: stage " in done.stdout and " lost. Going on from epoch " in done.stdout, done.stdout
+    assert said in done.stdout and " lost. Going on from epoch " in done.stdout, done.stdout

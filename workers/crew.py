@@ -16,7 +16,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from pipeline.config.run_spec import RunSpec
-from pipeline.errors import ResourcesError
+from pipeline.errors import NoRoomError
 from pipeline.runtime.observer import Observer
 from workers.coordinator import NAME as COORDINATOR
 from workers.coordinator import CoordinatorWorker
@@ -83,7 +83,7 @@ class Crew:
         if not ready(group, soon):
             observer.notified(f"Waiting up to {pipe.resource_timeout:g} s for room: {described(wanted)}.")
         if not ready(group, pipe.resource_timeout - soon):
-            raise ResourcesError(missing(wanted, pipe.resource_timeout))
+            raise NoRoomError(missing(wanted, pipe.resource_timeout))
         return group
 
     def start_missing(self, attempt: int, observer: Observer, ready: Ready, ask: Ask) -> None:
@@ -93,7 +93,7 @@ class Crew:
             attempt: at the run; part of the actors' names.
 
         Raises:
-            ResourcesError: there is no room for them, also after waiting.
+            NoRoomError: there is no room for them, also after waiting.
             StageFailedError, KeyboardInterrupt: as ``ask`` and ``ready`` do.
         """
         pipe, run = self._spec.settings.pipeline, f"{self._name}-{attempt}"

@@ -58,7 +58,7 @@ def train_ray(
     """As ``pipeline.runtime.serial.train_serial``, each stage in a Ray actor. Ray must be initialised.
 
     Raises:
-        ResourcesError: the cluster does not have the devices, also after waiting.
+        NoRoomError: the cluster does not have the devices, also after waiting.
         StageFailedError, NonFiniteLossError: a worker failed; the message names it.
     """
     with RayWorkers(spec, observer, checkpointing) as group:

@@ -8,12 +8,14 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.config.run_spec import RunSpec
+from pipeline.errors import NoRoomError
 from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.controller import control
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.observer import Observer
 from workers.failures import OwnClusterLostError
 from workers.group import RayWorkers
+from workers.placement import room
 
 
 class LastingWorkers:
@@ -41,7 +43,8 @@ class LastingWorkers:
     def train(self, observer: Observer, checkpointing: Checkpointing) -> RunResult:
         """As ``workers.group.train_ray``."""
         try:
-            return control(self._spec, self._ready(observer, checkpointing), observer, checkpointing)
+            workers = self._ready(observer, checkpointing)
+            return control(self._spec, workers, observer, checkpointing)
         except OwnClusterLostError as error:
             error.mends = self._renew is not None
             raise
@@ -50,13 +53,41 @@ class LastingWorkers:
         """The workers, where the run begins this time."""
         group = self._group
         if group is not None and group.has_cluster:
-            group.begin(observer, checkpointing)
+            try:
+                group.begin(observer, checkpointing)
+            except NoRoomError as error:
+                return self._in_fewer_stages(error, observer, checkpointing)
             return group
         if group is not None:
-            self._stack.close()
-            self._group = None
+            self._end()
             assert self._renew is not None, "the error said that nothing mends it"
             observer.waits_for("starting Ray anew")
             self._renew()
+        return self._start(observer, checkpointing)
+
+    def _start(self, observer: Observer, checkpointing: Checkpointing) -> RayWorkers:
         self._group = self._stack.enter_context(RayWorkers(self._spec, observer, checkpointing))
         return self._group
+
+    def _end(self) -> None:
+        self._stack.close()
+        self._group = None
+
+    def _in_fewer_stages(self, error: NoRoomError, observer: Observer, checkpointing: Checkpointing) -> RayWorkers:
+        """The workers of the same run on what is left of the cluster.
+
+        Raises:
+            NoRoomError: nothing is left, which ``error`` says.
+        """
+        self._end()
+        before, most = self._spec.num_stages, self._spec.num_stages - 1
+        while (count := room(self._spec, most)) > 0:
+            self._spec = self._spec.in_stages(count)
+            one = "stage" if count == 1 else "stages"
+            observer.notified(f"There is room for {count} {one} of {before}. Going on in {count} {one}.")
+            observer.divided(self._spec)
+            try:
+                return self._start(observer, checkpointing)
+            except NoRoomError:  # another program took it
+                most = count - 1
+        raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from typing import Any
 
 import ray
@@ -12,6 +13,9 @@ from pipeline.config.partition import partition
 from pipeline.config.run_spec import RunSpec
 from pipeline.transport import CARRIERS
 from workers.topology import ask_nvidia_smi
+
+_FREED = 5.0  # seconds within which Ray knows that what was given back is free
+_LOOK = 0.2  # seconds between two looks at what is
 
 _GPU_ENVIRONMENT = {
     # Ray's masking of CUDA_VISIBLE_DEVICES slows NCCL on NVSwitch hosts; stages choose their device themselves.
@@ -42,6 +46,20 @@ def runtime_env(spec: RunSpec) -> dict[str, Any] | None:
 def look(with_links: bool) -> tuple[str, str]:
     """In a task on a stage's place: its GPU as the node calls it, and the node's table of links where asked for."""
     return str(ray.get_gpu_ids()[0]), ask_nvidia_smi() if with_links else ""
+
+
+def room(spec: RunSpec, most: int) -> int:
+    """Stages that there is room for now, up to so many: what is free, as far as it lies on nodes that can hold one."""
+    kind, amount = ("CPU", spec.settings.pipeline.threads) if spec.device == "cpu" else ("GPU", 1)
+    deadline = time.perf_counter() + _FREED
+    while (count := _room(kind, amount)) < most and time.perf_counter() < deadline:
+        time.sleep(_LOOK)
+    return min(count, most)
+
+
+def _room(kind: str, amount: float) -> int:
+    on_nodes = sum(int(node["Resources"].get(kind, 0) // amount) for node in ray.nodes() if node["Alive"])
+    return min(on_nodes, int(ray.available_resources().get(kind, 0) // amount))
 
 
 def described(bundles: list[dict[str, float]]) -> str:

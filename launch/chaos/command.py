@@ -26,13 +26,14 @@ from launch.presets import PRESETS
 from pipeline.errors import RunError, UserError
 
 _ABOUT = """Disturbs a run on purpose and shows that it survives: kills, crashes and stops its workers, Ray's processes
-and the launching process, and damages checkpoints, at random moments that --seed decides. What it recovers from by
-itself it does; after the others `launch resume` goes on, with another number of stages. At the end weights, optimizers,
-losses and predictions are compared, byte by byte, with those of a run that nothing disturbed. Flags of a run follow
-those of the command, behind --."""
+and the launching process, damages messages and checkpoints, and cuts connections, at random moments that --seed
+decides. What it recovers from by itself it does; after the others `launch resume` goes on, with another number of
+stages. At the end weights, optimizers, losses and predictions are compared, byte by byte, with those of a run that
+nothing disturbed. Flags of a run follow those of the command, behind --."""
 
 _FILES = ("model.safetensors", "last.safetensors", "steps.safetensors", "predictions.csv")
 _START = 300.0  # seconds that a run may take to start on a busy machine, or to recover
+_LOOK = 0.05  # seconds between two looks at what it says
 _RESUME = "launch resume"
 _TRAINS = ("The run goes on, ", "first training step ")
 """Lines by which a run says that it trains again, by itself or after `launch resume`."""
@@ -208,11 +209,22 @@ class Disturbed:
         match fault.after:
             case "restart":
                 struck = self._by_itself(done, at)
+            case "either":
+                if self._fails_within(2 * STALL, at):
+                    struck = self._by_itself(done, at)
             case "resume":
                 struck = self._by_hand(done, at)
         if struck is not None:  # the next one strikes a run that has saved something since
             self._saved_since(time.monotonic(), or_end=True)
         return struck
+
+    def _fails_within(self, seconds: float, at: float) -> bool:
+        """Whether it says in so many seconds that something happened."""
+        while time.monotonic() < at + seconds and self._victim.process.poll() is None:
+            if self._victim.first("Going on from", since=at) is not None:
+                return True
+            time.sleep(_LOOK)
+        return False
 
     def _by_itself(self, struck: Struck, at: float) -> Struck | None:
         """Waits until it has gone on; None where it was over before."""

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from launch.chaos import wires
 from launch.chaos.victim import Victim
 from launch.output.console import counted
 from pipeline.checkpoints.folder import MANIFEST, CheckpointFolder
+from pipeline.transport.message import HEADER_BYTES
 
 STALL = 10.0
 """Seconds after which a stopped worker counts as stuck."""
@@ -23,8 +25,14 @@ STALL = 10.0
 PAUSE = STALL / 2
 """Seconds for which one is stopped that must not count as stuck, at most."""
 
+WAITING = 10.0
+"""Seconds within which a message is expected to wait between two neighbours: they take turns at being the faster."""
+
 WORD = 60.0
 """Seconds within which a run that cannot save says so."""
+
+_STAGE, _FEEDER, _COORDINATOR = "ray::StageWorker", "ray::FeederWorker", "ray::CoordinatorWorker"
+_WRITER = "checkpoints/writer.py"
 
 _UNSAVED = "could not be saved"  # in what it says then
 
@@ -36,18 +44,19 @@ class Fault:
     Attributes:
         name: for people.
         after: what the run does about it: "restart" by itself, "resume" where the launching process ends with it and
-            `launch resume` goes on, "nothing" where it goes on as if nothing had been.
+            `launch resume` goes on, "nothing" where it goes on as if nothing had been, "either" where that or a restart
+            may follow.
         strike: does it; returns what it did it to, or None where the run has nothing of the kind.
     """
 
     name: str
-    after: Literal["restart", "resume", "nothing"]
+    after: Literal["restart", "resume", "nothing", "either"]
     strike: Callable[[Victim, random.Random], str | None]
 
 
 def _signal(kind: str, number: signal.Signals) -> Callable[[Victim, random.Random], str | None]:
     def strike(victim: Victim, choose: random.Random) -> str | None:
-        found = sorted(pid for pid, command in victim.descendants().items() if kind in command)
+        found = victim.named(kind)
         if not found:
             return None
         pid = choose.choice(found)
@@ -60,7 +69,7 @@ def _signal(kind: str, number: signal.Signals) -> Callable[[Victim, random.Rando
 
 def _pause(victim: Victim, choose: random.Random) -> str | None:
     """Stops a stage for less than a stuck one would be: nobody may mind."""
-    found = sorted(pid for pid, command in victim.descendants().items() if "ray::StageWorker" in command)
+    found = victim.named(_STAGE)
     if not found:
         return None
     pid, seconds = choose.choice(found), choose.uniform(0.5, PAUSE)
@@ -73,7 +82,7 @@ def _pause(victim: Victim, choose: random.Random) -> str | None:
 
 def _fail_writing(victim: Victim, choose: random.Random) -> str | None:
     """Has every process that writes checkpoints write no byte more, as on a full disk, until it is told."""
-    writers = [pid for pid, command in victim.descendants().items() if "checkpoints/writer.py" in command]
+    writers = victim.named(_WRITER)
     if not writers:
         return None
     begun = time.monotonic()
@@ -87,6 +96,30 @@ def _fail_writing(victim: Victim, choose: random.Random) -> str | None:
             with suppress(ProcessLookupError):
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
     return counted(len(writers), "process", "processes")
+
+
+def _intrude(victim: Victim, choose: random.Random) -> str | None:
+    """Puts bytes that are no message between two neighbours, behind messages that wait there."""
+    workers = victim.named(_STAGE) + victim.named(_FEEDER)
+    end = time.monotonic() + WAITING
+    while time.monotonic() < end:
+        found = wires.with_messages(workers)
+        if found:
+            pid, file = choose.choice(found)
+            if wires.intrude(pid, file, choose.randbytes(HEADER_BYTES)):
+                return f"process {pid}"
+        time.sleep(0.01)
+    return None
+
+
+def _cut(victim: Victim, choose: random.Random) -> str | None:
+    """Cuts every network connection of a stage, as whoever pulls its machine's cable."""
+    found = victim.named(_STAGE)
+    if not found:
+        return None
+    pid = choose.choice(found)
+    count = wires.cut(pid)
+    return f"process {pid}, {counted(count, 'connection')}" if count else None
 
 
 def _launcher(number: signal.Signals) -> Callable[[Victim, random.Random], str | None]:
@@ -115,16 +148,18 @@ def _damage(victim: Victim, choose: random.Random) -> str | None:
 FAULTS: Mapping[str, Fault] = {
     fault.name: fault
     for fault in (
-        Fault("stage killed", "restart", _signal("ray::StageWorker", signal.SIGKILL)),
-        Fault("stage terminated", "restart", _signal("ray::StageWorker", signal.SIGTERM)),
-        Fault("stage crashed", "restart", _signal("ray::StageWorker", signal.SIGSEGV)),
-        Fault("stage stopped", "restart", _signal("ray::StageWorker", signal.SIGSTOP)),
+        Fault("stage killed", "restart", _signal(_STAGE, signal.SIGKILL)),
+        Fault("stage terminated", "restart", _signal(_STAGE, signal.SIGTERM)),
+        Fault("stage crashed", "restart", _signal(_STAGE, signal.SIGSEGV)),
+        Fault("stage stopped", "restart", _signal(_STAGE, signal.SIGSTOP)),
         Fault("stage paused", "nothing", _pause),
-        Fault("feeder killed", "restart", _signal("ray::FeederWorker", signal.SIGKILL)),
-        Fault("coordinator killed", "restart", _signal("ray::CoordinatorWorker", signal.SIGKILL)),
+        Fault("stage cut off", "either", _cut),
+        Fault("message damaged", "restart", _intrude),
+        Fault("feeder killed", "restart", _signal(_FEEDER, signal.SIGKILL)),
+        Fault("coordinator killed", "restart", _signal(_COORDINATOR, signal.SIGKILL)),
         Fault("raylet killed", "restart", _signal("/raylet ", signal.SIGKILL)),
         Fault("Ray's head killed", "restart", _signal("/gcs_server ", signal.SIGKILL)),
-        Fault("writer killed", "nothing", _signal("checkpoints/writer.py", signal.SIGKILL)),
+        Fault("writer killed", "nothing", _signal(_WRITER, signal.SIGKILL)),
         Fault("disk full", "nothing", _fail_writing),
         Fault("launcher killed", "resume", _launcher(signal.SIGKILL)),
         Fault("launcher terminated", "resume", _launcher(signal.SIGTERM)),

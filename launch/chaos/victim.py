@@ -75,6 +75,10 @@ class Victim:
             ours |= {pid for pid in others if parents[pid] in ours}
         return {pid: others[pid] for pid in ours}
 
+    def named(self, kind: str) -> list[int]:
+        """Its living processes in whose command line these words are."""
+        return sorted(pid for pid, command in self.descendants().items() if kind in command)
+
     def wait_for(self, what: str, happened: Callable[[], bool], seconds: float, *, or_end: bool = False) -> bool:
         """Waits until something has happened. Returns False where the run has ended before.
 

@@ -80,8 +80,8 @@ class ResumeArguments:
     """Goes on with a run from its last checkpoint, in its folder. Where and how it is divided may change, and the bits
     are those of a run that was never stopped; what changes numbers says so."""
 
-    run: RunFolderArgument
-    """Run folder."""
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run folder, or the URL of a copy that --mirror made, which is fetched into runs/."""
     stages: int | None = None
     """Pipeline stages. Default: as before."""
     partition: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N …")] = None
@@ -106,6 +106,8 @@ class ResumeArguments:
     """How often checkpoints are saved. Default: as before."""
     keep_checkpoints: int | None = None
     """How many are kept. Default: as before."""
+    mirror: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
+    """Where the run folder is copied to. Default: as before."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-q"])] = False
     """-q: print the result and warnings alone."""
     verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-v"])] = False

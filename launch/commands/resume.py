@@ -16,8 +16,9 @@ from launch.command_line.arguments import CheckpointArguments, ResumeArguments
 from launch.commands.train import Interrupts, Job, carry_out, checkpointing_of, open_dataset
 from launch.output.console import counted, make_console, say, warn
 from launch.output.going_on import is_locked
+from launch.output.mirror import check_mirror, fetch, is_url
 from launch.output.run import Run
-from launch.output.run_folder import CHECKPOINTS, RunFolder, command_line, load_config
+from launch.output.run_folder import CHECKPOINTS, RUNS, RunFolder, command_line, load_config
 from launch.output.wishes import ask
 from launch.signals import INTERRUPTED, heard_by
 from pipeline import plain_json
@@ -52,12 +53,18 @@ def resume_run(arguments: ResumeArguments, console: Console, *, began: float, in
         UserError: nothing to go on from, another process that writes there, other data, or a change that cannot be.
     """
     aside = make_console(quiet=arguments.quiet)
-    run = arguments.run
+    if is_url(arguments.run):
+        say(aside, f"fetching {arguments.run} …")
+        run = fetch(arguments.run, RUNS)
+    else:
+        run = Path(arguments.run)
     if is_locked(run):
         raise UserError(f"{run}: another process writes to it. Wait for its end, or stop it.")
-    manifest, saved, settings = _chosen(arguments)
+    manifest, saved, settings = _chosen(arguments, run)
     checks.check(settings)
     checks.check_data(settings)
+    if settings.checkpoint.mirror is not None:
+        check_mirror(settings.checkpoint.mirror)
     with ExitStack() as stack:
         stack.enter_context(heard_by(interrupts.hear))
         on_ray = settings.pipeline.executor == "ray"
@@ -108,13 +115,12 @@ def checkpoint(arguments: CheckpointArguments, console: Console) -> None:
     say(console, f"saved: {manifest.facts['where']} ({manifest.size / 2**20:,.1f} MiB) in {folder.path / key}")
 
 
-def _chosen(arguments: ResumeArguments) -> tuple[Manifest, dict[str, Any], Settings]:
+def _chosen(arguments: ResumeArguments, run: Path) -> tuple[Manifest, dict[str, Any], Settings]:
     """The checkpoint to go on from, what was saved of the run with it, and the settings to go on with.
 
     Raises:
         UserError: there is none, or the run is over.
     """
-    run = arguments.run
     load_config(run)
     folder = CheckpointFolder(run / CHECKPOINTS)
     manifest = folder.newest(passed_over=warn)
@@ -178,7 +184,7 @@ def _changed(settings: Settings, arguments: ResumeArguments, run: Path) -> Setti
         pipe = replace(pipe, partition="even", stages="auto")
     placed = {name: given[name] for name in _PLACEMENT if name in given}
     pipe = replace(pipe, **{"device": "auto", "transport": "auto", **placed})
-    kept = {name: given[name] for name in ("checkpoint_every", "keep_checkpoints") if name in given}
+    kept = {name: given[name] for name in ("checkpoint_every", "keep_checkpoints", "mirror") if name in given}
     train = replace(train, **{name: given[name] for name in ("epochs", "lr") if name in given})
     return replace(
         settings, run_dir=str(run), pipeline=pipe, train=train, checkpoint=replace(settings.checkpoint, **kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 
@@ -18,6 +18,7 @@ from launch.output.data_lines import left_out, warnings
 from launch.output.display import Display, print_summary
 from launch.output.kept import checkpoint_in
 from launch.output.kept import kept as as_kept
+from launch.output.mirror import Mirror, check_mirror
 from launch.output.progress import ProgressLine
 from launch.output.run import Run
 from launch.output.run_folder import RunFolder, command_line, new_path
@@ -72,6 +73,8 @@ def run(
     checks.check(settings)
     checks.check_data(settings)
     path = new_path(settings.run_dir, settings.preset)
+    if settings.checkpoint.mirror is not None and not arguments.dry_run:
+        check_mirror(settings.checkpoint.mirror, new=path.name)
     aside = make_console(quiet=arguments.quiet)  # what is no result
     with ExitStack() as stack:
         stack.enter_context(heard_by(interrupts.hear))
@@ -127,6 +130,16 @@ def carry_out(job: Job, console: Console, aside: Console, interrupts: Interrupts
     Raises:
         RunError: the run failed; its ``kept`` says what is left of it.
     """
+    url = job.spec.settings.checkpoint.mirror
+    with nullcontext() if url is None else Mirror(url, job.folder.path, warn) as mirror:
+        if mirror is not None:
+            say(aside, f"copied to {mirror.url}")
+        return _carry_out(job, console, aside, interrupts, mirror, verbose=verbose)
+
+
+def _carry_out(
+    job: Job, console: Console, aside: Console, interrupts: Interrupts, mirror: Mirror | None, *, verbose: bool
+) -> Run:
     spec, dataset, folder = job.spec, job.dataset, job.folder
     pipe = spec.settings.pipeline
     if pipe.executor == "threads" and spec.device == "cpu" and spec.num_stages > num_cores():
@@ -137,9 +150,9 @@ def carry_out(job: Job, console: Console, aside: Console, interrupts: Interrupts
     result: RunResult | None
     failure: RunError | None = None
     with Display(spec, num_images, aside, began=job.began, verbose=verbose) as display:
+        output = _Output(spec, folder, display, interrupts, mirror)
         try:
             interrupts.begun = True
-            output = _Output(spec, folder, display, interrupts)
             result = _train(job, output)
         except RunError as error:
             failure, result = error, error.result
@@ -156,6 +169,7 @@ def carry_out(job: Job, console: Console, aside: Console, interrupts: Interrupts
             folder.discard()
         failure.kept = as_kept(None, folder.path)
         raise failure
+    spec = output.spec
     summary = summarise(spec, dataset, result, output.course, command=job.command, began=job.began)
     where = folder.finish(result, summary)
     if result.status == "finished" and job.checkpointing.folder is not None:
@@ -209,7 +223,10 @@ class _Output(Observer):
 
     wants_best = True
 
-    def __init__(self, spec: RunSpec, folder: RunFolder, display: Display, interrupts: Interrupts) -> None:
+    def __init__(
+        self, spec: RunSpec, folder: RunFolder, display: Display, interrupts: Interrupts, mirror: Mirror | None
+    ) -> None:
+        self.spec, self._mirror = spec, mirror
         self._folder, self._display, self._interrupts = folder, display, interrupts
         self._log_every, self._last_look = spec.settings.log_every, 0.0
         self._wishes = Wishes(folder.checkpoints)
@@ -231,6 +248,8 @@ class _Output(Observer):
     def checkpointed(self, manifest: Manifest) -> None:
         self._wishes.granted()
         self._display.checkpointed(manifest)
+        if self._mirror is not None:
+            self._mirror.copy()
 
     def asked_to_save(self) -> bool:
         return self._wishes.asked()
@@ -246,6 +265,11 @@ class _Output(Observer):
 
     def noted(self, title: str, text: str) -> None:
         self._display.say(f"{title}: {self._folder.note(title, text)}")
+
+    def divided(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self._display.divide(spec)
+        self._folder.divide(spec)
 
     def waits_for(self, what: str) -> None:
         self._display.wait_for(what)

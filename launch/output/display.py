@@ -91,6 +91,11 @@ class Display:
         """Of each stage, over the last seconds."""
         return [meter.utilisation for meter in self._meters]
 
+    def divide(self, spec: RunSpec) -> None:
+        """The run goes on in the stages of ``spec``."""
+        self._spec = spec
+        self._meters = [_Meter() for _ in range(spec.num_stages)]
+
     def wait_for(self, what: str) -> None:
         """Says what the run waits for before its first batch."""
         if self._start is not None:

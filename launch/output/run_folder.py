@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 MODEL, SALVAGED = "model.safetensors", "salvaged.safetensors"
+RUNS = Path("runs")
+"""Where runs go that are not told where."""
+
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 _SPARE = 64 << 20  # bytes that metrics, events and summary may come to
@@ -102,6 +105,11 @@ class RunFolder:
         cut_events(self.path, kept)
         for report in reports_of(history):
             self._pictures.observe(report)
+
+    def divide(self, spec: RunSpec) -> None:
+        """The run goes on in the stages of ``spec``."""
+        self._spec = spec
+        self._pictures.divide(spec)
 
     def discard(self) -> None:
         """Removes the folder again: the run never began, and its name is free for another try."""
@@ -247,7 +255,7 @@ def new_path(run_dir: str | None, preset: str) -> Path:
     """Where the run goes. Raises UserError if a folder that was asked for holds something."""
     if run_dir is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        return next(path for path in _numbered(Path("runs") / f"{preset}-{stamp}") if not path.exists())
+        return next(path for path in _numbered(RUNS / f"{preset}-{stamp}") if not path.exists())
     path = Path(run_dir)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"--run-dir {path} exists and holds something. Give a new folder, or remove this one.")

@@ -38,6 +38,10 @@ class RunPictures:
         self._history.add(report)
         self._recorder.observe(report)
 
+    def divide(self, spec: RunSpec) -> None:
+        """The run goes on in the stages of ``spec``: its schedule is drawn from there on."""
+        self._spec, self._recorder = spec, Recorder()
+
     def write(self, folder: Path, *, warn: Callable[[str], None]) -> None:
         """Draws what the run came to, each picture as PNG and PDF. What cannot be drawn is said, and nothing more."""
         if not self._history.epochs(Kind.TRAIN):

@@ -28,6 +28,7 @@ VALUES = "values"
 
 _LEAVE = 60.0  # seconds in which what is being written may come to its end
 _WRITTEN = 10.0  # the same, while a run waits to go on
+_BEFORE = 10.0  # the same, while a stage waits to save the next one
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Saver(_Tells):
     """Writes a worker's part of each checkpoint into a folder, while the worker goes on.
 
     Copies what it is given into memory of its own before ``save`` returns; a process of its own writes it from there.
-    One checkpoint is under way at a time: the next ``save`` waits for it. So it takes as much memory as the largest
+    One checkpoint is under way at a time: the next ``save`` waits for it, some seconds long. So it takes as much memory as the largest
     one. ``take`` may be called from any thread.
 
     Args:
@@ -86,8 +87,14 @@ class Saver(_Tells):
         self._thread: threading.Thread | None = None
 
     def save(self, key: str, files: Mapping[str, Snapshot]) -> None:
-        """Has these files written, by their names. Their tensors may change once it has returned."""
-        self._idle.wait()
+        """Has these files written, by their names. Their tensors may change once it has returned.
+
+        A disk that takes too long over the checkpoint before costs this one, rather than the training's time.
+        """
+        if not self._idle.wait(_BEFORE):
+            late = f"the one before was still being written after {_BEFORE:g} s"
+            self._saved += [SavedFile(key, name, error=late) for name in files]
+            return
         self._idle.clear()
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)

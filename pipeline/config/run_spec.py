@@ -5,13 +5,14 @@ One "auto" stays: between CPUs, neighbours find out for themselves whether they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
 
 from pipeline.config.compiler import ENOUGH_STEPS
+from pipeline.config.partition import partition
 from pipeline.config.settings import Settings
 from pipeline.data.augment import AugmentConfig
 from pipeline.kind import Kind
@@ -160,6 +161,12 @@ class RunSpec:
     @property
     def num_stages(self) -> int:
         return len(self.stages)
+
+    def in_stages(self, count: int) -> RunSpec:
+        """The same run in so many stages, its layers divided evenly: its numbers do not depend on that."""
+        pipe = replace(self.settings.pipeline, stages=count, partition="even")
+        stages = partition(self.num_layers, count)
+        return replace(self, settings=replace(self.settings, pipeline=pipe), stages=stages)
 
     def stage_device(self, stage: int) -> torch.device:
         """The device of a stage inside the process that runs it alone or, for one process, beside the others."""

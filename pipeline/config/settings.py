@@ -181,6 +181,9 @@ class CheckpointSettings:
     1h. Also where the run is stopped. `launch resume` goes on from it, with any number of stages. off: never."""
     keep_checkpoints: int = 2
     """How many are kept: the newest, and besides them the one at the end of the layers' training."""
+    mirror: str | None = field(default=None, metadata={"metavar": "URL"})
+    """Also copy the run folder there with every checkpoint, and at the end: s3://bucket/runs, or whatever fsspec has an
+    address for. `launch resume URL/RUN` fetches it and goes on, on any machine."""
     stop_timeout: float = 20.0
     """Seconds that a stopped run may take to finish the batches under way and to save a checkpoint. A second Ctrl-C
     does not wait."""

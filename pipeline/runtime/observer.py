@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.checkpoints.folder import Manifest
+from pipeline.config.run_spec import RunSpec
 from pipeline.layers.layer import State
 from pipeline.runtime.states import RunState
 from pipeline.telemetry.reports import PassReport, Status
@@ -46,6 +47,9 @@ class Observer:
 
     def noted(self, title: str, text: str) -> None:
         """What helps to find a failure's cause and is too long for a sentence, such as a worker's stacks."""
+
+    def divided(self, spec: RunSpec) -> None:
+        """The run goes on in other stages, those of ``spec``, after a failure."""
 
     def waits_for(self, what: str) -> None:
         """What the start of the run waits for now, such as "joining neighbours"."""

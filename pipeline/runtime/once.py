@@ -70,6 +70,9 @@ class Once(Observer):
     def noted(self, title: str, text: str) -> None:
         self._observer.noted(title, text)
 
+    def divided(self, spec: RunSpec) -> None:
+        self._observer.divided(spec)
+
     def waits_for(self, what: str) -> None:
         self._observer.waits_for(what)
 
