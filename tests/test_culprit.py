@@ -50,10 +50,10 @@ class Neighbour:
         return {f"state of {os.getpid()}": 0}
 
 
-def group_of(settings: Settings) -> Any:
+def group_of(settings: Settings, *, stages: int = 1) -> Any:
     from workers.group import RayWorkers
 
-    spec, _ = make_run(replace(settings, pipeline=replace(settings.pipeline, executor="ray")), stages=1)
+    spec, _ = make_run(replace(settings, pipeline=replace(settings.pipeline, executor="ray")), stages=stages)
     return RayWorkers(spec)
 
 
@@ -83,6 +83,22 @@ def test_while_a_run_is_set_up_too_the_one_that_died_is_named(small_settings: Se
     with pytest.raises(WorkerDiedError, match=r"^stage 1 \(layer 1\) died: its process \d+ on [\d.]+ has ended: .*$"):
         group_of(small_settings)._all(asked)
     ray.kill(feeder)
+
+
+def test_a_stage_that_dies_while_its_weights_are_fetched_is_named(small_settings: Settings, cluster: None) -> None:
+    """Symptom: "a stage died", where both hold what the run learned."""
+    import ray
+
+    from workers.names import StageName
+
+    actor: Any = ray.remote(Neighbour).options(num_cpus=0)
+    group, first, second = group_of(small_settings, stages=2), actor.remote(), actor.remote()
+    group._crew.stages = {StageName(0): first, StageName(1): second}
+    assert len(group.candidate(3)) == 2
+    os.kill(ray.get(second.pid.remote()), signal.SIGKILL)
+    with pytest.raises(WorkerDiedError, match=r"^stage 2 \(layers 3-4\) died: its process \d+ on [\d.]+ has ended: "):
+        group.candidate(3)
+    ray.kill(first)
 
 
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "has not answered for 3 s")])

@@ -359,13 +359,13 @@ class RayWorkers:
             owner.keep_only.remote(best, upto)
 
     def candidate(self, epoch: int) -> State:
-        return self._merged([owner.candidate.remote(epoch) for owner in self._crew.owners.values()])
+        return self._merged({name: owner.candidate.remote(epoch) for name, owner in self._crew.owners.items()})
 
     def weights(self) -> State:
-        return self._merged([owner.weights.remote() for owner in self._crew.owners.values()])
+        return self._merged({name: owner.weights.remote() for name, owner in self._crew.owners.items()})
 
     def trained(self) -> State:
-        return self._merged([owner.trained.remote() for owner in self._crew.owners.values()])
+        return self._merged({name: owner.trained.remote() for name, owner in self._crew.owners.items()})
 
     @property
     def has_cluster(self) -> bool:
@@ -380,12 +380,16 @@ class RayWorkers:
             return Salvage(weights={}, last={}, lost=list(owners))
         return salvage(owners, epoch, self._fetch)
 
-    def _merged(self, refs: list[Any]) -> State:
-        try:
-            states = ray.get(refs, timeout=self._fetch)
-        except RayError as error:
-            raise failure_of("a stage", error) from error
-        return {name: value for state in states for name, value in state.items()}
+    def _merged(self, asked: dict[str, Any]) -> State:
+        """The states of workers by name, as one."""
+        merged: State = {}
+        end = time.perf_counter() + self._fetch
+        for name, ref in asked.items():
+            try:
+                merged |= ray.get(ref, timeout=max(0.0, end - time.perf_counter()))
+            except RayError as error:
+                raise failure_of(name, error) from error
+        return merged
 
     def close(self) -> None:
         """Ends every actor at once; what they had to say has been fetched."""

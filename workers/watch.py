@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 
 from workers.failures import OwnClusterLostError, failure_of
 
-LOST_AFTER = 8.0
+LOST_AFTER = 6.0
 """Seconds without a way to a worker after which the run ends: Ray mends a short interruption by itself."""
 
 

@@ -69,8 +69,8 @@ class Saver(_Tells):
     """Writes a worker's part of each checkpoint into a folder, while the worker goes on.
 
     Copies what it is given into memory of its own before ``save`` returns; a process of its own writes it from there.
-    One checkpoint is under way at a time: the next ``save`` waits for it, some seconds long. So it takes as much memory as the largest
-    one. ``take`` may be called from any thread.
+    One checkpoint is under way at a time: the next ``save`` waits for it, some seconds long. So it takes as much memory
+    as the largest one. ``take`` may be called from any thread.
 
     Args:
         folder: each checkpoint gets a folder in it, named by its key.
