@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from pipeline import rng
 from pipeline.config.run_spec import RunSpec
@@ -259,6 +260,8 @@ class LocalLayer:
         outputs, passed = self._pass_through(activations, context, send)
         context = self._with_shared(context)
         features = self.forward.features(outputs)
+        if tally.is_empty:
+            tally.show(self.rule.figures(self.net, outputs.own, context))
         tally.add(
             loss=self.rule.loss(self.net, outputs.own, context),
             features=features,
@@ -333,6 +336,17 @@ class LocalLayer:
         return state
 
     # What follows is asked for between two batches by the thread that trains.
+
+    @torch.no_grad()
+    def vitals(self) -> dict[str, float]:
+        """Norms of the layer's parameters and of their last gradient, and the learning rate of the last update."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        return {
+            "gradient_norm": float(get_total_norm(gradients)),
+            "weight_norm": float(get_total_norm([parameter.detach() for parameter in parameters])),
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+        }
 
     def snapshot(self) -> Snapshot:
         """Everything that the next update depends on, and the readout that is kept. The tensors are the layer's own."""

@@ -57,11 +57,13 @@ class TrainTally:
         self.losses, self._skews = list(tensors["losses"].unbind()), list(skews)
         self._seen = len(self.losses)
 
-    def report(self) -> LayerReport:
+    def report(self, vitals: Mapping[str, float] | None = None) -> LayerReport:
+        """What the pass said; of a layer that learned in it also how it is now."""
         losses = torch.stack(self.losses).float().cpu().numpy() if self.losses else np.zeros(0, np.float32)
         mean = float(losses.astype(np.float64).mean()) if len(losses) else math.nan
         skew = sum(self._skews) / len(self._skews) if self._skews else None
-        return LayerReport(layer=self.layer, losses=losses, loss=mean, version_skew=skew)
+        now = dict(vitals or {}) if len(losses) else {}
+        return LayerReport(layer=self.layer, losses=losses, loss=mean, version_skew=skew, vitals=now)
 
 
 class EvaluationTally:
@@ -78,11 +80,21 @@ class EvaluationTally:
         self._hits = _Hits(device)
         self._direct_hits = _Hits(device)
         self.predictions: list[Tensor] = []
+        self._figures: dict[str, Tensor] = {}
 
     @classmethod
     def of(cls, spec: RunSpec, layer: int, features: int, device: torch.device) -> EvaluationTally:
         """The tally of one layer of a run."""
         return cls(layer, num_classes=len(spec.classes), features=features, top_k=spec.top_k, device=device)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no batch has been added."""
+        return not self.count
+
+    def show(self, figures: Mapping[str, Tensor]) -> None:
+        """Takes what a method has to show of the layer, each a scalar ()."""
+        self._figures = {name: value.detach() for name, value in figures.items()}
 
     def add(
         self, *, loss: Tensor, features: Tensor, labels: Tensor, scores: Tensor | None, direct_scores: Tensor | None
@@ -120,6 +132,7 @@ class EvaluationTally:
             readout_loss=float(self.readout_loss_sum) / self.count if self._has_readout else None,
             fisher=self.moments.fisher() if self.count else None,
             predictions=torch.cat(self.predictions).cpu().numpy() if judged and with_predictions else None,
+            vitals={name: float(value) for name, value in self._figures.items()},
         )
 
 

@@ -8,7 +8,7 @@ How to write a method: docs/extending.md.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -116,6 +116,10 @@ class Rule(nn.Module, ABC):
     def scores(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor | None:
         """Scores (N, Z) by which the layer predicts on its own, without a readout; None where the method cannot."""
         return None
+
+    def figures(self, layer: Layer, outputs: Activations, context: StepContext) -> Mapping[str, Tensor]:
+        """What else is worth seeing of the layer, by name, each a scalar (): asked for once an evaluation."""
+        return {}
 
     def targets(self, layer: Layer, context: StepContext) -> Tensor | None:
         """Every class's label embedding as this layer sees it (Z, C); None for methods without any."""

@@ -6,6 +6,7 @@ Source: Aghagolzadeh & Ezoji 2025, whose margin is that of Aghagolzadeh & Ezoji 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.methods.base import METHODS, Activations, MethodConfig, ModelInfo, PooledRule, StepContext
-from pipeline.methods.contrastive import marginal_contrastive_loss
+from pipeline.methods.contrastive import clipped_share, marginal_contrastive_loss
 from pipeline.nets.base import Layer
+
+_SHOWN = 1024  # images and views that ``figures`` looks at
 
 Schedule = Literal["linear", "parabolic", "cosine", "exponential"]
 
@@ -87,6 +90,15 @@ class CffRule(PooledRule):
 
     def loss(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
         # The loss is computed in float32 whatever the layer's precision: exp(s/τ) spans e^±6.7.
-        z = F.normalize(self.features(layer, outputs).float(), dim=1)
-        labels = context.labels.repeat(len(z) // len(context.labels))
+        z, labels = self._rows(layer, outputs, context)
         return marginal_contrastive_loss(z, labels, temperature=self.temperature, margin=self.margin)
+
+    def figures(self, layer: Layer, outputs: Activations, context: StepContext) -> Mapping[str, Tensor]:
+        """The share of positive pairs that the margin has brought to the clip, where no gradient pulls any more."""
+        z, labels = self._rows(layer, outputs, context)
+        return {"margin_occupancy": clipped_share(z[:_SHOWN], labels[:_SHOWN], margin=self.margin)}
+
+    def _rows(self, layer: Layer, outputs: Activations, context: StepContext) -> tuple[Tensor, Tensor]:
+        """Unit-length features (V·N, C) in float32, and the class of each."""
+        z = F.normalize(self.features(layer, outputs).float(), dim=1)
+        return z, context.labels.repeat(len(z) // len(context.labels))

@@ -38,6 +38,13 @@ def marginal_contrastive_loss(z: Tensor, labels: Tensor, *, temperature: float, 
     return loss
 
 
+def clipped_share(z: Tensor, labels: Tensor, *, margin: float) -> Tensor:
+    """The share () of positive pairs of unit-length features z (R, C) whose similarity plus the margin is above 1."""
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    positive = (labels[:, None] == labels[None, :]) & ~own
+    return ((z @ z.T + margin > 1) & positive).sum() / positive.sum().clamp(min=1)
+
+
 def supervised_contrast(logits: Tensor, labels: Tensor) -> Tensor:
     """Supervised contrastive loss of any similarities, such as of features with the label embeddings of a batch.
 

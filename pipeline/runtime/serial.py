@@ -137,7 +137,10 @@ class SerialRun:
         self.evaluate("test", Kind.TEST, 0)
 
     def report_training(self, kind: Kind, epoch: int) -> None:
-        said, self.tallies = [tally.report() for tally in self.tallies], []
+        trains = kind is Kind.TRAIN
+        pairs = zip(self.layers, self.tallies, strict=True)
+        said = [tally.report(layer.vitals() if trains else None) for layer, tally in pairs]
+        self.tallies = []
         self.watch.report(PassReport(stage=0, kind=kind, epoch=epoch, layers=said))
 
     def evaluate(self, split: Split, kind: Kind, epoch: int) -> PassReport:

@@ -211,7 +211,10 @@ class Stage:
             self._end_training(Kind.READOUT)
 
     def _end_training(self, kind: Kind, steps: StepTimes | None = None) -> None:
-        reports = [tally.report() for tally in self._training]
+        reports = [
+            tally.report(layer.vitals() if kind is Kind.TRAIN else None)
+            for layer, tally in zip(self.layers, self._training, strict=True)
+        ]
         self._training = []
         self._say(PassReport(stage=self.index, kind=kind, epoch=self._epoch, layers=reports, steps=steps))
 

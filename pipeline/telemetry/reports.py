@@ -58,6 +58,9 @@ class LayerReport:
         readout_loss: mean cross-entropy of the readout; None without one.
         fisher: Fisher criterion of the pooled features; None in training passes.
         predictions: the class that ``accuracy`` judges for every image (N,) int64, in test passes.
+        vitals: how the layer is at the end of a training pass in which it learned: "gradient_norm" (of its last
+            step), "weight_norm", "learning_rate"; in an evaluation what its method has to show of it
+            (``Rule.figures``), on the pass's first batch.
     """
 
     layer: int
@@ -70,6 +73,7 @@ class LayerReport:
     readout_loss: float | None = None
     fisher: float | None = None
     predictions: NDArray[np.int64] | None = None
+    vitals: dict[str, float] = field(default_factory=dict)
 
     @property
     def has_readout(self) -> bool:
