@@ -170,7 +170,7 @@ def test_online_readouts_report_accuracy_every_epoch(tmp_path: Path, capsys: Any
     arguments = ["cff-vit", *_SMALL, "--executor", "threads", "--readout", "online", "--run-dir", str(tmp_path / "it")]
     assert main(arguments) == 0
     lines = [json.loads(line) for line in (tmp_path / "it" / "metrics.jsonl").read_text().splitlines()]
-    curve = [line["accuracy"] for line in lines if line["kind"] == "validate" and line["layer"] == 3]
+    curve = [line["accuracy"] for line in lines if line["kind"] == "validate" and line.get("layer") == 3]
     assert len(curve) == 6
     assert curve[-1] > curve[0]
     assert json.loads((tmp_path / "it" / "summary.json").read_text())["test_accuracy"] > 0.6

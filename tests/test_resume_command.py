@@ -52,16 +52,25 @@ def assert_same_run(run: Path, want: Path) -> None:
 
 
 def lines(run: Path) -> list[str]:
+    """What is said of layers. What is said of stages, whose number changes, is said of each once."""
     said = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return sorted(json.dumps({name: value for name, value in line.items() if name != "stage"}) for line in said)
+    passes = [(line["kind"], line["epoch"], line["stage"]) for line in said if "layer" not in line]
+    assert len(passes) == len(set(passes))
+    of_layers = [line for line in said if "layer" in line]
+    kept = [{name: value for name, value in line.items() if name not in ("stage", "time")} for line in of_layers]
+    return sorted(json.dumps(line) for line in kept)
 
 
 def events(run: Path) -> dict[tuple[str, int], float]:
-    """Every figure that TensorBoard shows of layers, by its tag and place on the axis; each must be there once."""
+    """Every figure of layers in TensorBoard's events, by its tag and place on the axis; each must be there once."""
     found: dict[tuple[str, int], float] = {}
+    others: set[tuple[str, int]] = set()
     for file in run.glob("events.out.tfevents*"):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
+                assert value.tag.endswith("/text_summary") or (value.tag, event.step) not in others
+                if re.search(r"/(stage \d+|run)$", value.tag):
+                    others.add((value.tag, event.step))
                 if "/layer " in value.tag:
                     assert (value.tag, event.step) not in found, f"{value.tag} twice at {event.step}"
                     found[value.tag, event.step] = value.tensor.float_val[0]

@@ -32,7 +32,15 @@ class OwnClusterLostError(HostLostError):
 
 
 class WorkerUnreachableError(StageFailedError):
-    """A worker may live, and Ray cannot reach it."""
+    """A worker may live, and Ray cannot reach it.
+
+    Args:
+        worker: its name.
+    """
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(f"{worker} cannot be reached: Ray lost the connection to its process")
+        self.worker = worker
 
 
 def own_error(error: RayError) -> RunError | None:
@@ -56,7 +64,7 @@ def failure_of(name: str, error: RayError) -> RunError:
     if isinstance(error, ActorDiedError) and error.actor_init_failed:
         return StageFailedError(f"{name} could not start: {_lines(str(error))[-1]}")
     if isinstance(error, ActorUnavailableError):
-        return WorkerUnreachableError(f"{name} cannot be reached: Ray lost the connection to its process")
+        return WorkerUnreachableError(name)
     return _death_of(name, error)
 
 

@@ -33,7 +33,7 @@ from workers.arrivals import Arrivals, mark, unmark
 from workers.coordinator import HOLDS
 from workers.coordinator import NAME as COORDINATOR
 from workers.crew import Crew, feeder_name, this_node
-from workers.failures import culprit, failure_of, is_explained
+from workers.failures import WorkerUnreachableError, culprit, failure_of, is_explained
 from workers.names import StageName
 from workers.salvage import salvage
 from workers.stacks import whereabouts
@@ -41,6 +41,7 @@ from workers.watch import Contact, OwnCluster
 
 _AFTERSHOCK = 1.0  # seconds in which other workers report what happened to them at the same time
 _UNEXPLAINED = 10.0  # seconds in which Ray may tell why workers have lost a neighbour
+_UNREACHED = 5.0  # the same, why it does not reach one
 _ANSWER = 2.0  # seconds for a look at a stage; one that is slower is looked at again next time
 _ALIVE = 5.0  # seconds in which a worker that works answers a call that needs no work
 _COME_OUT = 8.0  # seconds in which workers whose neighbours are gone come out of their work
@@ -83,6 +84,7 @@ class RayWorkers:
         self._cluster = OwnCluster()
         self.devices: list[str] = []
         self._places: dict[str, tuple[str, int]] = {}  # node and process of every stage
+        self._out_of_reach: set[str] = set()  # workers that the attempt before could not ask any more
         self._hear_anew()
 
     def __enter__(self) -> Self:
@@ -125,10 +127,12 @@ class RayWorkers:
         self._contact = Contact(self._spec.settings.pipeline.stall_timeout)
 
     def _end_what_failed(self) -> None:
-        """Of an attempt that failed, ends the workers that died or are stuck. All others have come out of their work:
-        whose neighbour is gone breaks off its own channels."""
+        """Of an attempt that failed, ends the workers that died, are stuck or cannot be reached. All others have come
+        out of their work: whose neighbour is gone breaks off its own channels."""
         workers = self._crew.by_name
-        answers = {worker.__ray_ready__.remote(): name for name, worker in workers.items()}
+        self._crew.end(self._out_of_reach)  # they may work on, and their neighbours with them
+        self._out_of_reach = set()
+        answers = {worker.__ray_ready__.remote(): name for name, worker in self._crew.by_name.items()}
         ray.wait(list(answers), num_returns=len(answers), timeout=_ALIVE)
         stuck = {name for ref, name in answers.items() if not _is_well(ref)}
         self._crew.end(stuck)  # first: they hold others up
@@ -273,7 +277,11 @@ class RayWorkers:
                 polled.append((said.status, said.reports))
                 self._arrivals.heard(described, self._crew.stages[name], said.saved, saving=said.saving)
             except RayActorError as error:
-                self._contact.missed(described, error)  # where it is dead, ``wait`` says so before
+                try:
+                    self._contact.missed(described, error)  # where it is dead, ``wait`` says so before
+                except StageFailedError:
+                    self._out_of_reach.add(described)
+                    raise
                 continue
             except RayError as error:
                 raise failure_of(described, error) from error
@@ -281,6 +289,7 @@ class RayWorkers:
         silent = self._contact.silent()
         if silent is not None:
             limit = self._spec.settings.pipeline.stall_timeout
+            self._out_of_reach.add(silent)
             raise StageFailedError(f"{silent} has not answered for {limit:g} s: {self._look_for(silent)}")
         self._ask_coordinator()
         return polled
@@ -310,7 +319,7 @@ class RayWorkers:
     def _cause(self, failures: list[RunError], others: dict[Any, str]) -> RunError:
         """The error that explains these, which came first; it may be the one of another worker's unfinished work."""
         waiting, begun = list(others), time.perf_counter()
-        while waiting and time.perf_counter() - begun < (_AFTERSHOCK if is_explained(failures) else _UNEXPLAINED):
+        while waiting and time.perf_counter() - begun < _patience(failures):
             done, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK)
             failures = failures + _errors(done, others)
             try:
@@ -318,6 +327,7 @@ class RayWorkers:
             except RunError as error:
                 return error
         cause = culprit(failures)
+        self._out_of_reach |= {error.worker for error in failures if isinstance(error, WorkerUnreachableError)}
         stuck = [name for name in (others[ref] for ref in waiting) if name in self._places]
         if (
             isinstance(cause, PeerLostError) and stuck
@@ -397,6 +407,13 @@ class RayWorkers:
         self._crew.close(ray_is_there=self.has_cluster)
         self._running = {}
         self._arrivals.close()
+
+
+def _patience(failures: Sequence[RunError]) -> float:
+    """Seconds in which an error may come that explains these."""
+    if is_explained(failures):
+        return _AFTERSHOCK
+    return _UNREACHED if any(isinstance(error, WorkerUnreachableError) for error in failures) else _UNEXPLAINED
 
 
 def _errors(done: Iterable[Any], names: dict[Any, str]) -> list[RunError]:

@@ -38,11 +38,11 @@ class Contact:
         """Ray could not put a question to the worker.
 
         Raises:
-            StageFailedError: nor any other for ``LOST_AFTER`` seconds; the message names the worker.
+            StageFailedError: nor any other since one ``LOST_AFTER`` seconds ago; the message names the worker.
         """
-        self._asked.pop(name, None)
         now = self._clock()
-        if now - self._missed_since.setdefault(name, now) >= LOST_AFTER:
+        asked = self._asked.pop(name, now)  # Ray itself tries for some seconds before it says so
+        if now - self._missed_since.setdefault(name, asked) >= LOST_AFTER:
             raise failure_of(name, error) from error
 
     def silent(self) -> str | None:

@@ -16,6 +16,7 @@ from launch.command_line.arguments import CheckpointArguments, ResumeArguments
 from launch.commands.train import Interrupts, Job, carry_out, checkpointing_of, open_dataset
 from launch.output.console import counted, make_console, say, warn
 from launch.output.going_on import is_locked
+from launch.output.logs.figures import steps_at
 from launch.output.mirror import check_mirror, fetch, is_url
 from launch.output.run import Run
 from launch.output.run_folder import CHECKPOINTS, RUNS, RunFolder, command_line, load_config
@@ -32,7 +33,7 @@ from pipeline.config.settings import Settings
 from pipeline.errors import UserError
 from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.keeper import history_of
-from pipeline.runtime.passes import described, trained_steps
+from pipeline.runtime.passes import described
 from pipeline.runtime.resume import cut_of, going_on
 from workers.cluster import StartingCluster
 
@@ -92,8 +93,7 @@ def resume_run(arguments: ResumeArguments, console: Console, *, began: float, in
             raise UserError(
                 f"{folder.path / manifest.key}: {error}. Remove it, and the one before it is used."
             ) from error
-        images = trained_steps(spec, begin.cut) * spec.settings.train.batch_size
-        opened = RunFolder(spec, run, warn=warn, resumed=(history, images))
+        opened = RunFolder(spec, run, warn=warn, resumed=(history, steps_at(spec, begin.cut)))
         begin = replace(begin, folder=checkpointing_of(spec, opened).folder)
         say(aside, f"going on from {described(spec, begin.cut)}, saved {manifest.facts.get('saved', 'earlier')}")
         job = Job(spec, dataset, opened, begin, starting, command=command_line(), began=began)

@@ -240,7 +240,7 @@ class _Output(Observer):
         if statuses and time.perf_counter() - self._last_look >= self._log_every:
             self._last_look = time.perf_counter()
             self._display.follow(statuses)
-            self._folder.follow(statuses, self._display.utilisation)
+            self._folder.follow(statuses, self._display.meters)
 
     def improved(self, epoch: int, weights: State) -> None:
         self._folder.save_best(weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from rich.table import Table
 from launch.output.announce import BY_TEST
 from launch.output.console import counted, say
 from launch.output.layer_table import LayerRow, accuracy_sentence, percent, print_layers
+from launch.output.logs.meters import Meter
 from launch.output.run_folder import MODEL
 from pipeline.checkpoints.folder import Manifest
 from pipeline.config.run_spec import RunSpec
@@ -24,7 +25,6 @@ from pipeline.kind import Kind
 from pipeline.runtime.history import History
 from pipeline.telemetry.reports import PassReport, Status
 
-_WINDOW = 3.0  # seconds over which speed and utilisation are averaged
 _NARROW = 76  # columns; below that the live table leaves out what can be done without
 _DISPENSABLE = ("device", "queue", "loss")
 _PLAIN_EVERY = 10.0  # seconds between lines within an epoch, where there is no terminal
@@ -48,7 +48,7 @@ class Display:
         self._history = History(spec.num_layers)
         self._steps: dict[int, int] = {}  # of an epoch, as far as they were trained in this part of the run
         self._begun_at = 0.0  # epochs that were done when this part of the run began
-        self._meters = [_Meter() for _ in range(spec.num_stages)]
+        self._meters = [Meter() for _ in range(spec.num_stages)]
         self._statuses: list[Status] = []
         self._begun = time.perf_counter()
         self._last_line = self._begun
@@ -87,14 +87,14 @@ class Display:
         return bool(self._history.epochs(Kind.TRAIN))
 
     @property
-    def utilisation(self) -> list[float]:
+    def meters(self) -> Sequence[Meter]:
         """Of each stage, over the last seconds."""
-        return [meter.utilisation for meter in self._meters]
+        return self._meters
 
     def divide(self, spec: RunSpec) -> None:
         """The run goes on in the stages of ``spec``."""
         self._spec = spec
-        self._meters = [_Meter() for _ in range(spec.num_stages)]
+        self._meters = [Meter() for _ in range(spec.num_stages)]
 
     def wait_for(self, what: str) -> None:
         """Says what the run waits for before its first batch."""
@@ -245,34 +245,6 @@ class _Start:
 def _layers(layers: range) -> str:
     """ "layer 1" or "layers 2–4"."""
     return f"layer {layers[0] + 1}" if len(layers) == 1 else f"layers {layers[0] + 1}–{layers[-1] + 1}"
-
-
-class _Meter:
-    """Speed and utilisation of a stage over a sliding window."""
-
-    def __init__(self) -> None:
-        self._seen: deque[Status] = deque()
-
-    def add(self, status: Status) -> None:
-        if not status.kind:  # its clock starts anew with its first batch
-            return
-        if self._seen and status.account.wall < self._seen[-1].account.wall:
-            self._seen.clear()
-        self._seen.append(status)
-        while len(self._seen) > 2 and status.account.wall - self._seen[1].account.wall > _WINDOW:
-            self._seen.popleft()
-
-    @property
-    def images_per_second(self) -> float:
-        wall = self._wall()
-        return (self._seen[-1].images - self._seen[0].images) / wall if wall > 0 else 0.0
-
-    @property
-    def utilisation(self) -> float:
-        return (self._seen[-1].account - self._seen[0].account).utilisation if self._wall() > 0 else 0.0
-
-    def _wall(self) -> float:
-        return self._seen[-1].account.wall - self._seen[0].account.wall if len(self._seen) > 1 else 0.0
 
 
 def print_summary(console: Console, summary: dict[str, Any], folder: str) -> None:

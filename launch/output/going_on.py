@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from launch.output.logs.figures import RUN, STAGE
 from pipeline.errors import UserError
-from pipeline.kind import Kind
 from pipeline.runtime.history import History
 from pipeline.telemetry.reports import PassReport
 
@@ -71,35 +71,29 @@ class Before:
 
     Attributes:
         passes: those that are over.
-        steps: training steps in them, of each layer (0-based).
-        images: images in training batches, also of a pass that was under way.
+        step: training steps of the run, also of a pass that was under way.
+        steps_per_epoch: of the run.
     """
 
     passes: Done
-    steps: Mapping[int, int]
-    images: int
+    step: int
+    steps_per_epoch: int
 
     def has(self, tag: str, step: int) -> bool:
-        """Whether a figure of TensorBoard is of before the checkpoint."""
-        what, _, whose = tag.partition("/")
-        kind, _, number = what.partition(" ")[0], *whose.rpartition(" ")[1:]
-        if what == "step loss":
-            return step <= self.steps.get(int(number) - 1, 0)
-        if what in ("utilisation", "queue"):
-            return step <= self.images
-        return kind not in _KINDS or (kind, step) in self.passes
+        """Whether something that TensorBoard shows is a figure of before the checkpoint. What is written of every part
+        of the run, settings and pictures, is none."""
+        what, _, whose = tag.rpartition("/")
+        if what == "step loss" or whose.startswith(f"{STAGE} "):
+            return step <= self.step
+        kind = "validate" if whose == RUN else what.partition(" ")[0]
+        epoch = 1 if kind == "test" else step // self.steps_per_epoch
+        return (kind, epoch) in self.passes
 
 
-_KINDS = frozenset(kind.name.lower() for kind in Kind)
-
-
-def before(history: History, num_layers: int, images: int) -> Before:
-    """What lies before the end of a history."""
-    steps = dict.fromkeys(range(num_layers), 0)
-    for kind, epoch in history.passes():
-        for layer in history.layers(kind, epoch) or () if kind is Kind.TRAIN else ():
-            steps[layer.layer] += len(layer.losses)
-    return Before(frozenset((kind.name.lower(), epoch + 1) for kind, epoch in history.passes()), steps, images)
+def before(history: History, step: int, steps_per_epoch: int) -> Before:
+    """What lies before the end of a history, and before a training step."""
+    passes = frozenset((kind.name.lower(), epoch + 1) for kind, epoch in history.passes())
+    return Before(passes, step, steps_per_epoch)
 
 
 def cut_events(folder: Path, kept: Before) -> None:

@@ -21,19 +21,23 @@ import csv
 import errno
 import itertools
 import json
-import math
 import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from launch.output.going_on import before, cut_events, cut_metrics, lock_of, reports_of
+from launch.output.logs.all import Logs, flat, outcome_of
+from launch.output.logs.base import RunFacts
+from launch.output.logs.figures import Figures
+from launch.output.logs.lines import lines_of
+from launch.output.logs.meters import Meter
 from launch.output.run_pictures import RunPictures
 from pipeline import plain_json
 from pipeline.config.run_spec import RunSpec
@@ -47,9 +51,6 @@ from pipeline.nets.sizes import num_parameters
 from pipeline.runtime.history import History, RunResult
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.tensor_file import save_tensors
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 MODEL, SALVAGED = "model.safetensors", "salvaged.safetensors"
 RUNS = Path("runs")
@@ -67,8 +68,8 @@ class RunFolder:
     written at the end, elsewhere if need be.
 
     Args:
-        resumed: what was reported up to the checkpoint from which the run goes on in this folder, and the images that
-            were trained on; None: the folder is new.
+        resumed: what was reported up to the checkpoint from which the run goes on in this folder, and the training
+            steps until then; None: the folder is new.
 
     Raises:
         UserError: it cannot be written, or another process writes to it.
@@ -79,7 +80,7 @@ class RunFolder:
     ) -> None:
         self._spec, self._warn, self._pictures = spec, warn, RunPictures(spec)
         check_room(spec, path)
-        self._steps = dict.fromkeys(range(spec.num_layers), 0)
+        self._figures = Figures(spec)
         try:
             self.path = path if resumed is not None else _claim(path, named=spec.settings.run_dir is not None)
             self.lock = lock_of(self.path)
@@ -89,7 +90,16 @@ class RunFolder:
             self._metrics = (self.path / METRICS).open("a", buffering=1)
         except OSError as error:
             raise UserError(f"--run-dir {path}: cannot be written ({error.strerror}). Choose another.") from error
-        self._writer: SummaryWriter | None = None
+        self._logs = Logs(
+            RunFacts(
+                folder=self.path,
+                settings=flat(spec.settings),
+                config=config_of(spec),
+                resumed=resumed is not None,
+            ),
+            warn,
+        )
+        self._outcome: dict[str, float] = {}
         self._logging = True
 
     @property
@@ -97,36 +107,27 @@ class RunFolder:
         """Where the run's checkpoints are."""
         return self.path / CHECKPOINTS
 
-    def _go_on(self, history: History, images: int) -> None:
+    def _go_on(self, history: History, step: int) -> None:
         """Takes off what was written of the run behind its checkpoint, which will come again."""
-        kept = before(history, self._spec.num_layers, images)
-        self._steps = dict(kept.steps)
+        kept = before(history, step, self._spec.steps_per_epoch)
         cut_metrics(self.path / METRICS, kept.passes)
         cut_events(self.path, kept)
         for report in reports_of(history):
             self._pictures.observe(report)
+            self._figures.of_report(report)
 
     def divide(self, spec: RunSpec) -> None:
         """The run goes on in the stages of ``spec``."""
         self._spec = spec
         self._pictures.divide(spec)
+        self._figures.divide(spec)
 
     def discard(self) -> None:
         """Removes the folder again: the run never began, and its name is free for another try."""
         self._metrics.close()
-        if self._writer is not None:
-            self._writer.close()
+        self._logs.finish({}, 0)
         self.lock.release()
         shutil.rmtree(self.path)
-
-    @property
-    def _events(self) -> SummaryWriter:
-        """TensorBoard's writer, once there is something to write: it takes a second to import."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
-
-            self._writer = SummaryWriter(str(self.path))
-        return self._writer
 
     def list_skipped(self, left_out: list[Skipped]) -> None:
         """Writes what the run's data are without, where that is anything."""
@@ -155,41 +156,12 @@ class RunFolder:
     def observe(self, report: PassReport) -> None:
         """Writes a pass's figures."""
         self._pictures.observe(report)
-        self._log(lambda: self._log_report(report))
+        self._logs.write(self._figures.of_report(report))
+        self._log(lambda: self._metrics.writelines(lines_of(report, self._figures.end_of)))
 
-    def follow(self, statuses: list[Status], utilisation: list[float]) -> None:
+    def follow(self, statuses: Sequence[Status], meters: Sequence[Meter]) -> None:
         """Writes what the stages are doing."""
-
-        def write() -> None:
-            for status, used in zip(statuses, utilisation, strict=True):
-                stage = f"stage {status.stage + 1}"
-                self._events.add_scalar(f"utilisation/{stage}", used, status.images)
-                self._events.add_scalar(f"queue/{stage}", status.waiting, status.images)
-
-        self._log(write)
-
-    def _log_report(self, report: PassReport) -> None:
-        name = report.kind.name.lower()
-        for layer in report.layers:
-            tag = f"layer {layer.layer + 1}"
-            figures = {
-                "loss": layer.loss,
-                "accuracy": layer.accuracy,
-                "top_k": layer.top_k,
-                "direct_accuracy": layer.direct_accuracy,
-                "version_skew": layer.version_skew,
-                "readout_loss": layer.readout_loss,
-                "fisher": layer.fisher,
-            }
-            line = {"kind": name, "epoch": report.epoch + 1, "stage": report.stage + 1, "layer": layer.layer + 1}
-            self._metrics.write(json.dumps(line | {k: _finite(v) for k, v in figures.items()}) + "\n")
-            for figure, value in figures.items():
-                if value is not None and math.isfinite(value):
-                    self._events.add_scalar(f"{name} {figure}/{tag}", value, report.epoch + 1)
-            if name == "train":
-                for loss in layer.losses:
-                    self._steps[layer.layer] += 1
-                    self._events.add_scalar(f"step loss/{tag}", loss, self._steps[layer.layer])
+        self._logs.write(self._figures.of_statuses(statuses, meters))
 
     def _log(self, write: Callable[[], None]) -> None:
         if not self._logging:
@@ -206,8 +178,8 @@ class RunFolder:
         Raises:
             RunError: neither the run folder nor the temporary folder can take them.
         """
-        if self._writer is not None:
-            self._log(self._writer.close)
+        self._logs.flush()
+        self._outcome = outcome_of(summary)
         self._log(self._metrics.close)
         try:
             self._write_result(self.path, result, summary)
@@ -222,8 +194,11 @@ class RunFolder:
         return self.path
 
     def draw(self, folder: Path) -> None:
-        """Draws the run as far as it came into a folder. Where that cannot be done, says so."""
-        self._pictures.write(folder, warn=self._warn)
+        """Draws the run as far as it came into a folder, and ends its logs. Where that cannot be done, says so."""
+        step = self._figures.step
+        for picture in self._pictures.write(folder, warn=self._warn):
+            self._logs.picture(picture.stem, picture, step)
+        self._logs.finish(self._outcome, step)
 
     def _write_result(self, path: Path, result: RunResult, summary: dict[str, Any]) -> None:
         if path != self.path:
@@ -343,10 +318,6 @@ def _write_json(path: Path, values: Any) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     part.replace(path)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is None or math.isfinite(value) else None
 
 
 def command_line() -> str:

@@ -42,10 +42,14 @@ class RunPictures:
         """The run goes on in the stages of ``spec``: its schedule is drawn from there on."""
         self._spec, self._recorder = spec, Recorder()
 
-    def write(self, folder: Path, *, warn: Callable[[str], None]) -> None:
-        """Draws what the run came to, each picture as PNG and PDF. What cannot be drawn is said, and nothing more."""
+    def write(self, folder: Path, *, warn: Callable[[str], None]) -> list[Path]:
+        """Draws what the run came to, each picture as PNG and PDF. What cannot be drawn is said, and nothing more.
+
+        Returns the PNGs.
+        """
+        written: list[Path] = []
         if not self._history.epochs(Kind.TRAIN):
-            return
+            return written
         for name, draw in (("curves", self.curves), ("pipeline", self.pipeline)):
             try:
                 from launch.output import pictures  # noqa: PLC0415 (matplotlib takes a second to import)
@@ -53,8 +57,10 @@ class RunPictures:
                 figure = draw()
                 if figure is not None:
                     pictures.write(figure, folder / f"{name}.png", _VECTOR)
+                    written.append(folder / f"{name}.png")
             except Exception as error:  # noqa: BLE001 (whatever it is, a run is worth more than its picture)
                 warn(f"{folder / name}.png: could not be drawn ({type(error).__name__}: {error}).")
+        return written
 
     def curves(self) -> Figure:
         """The learning curves."""

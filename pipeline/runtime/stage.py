@@ -28,6 +28,7 @@ from pipeline.runtime.feeder import IMAGES
 from pipeline.runtime.parts import Kept, go_on, parts_of
 from pipeline.runtime.passes import START, coming, trained_steps
 from pipeline.telemetry.clock import Clock, TimeCategory
+from pipeline.telemetry.memory import bytes_now
 from pipeline.telemetry.reports import PassReport, Status, StepTimes
 from pipeline.telemetry.steps import BusyMeter, StepLog
 from pipeline.transport.channel import Receiver, Sender
@@ -94,7 +95,8 @@ class Stage:
             NonFiniteLossError: naming stage, layer, epoch and step.
         """
         self._check_order(message)
-        self._kind, self._epoch, self._step = message.kind, message.epoch, message.step
+        if not message.kind.is_control:  # those are of no place of their own
+            self._kind, self._epoch, self._step = message.kind, message.epoch, message.step
         match message.kind:
             case Kind.TRAIN:
                 self._train(message, send)
@@ -312,6 +314,7 @@ class Stage:
             account=self._clock.read(),
             device=str(self.device),
             restored=self._restored,
+            memory=bytes_now(self.device),
         )
 
     def keep_only(self, best: int, upto: int) -> None:

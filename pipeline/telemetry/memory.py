@@ -30,6 +30,11 @@ def peak_bytes(device: torch.device) -> int:
     return _resident("VmHWM")
 
 
+def bytes_now(device: torch.device) -> int:
+    """What PyTorch's allocator holds on a GPU, or on a CPU the process's resident memory."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
+
+
 def resident_bytes() -> int:
     """The process's resident memory now."""
     return _resident("VmRSS")

@@ -21,6 +21,7 @@ class Status:
         images: images in training batches so far (an image counts once, whatever the number of views).
         losses: the latest loss of each of the stage's layers, NaN before the first.
         waiting: messages in the stage's queue.
+        memory: bytes that the stage holds now: of its GPU's, or its process's resident ones.
         device: what the stage runs on, for people.
         restored: whether it has taken the best epoch's weights.
         account: the stage's clock.
@@ -35,6 +36,7 @@ class Status:
     images: int = 0
     losses: list[float] = field(default_factory=list)
     waiting: int = 0
+    memory: int = 0
     device: str = ""
     restored: bool = False
     replica: int = 0

@@ -1,0 +1,72 @@
+"""All places that a run's figures go to, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.output.logs.base import RunFacts, Sink
+from launch.output.logs.figures import Figure
+from launch.output.logs.tensorboard import TensorBoard
+from pipeline.config import settings as settings_module
+from pipeline.config.settings import Settings
+
+SINKS: dict[str, type[Sink]] = {sink.kind: sink for sink in (TensorBoard,)}
+
+
+class Logs:
+    """Hands everything to each place. One that fails is said once and left out from then on: the run goes on."""
+
+    def __init__(self, facts: RunFacts, warn: Callable[[str], None], kinds: Sequence[str] = ("tensorboard",)) -> None:
+        self._warn = warn
+        self._sinks = [SINKS[kind](facts) for kind in kinds]
+
+    def write(self, figures: Sequence[Figure]) -> None:
+        if figures:
+            self._each(lambda sink: sink.write(figures))
+
+    def picture(self, name: str, file: Path, step: int) -> None:
+        self._each(lambda sink: sink.picture(name, file, step))
+
+    def flush(self) -> None:
+        self._each(lambda sink: sink.flush())
+
+    def finish(self, outcome: Mapping[str, float], step: int) -> None:
+        self._each(lambda sink: sink.finish(outcome, step))
+        self._sinks = []
+
+    def _each(self, do: Callable[[Sink], None]) -> None:
+        for sink in list(self._sinks):
+            try:
+                do(sink)
+            except Exception as error:  # noqa: BLE001 (each has errors of its own; a run is worth more than its log)
+                self._sinks.remove(sink)
+                said = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+                self._warn(f"{sink.kind}: nothing more is logged there ({said}). Training goes on.")
+
+
+def flat(settings: Settings) -> dict[str, str | int | float | bool]:
+    """Every setting by its name, with its group's before it: "train.lr"."""
+    return dict(_flat(settings_module.to_dict(settings), ""))
+
+
+def _flat(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, str | int | float | bool]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value if isinstance(value, (str, int, float, bool)) else str(value)
+
+
+def outcome_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What a run came to, for comparing runs."""
+    speed = summary.get("speed") or {}
+    found = {
+        "result/test accuracy": summary.get("test_accuracy"),
+        "result/images per second": speed.get("images_per_second"),
+        "result/measured speed-up": speed.get("measured_speedup"),
+        "result/best epoch": summary.get("best_epoch"),
+        "result/seconds": summary.get("seconds", {}).get("total"),
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}

@@ -1,0 +1,60 @@
+"""Where a run's figures are kept: one interface, a module for each place."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from launch.output.logs.figures import Figure
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a place is told of a run before any figure.
+
+    Attributes:
+        folder: the run folder, whose name is the run's.
+        settings: every setting by its flag's name, as text, number or truth value.
+        config: config.json's content.
+        resumed: whether the run goes on from a checkpoint.
+    """
+
+    folder: Path
+    settings: Mapping[str, str | int | float | bool]
+    config: Mapping[str, Any]
+    resumed: bool
+
+
+class Sink(ABC):
+    """Keeps the figures of one run in one place. Errors of the place's own kind come out as they are."""
+
+    kind: ClassVar[str]
+    """Its name for people."""
+
+    def __init__(self, facts: RunFacts) -> None:
+        self.facts = facts
+
+    @abstractmethod
+    def write(self, figures: Sequence[Figure]) -> None:
+        """Takes some figures. Those of one name come in the order of their steps."""
+
+    @abstractmethod
+    def picture(self, name: str, file: Path, step: int) -> None:
+        """Takes a picture, a PNG, drawn when the run had done so many steps."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Has what was written so far be there for others."""
+
+    @abstractmethod
+    def finish(self, outcome: Mapping[str, float], step: int) -> None:
+        """The run is over, after so many steps and with these figures. Nothing more is written."""
+
+
+def missing(kind: str, package: str, error: ImportError) -> UserError:
+    """Why a place cannot be written to: its package is not there."""
+    return UserError(f"`log` {kind}: {package} cannot be imported ({error}). Install it with: pip install {package}")

@@ -1,0 +1,38 @@
+"""metrics.jsonl: a line for every layer, and one for every stage, at the end of every pass (docs/summary.md)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from launch.output.logs.figures import figures_of
+from pipeline.kind import Kind
+from pipeline.telemetry.clock import TimeCategory
+from pipeline.telemetry.reports import PassReport
+
+
+def lines_of(report: PassReport, end_of: Callable[[Kind, int], int]) -> Iterator[str]:
+    """The lines of a stage's pass. What a layer does not have is left out.
+
+    Args:
+        end_of: training steps of the run until the end of a pass.
+    """
+    where = {
+        "kind": report.kind.name.lower(),
+        "epoch": report.epoch + 1,
+        "step": end_of(report.kind, report.epoch),
+        "time": round(time.time(), 3),
+        "stage": report.stage + 1,
+    }
+    for layer in report.layers:
+        yield _line({**where, "layer": layer.layer + 1, **figures_of(layer), **layer.vitals})
+    account = report.account
+    if account is not None:
+        seconds = {kind.value: account.seconds[kind] for kind in TimeCategory} | {"other": account.other}
+        yield _line({**where, "wall": account.wall, **seconds, "utilisation": account.utilisation})
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(values) + "\n"
