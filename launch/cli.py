@@ -196,6 +196,15 @@ def _checkpoint(arguments: list[str]) -> Work:
     return lambda console: checkpoint(parsed, console)
 
 
+def _dashboard(arguments: list[str]) -> Work:
+    from launch.command_line.arguments import DashboardArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+    from launch.commands.dashboard import dashboard  # noqa: PLC0415
+
+    parsed = parse(DashboardArguments, arguments, command="launch dashboard")
+    return lambda console: dashboard(parsed.runs, console, host=parsed.host, port=parsed.port, browser=parsed.browser)
+
+
 def _chaos(arguments: list[str]) -> Work:
     from launch.chaos.command import chaos  # noqa: PLC0415
 
@@ -224,6 +233,7 @@ COMMANDS: dict[str, Command] = {
         usage="RUN", about="go on from a run's last checkpoint, with any number of stages", begin=_resume
     ),
     "checkpoint": Command(usage="RUN", about="have a run that goes on save a checkpoint now", begin=_checkpoint),
+    "dashboard": Command(usage="[RUN…]", about="TensorBoard: all stages of a run in one chart", begin=_dashboard),
     "eval": Command(usage="RUN", about="accuracy and Fisher criterion of every layer", begin=_eval),
     "analyse": Command(usage="RUN", about="pictures and figures of what every layer has learned", begin=_analyse),
     "predict": Command(usage="RUN IMAGE…", about="classes of image files", begin=_predict),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
@@ -456,16 +457,26 @@ def test_the_table_and_the_files_are_printed(
     assert all(picture in printed for picture in found["pictures"])
 
 
-def test_the_run_s_own_files_are_left_alone_and_tensorboard_gets_a_run_of_its_own(
+def test_the_run_s_own_files_are_left_alone_and_its_pictures_are_with_it_in_tensorboard(
     runs: Callable[[str], Path], blank: None, tmp_path: Path
 ) -> None:
     run = copied(runs("cfl"), tmp_path)
+    for earlier in run.glob("events.*.analysis"):
+        earlier.unlink()
     before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
     assert main(["analyse", str(run), "--tsne-images", "0"]) == 0
-    assert {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
-    tags = EventAccumulator(str(run / "analysis")).Reload().Tags()["images"]
-    assert set(tags) == {f"analysis/{Path(picture).stem}" for picture in numbers(run)["pictures"]}
-    assert "test accuracy/layer 1" in EventAccumulator(str(run)).Reload().Tags()["scalars"]
+    after = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    assert {name: after.get(name) for name in before} == before
+    (added,) = (run / name for name in after.keys() - before.keys() - {".lock"})
+    wanted = {f"analysis/{Path(picture).stem}" for picture in numbers(run)["pictures"]}
+    assert wanted == set(EventAccumulator(str(added)).Reload().Tags()["images"])
+    tags = EventAccumulator(str(run)).Reload().Tags()
+    assert wanted < set(tags["images"])
+    assert "test accuracy/layer 1" in tags["scalars"]
+    with FileLock(run / ".lock"):  # while the run writes there itself
+        assert main(["analyse", str(run), "--tsne-images", "0"]) == 0
+    assert {file.name: file.read_bytes() for file in run.iterdir() if file.name in before and file.is_file()} == before
+    assert not added.exists() and list((run / "analysis").glob("events.*.analysis"))
 
 
 def test_another_analysis_takes_the_place_of_the_first_and_of_nothing_else(
@@ -487,7 +498,7 @@ def test_another_analysis_takes_the_place_of_the_first_and_of_nothing_else(
     assert {Path(name).with_suffix(".svg").name for name in numbers(run)["pictures"]} <= left
     assert (folder / "notes.png").read_bytes() == b"mine"
     assert (folder / "confusion.eps").exists()
-    assert sum(name.startswith("events.") for name in left) == 1
+    assert sum(file.name.endswith(".analysis") for file in run.iterdir()) == 1
     found = numbers(run)
     assert (found["split"], found["num_images"]) == ("validation", 144)
     assert all(layer["fisher"] == layer["fisher_validation"] for layer in found["layers"])

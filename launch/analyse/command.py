@@ -6,6 +6,7 @@ from rich.console import Console
 
 from launch.analyse.figures import Wishes, analyse
 from launch.analyse.superclasses import read_superclasses
+from launch.output.going_on import is_locked
 from launch.output.open_run import open_run
 from launch.output.progress import ProgressLine
 from pipeline.errors import UserError
@@ -30,7 +31,7 @@ def analyse_run(wishes: Wishes, console: Console) -> None:
         pictures = report.pictures(analysis)
         folder = wishes.run / "analysis"
         try:
-            report.write(folder, analysis, pictures, progress=line.report)
+            report.write(folder, analysis, pictures, run_goes_on=is_locked(wishes.run), progress=line.report)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
     report.show(console, folder, analysis, pictures)

@@ -30,6 +30,7 @@ from pipeline.data.sources.base import Progress
 _NUMBERS = "analysis.json"
 _VECTORS = ("pdf", "svg")
 _EVENTS = "events.out.tfevents.*"
+_SUFFIX = ".analysis"  # of the name of its events
 
 
 @dataclass(frozen=True)
@@ -57,24 +58,28 @@ def show(console: Console, folder: Path, analysis: Analysis, drawn: Sequence[Pic
     console.print(listing)
 
 
-def write(folder: Path, analysis: Analysis, drawn: Sequence[Picture], *, progress: Progress) -> None:
+def write(folder: Path, analysis: Analysis, drawn: Sequence[Picture], *, run_goes_on: bool, progress: Progress) -> None:
     """Writes pictures, numbers and TensorBoard events in place of those of an earlier analysis.
 
-    The events are a run of their own: two writers in the run's folder would lose data.
+    The events are the run's own, in a file beside its others. Of a run that goes on they are another run's, as two
+    writers in one folder would lose data.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(exist_ok=True)
-    for old in (*_earlier(folder), folder / _NUMBERS, *folder.glob(_EVENTS)):
+    run, spec = folder.parent, analysis.spec
+    for old in (*_earlier(folder), folder / _NUMBERS, *folder.glob(_EVENTS), *run.glob(_EVENTS + _SUFFIX)):
         old.unlink(missing_ok=True)
-    with SummaryWriter(str(folder)) as events:
+    step = spec.epochs * spec.steps_per_epoch
+    with SummaryWriter(str(folder if run_goes_on else run), filename_suffix=_SUFFIX) as events:
         for number, picture in enumerate(drawn):
             progress("drawing", number, len(drawn))
             file = folder / picture.file
             draw.write(picture.draw(), file, analysis.wishes.format)
             with Image.open(file) as opened:
-                events.add_image(f"analysis/{file.stem}", np.asarray(opened.convert("RGB")), dataformats="HWC")
+                image = np.asarray(opened.convert("RGB"))
+                events.add_image(f"analysis/{file.stem}", image, step, dataformats="HWC")
     progress("drawing", len(drawn), len(drawn))
     files = {picture.file: picture.shows for picture in drawn}
     values = numbers(analysis) | {"pictures": files, "pictures_format": analysis.wishes.format}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -112,6 +112,21 @@ class ResumeArguments:
     """-q: print the result and warnings alone."""
     verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-v"])] = False
     """-v: print also where each worker is, each checkpoint, and how long each part of the start took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DashboardArguments:
+    """TensorBoard with every stage's utilisation, waits, queue and speed in one chart each; layers, settings, pictures.
+    Serves on this machine alone unless told otherwise."""
+
+    runs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="RUN…")] = field(default_factory=list)
+    """Run folders, or folders of them. Default: runs."""
+    port: int = 0
+    """Port to serve on. 0: a free one."""
+    host: str = "127.0.0.1"
+    """Address to serve on. Whoever reaches it sees the runs: 0.0.0.0 is everybody."""
+    browser: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also open it in a browser."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ import torch
 from launch.output.going_on import before, cut_events, cut_metrics, lock_of, reports_of
 from launch.output.logs.all import Logs, flat, outcome_of
 from launch.output.logs.base import RunFacts
-from launch.output.logs.figures import Figures
+from launch.output.logs.figures import Charts, Figures
 from launch.output.logs.lines import lines_of
 from launch.output.logs.meters import Meter
 from launch.output.run_pictures import RunPictures
@@ -95,6 +95,7 @@ class RunFolder:
                 folder=self.path,
                 settings=flat(spec.settings),
                 config=config_of(spec),
+                charts=Charts.of(spec),
                 resumed=resumed is not None,
             ),
             warn,

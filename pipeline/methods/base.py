@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import PlainSerializer, PlainValidator
@@ -161,6 +161,9 @@ class ModelInfo:
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(ABC, Registered):
     """A method's settings: enough to make the rule of any one layer."""
+
+    figures: ClassVar[tuple[str, ...]] = ()
+    """Names of what ``Rule.figures`` gives."""
 
     def check(self) -> None:
         """Raises UserError where a value is out of range."""

@@ -29,6 +29,7 @@ class CffSettings(MethodConfig):
     """Contrastive Forward-Forward. Both margins 0 give plain CFF."""
 
     kind: ClassVar[str] = "cff"
+    figures: ClassVar[tuple[str, ...]] = ("margin_occupancy",)
     views: Literal[1, 2] = 2
     """Augmented views of each image: 2 is two-forward (Aghagolzadeh & Ezoji 2025), 1 one-forward (its Table 6)."""
     temperature: float = 0.15

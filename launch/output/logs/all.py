@@ -15,6 +15,10 @@ from pipeline.config.settings import Settings
 SINKS: dict[str, type[Sink]] = {sink.kind: sink for sink in (TensorBoard,)}
 
 
+_MATTER = ("preset", "train", "method", "net", "augment", "readout", "data", "baseline", "pipeline")
+"""Groups of settings in which runs are compared, those first that are varied most."""
+
+
 class Logs:
     """Hands everything to each place. One that fails is said once and left out from then on: the run goes on."""
 
@@ -47,8 +51,9 @@ class Logs:
 
 
 def flat(settings: Settings) -> dict[str, str | int | float | bool]:
-    """Every setting by its name, with its group's before it: "train.lr"."""
-    return dict(_flat(settings_module.to_dict(settings), ""))
+    """Every setting that may matter to a result, by its name with its group's before it: "train.lr"."""
+    saved = settings_module.to_dict(settings)
+    return dict(_flat({name: saved[name] for name in _MATTER}, ""))
 
 
 def _flat(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, str | int | float | bool]]:

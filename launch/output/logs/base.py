@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from launch.output.logs.figures import Figure
+from launch.output.logs.figures import Charts, Figure
 from pipeline.errors import UserError
 
 
@@ -20,12 +20,14 @@ class RunFacts:
         folder: the run folder, whose name is the run's.
         settings: every setting by its flag's name, as text, number or truth value.
         config: config.json's content.
+        charts: what is worth a chart of the run.
         resumed: whether the run goes on from a checkpoint.
     """
 
     folder: Path
     settings: Mapping[str, str | int | float | bool]
     config: Mapping[str, Any]
+    charts: Charts
     resumed: bool
 
 

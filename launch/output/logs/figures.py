@@ -29,6 +29,8 @@ OF_LAYERS = ("loss", "accuracy", "top_k", "direct_accuracy", "version_skew", "re
 SHARES = (*(kind.value for kind in TimeCategory if kind is not TimeCategory.BUSY), "other")
 """Where a stage's time goes beside computing, which is "utilisation"."""
 
+_STEPS = ("step ms median", "step ms 99th percentile")
+
 STAGE, LAYER, RUN = "stage", "layer", "run"
 
 
@@ -52,6 +54,38 @@ class Figure:
     @property
     def tag(self) -> str:
         return f"{self.what}/{self.whose}"
+
+
+@dataclass(frozen=True)
+class Charts:
+    """What of a run is worth a chart with a line for every stage, and for every layer, in this order."""
+
+    stages: tuple[str, ...]
+    layers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> Charts:
+        """The charts that will not stay empty."""
+        shared, method = spec.shared_versions is not None, spec.settings.method
+        shares = [share for share in SHARES if share != TimeCategory.SYNC.value or shared]
+        judged = method.predicts() or spec.settings.readout.mode == "online"
+        layers = (
+            ("train loss", True),
+            ("validate loss", True),
+            ("validate accuracy", judged),
+            ("validate direct_accuracy", method.predicts()),
+            ("validate fisher", True),
+            *((f"validate {name}", True) for name in method.figures),
+            ("train gradient_norm", True),
+            ("train weight_norm", True),
+            ("train learning_rate", True),
+            ("train version_skew", shared),
+            ("step loss", True),
+        )
+        return cls(
+            ("utilisation", *shares, "images per second", "queue", "memory MiB", *_STEPS),
+            tuple(name for name, there in layers if there),
+        )
 
 
 class Figures:
@@ -131,7 +165,7 @@ class Figures:
             return
         took = np.diff(report.steps.ended) * 1000
         whose, step = f"{STAGE} {report.stage + 1}", self.end_of(report.kind, report.epoch)
-        for what, percentile in (("step ms median", 50), ("step ms 99th percentile", 99)):
+        for what, percentile in zip(_STEPS, (50, 99), strict=True):
             yield Figure(what, whose, float(np.percentile(took, percentile)), step, _ended(report))
 
     def _of_epoch(self, report: PassReport) -> Iterator[Figure]:

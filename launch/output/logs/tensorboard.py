@@ -8,24 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from launch.output.logs.base import RunFacts, Sink
-from launch.output.logs.figures import LAYER, RUN, SHARES, STAGE, Figure
+from launch.output.logs.figures import LAYER, RUN, STAGE, Charts, Figure
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-_STAGES = ("utilisation", *SHARES, "images per second", "queue", "memory MiB")
-_STEPS = ("step ms median", "step ms 99th percentile")
-_LAYERS = (
-    "train loss", "validate loss", "validate accuracy", "validate direct_accuracy", "validate fisher",
-    "train gradient_norm", "train weight_norm", "train learning_rate", "train version_skew",
-    "validate margin_occupancy", "step loss",
-)  # fmt: skip
 
-
-def layout() -> dict[str, dict[str, list[object]]]:
+def layout(charts: Charts) -> dict[str, dict[str, list[object]]]:
     """Charts with a line for every stage, or every layer, for the tab Custom Scalars."""
 
-    def charts(names: Sequence[str], whose: str) -> dict[str, list[object]]:
+    def each(names: Sequence[str], whose: str) -> dict[str, list[object]]:
         return {name: ["Multiline", [rf"^{name}/{whose} \d+$"]] for name in names}
 
     speed: dict[str, list[object]] = {
@@ -33,7 +25,7 @@ def layout() -> dict[str, dict[str, list[object]]]:
         "images per second, whole run": ["Multiline", [rf"^images per second/{RUN}$"]],
         "seconds of an epoch": ["Multiline", [rf"^epoch seconds/{RUN}$"]],
     }
-    return {"Stages": charts((*_STAGES, *_STEPS), STAGE), "Layers": charts(_LAYERS, LAYER), "Whole run": speed}
+    return {"Stages": each(charts.stages, STAGE), "Layers": each(charts.layers, LAYER), "Whole run": speed}
 
 
 class TensorBoard(Sink):
@@ -52,7 +44,7 @@ class TensorBoard(Sink):
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
             self._opened = SummaryWriter(str(self.facts.folder))
-            self._opened.add_custom_scalars(layout())
+            self._opened.add_custom_scalars(layout(self.facts.charts))
             config = json.dumps(self.facts.config, indent=2, ensure_ascii=False)
             self._opened.add_text("config.json", "\n".join(f"    {line}" for line in config.splitlines()))
         return self._opened
