@@ -205,6 +205,33 @@ def _dashboard(arguments: list[str]) -> Work:
     return lambda console: dashboard(parsed.runs, console, host=parsed.host, port=parsed.port, browser=parsed.browser)
 
 
+def _top(arguments: list[str]) -> Work:
+    from launch.command_line.arguments import TopArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+    from launch.commands.top import top  # noqa: PLC0415
+
+    parsed = parse(TopArguments, arguments, command="launch top")
+    return lambda console: top(parsed.run, console, once=parsed.once)
+
+
+def _runs(arguments: list[str]) -> Work:
+    from launch.command_line.arguments import RunsArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+    from launch.commands.runs import print_runs  # noqa: PLC0415
+
+    parsed = parse(RunsArguments, arguments, command="launch runs")
+    return lambda console: print_runs(parsed.places, console)
+
+
+def _compare(arguments: list[str]) -> Work:
+    from launch.command_line.arguments import CompareArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+    from launch.commands.compare import compare  # noqa: PLC0415
+
+    parsed = parse(CompareArguments, arguments, command="launch compare")
+    return lambda console: compare(parsed.runs, console)
+
+
 def _chaos(arguments: list[str]) -> Work:
     from launch.chaos.command import chaos  # noqa: PLC0415
 
@@ -233,6 +260,9 @@ COMMANDS: dict[str, Command] = {
         usage="RUN", about="go on from a run's last checkpoint, with any number of stages", begin=_resume
     ),
     "checkpoint": Command(usage="RUN", about="have a run that goes on save a checkpoint now", begin=_checkpoint),
+    "top": Command(usage="[RUN]", about="the live table of a run that goes on in another terminal", begin=_top),
+    "runs": Command(usage="[RUN…]", about="a table of runs: how far, how good, how fast", begin=_runs),
+    "compare": Command(usage="RUN RUN…", about="settings that differ, accuracy, speed, side by side", begin=_compare),
     "dashboard": Command(usage="[RUN…]", about="TensorBoard: all stages of a run in one chart", begin=_dashboard),
     "eval": Command(usage="RUN", about="accuracy and Fisher criterion of every layer", begin=_eval),
     "analyse": Command(usage="RUN", about="pictures and figures of what every layer has learned", begin=_analyse),

@@ -115,6 +115,33 @@ class ResumeArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TopArguments:
+    """The live table of a run that goes on in another terminal: where every stage's time goes, and what limits it."""
+
+    run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
+    """Run folder. Default: the run in runs/ that goes on, of several the newest."""
+    once: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print it once, as it also does where the output is no terminal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsArguments:
+    """A table of runs: how far each has come, how good and how fast it is."""
+
+    places: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="RUN…")] = field(default_factory=list)
+    """Run folders, or folders of them. Default: runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareArguments:
+    """Runs side by side: the settings in which they differ, accuracy, speed, and where every stage's time went. Runs
+    that differ in their seed alone are one column, with mean and standard deviation."""
+
+    runs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="RUN…")]
+    """Two run folders or more."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DashboardArguments:
     """TensorBoard with every stage's utilisation, waits, queue and speed in one chart each; layers, settings, pictures.
     Serves on this machine alone unless told otherwise."""

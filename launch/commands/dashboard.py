@@ -15,7 +15,8 @@ from rich.console import Console
 
 from launch.output.console import counted, say
 from launch.output.run_folder import RUNS
-from pipeline.errors import RunError, UserError
+from launch.output.saved_runs import folders_in
+from pipeline.errors import RunError
 
 _FIRST = "#custom_scalars"
 """The tab with a line for every stage in one chart."""
@@ -34,7 +35,7 @@ def dashboard(runs: Sequence[Path], console: Console, *, host: str, port: int, b
         UserError: there is nothing to show.
         RunError: the port is taken.
     """
-    shown = [run for place in runs or [RUNS] for run in _runs_in(place)]
+    shown = [run for place in runs or [RUNS] for run in folders_in(place)]
     with _one_folder(shown) as folder:
         url = _serve(folder, host, port) + _FIRST
         say(console, f"{counted(len(shown), 'run')}: {url}")
@@ -42,16 +43,6 @@ def dashboard(runs: Sequence[Path], console: Console, *, host: str, port: int, b
         if browser:
             webbrowser.open(url)
         _until_stopped()
-
-
-def _runs_in(place: Path) -> list[Path]:
-    """A run folder, or those in a folder."""
-    if (place / "config.json").is_file():
-        return [place]
-    found = sorted(config.parent for config in place.glob("*/config.json"))
-    if not found:
-        raise UserError(f"{place}: holds no run. Give run folders, or a folder of them.")
-    return found
 
 
 @contextmanager

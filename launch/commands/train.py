@@ -149,7 +149,7 @@ def _carry_out(
     num_images = dataset.images_per_pass("train", spec.settings.train.batch_size)
     result: RunResult | None
     failure: RunError | None = None
-    with Display(spec, num_images, aside, began=job.began, verbose=verbose) as display:
+    with Display(spec, num_images, aside, began=job.began, verbose=verbose, named=as_flags) as display:
         output = _Output(spec, folder, display, interrupts, mirror)
         try:
             interrupts.begun = True
@@ -175,7 +175,7 @@ def _carry_out(
     if result.status == "finished" and job.checkpointing.folder is not None:
         checkpoints = CheckpointFolder(job.checkpointing.folder)
         checkpoints.keep_newest(0, ends(spec, checkpoints))
-    print_summary(console, summary, str(where))
+    print_summary(console, summary, str(where), named=as_flags)
     if result.status == "interrupted" and checkpoint_in(where):
         say(console, f"go on with: launch resume {where}")
     with heard_by(interrupts.hear):  # last: pictures take seconds, for which nobody should wait for the result
@@ -241,6 +241,7 @@ class _Output(Observer):
             self._last_look = time.perf_counter()
             self._display.follow(statuses)
             self._folder.follow(statuses, self._display.meters)
+            self._folder.show(self._display.now)
 
     def improved(self, epoch: int, weights: State) -> None:
         self._folder.save_best(weights)

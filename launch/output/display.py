@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,21 +12,22 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.spinner import Spinner
-from rich.table import Table
 
+from launch.output import live
 from launch.output.announce import BY_TEST
 from launch.output.console import counted, say
 from launch.output.layer_table import LayerRow, accuracy_sentence, percent, print_layers
+from launch.output.live import Now
+from launch.output.logs.figures import Figures
 from launch.output.logs.meters import Meter
 from launch.output.run_folder import MODEL
+from launch.output.summary import limit_of
 from pipeline.checkpoints.folder import Manifest
 from pipeline.config.run_spec import RunSpec
 from pipeline.kind import Kind
 from pipeline.runtime.history import History
 from pipeline.telemetry.reports import PassReport, Status
 
-_NARROW = 76  # columns; below that the live table leaves out what can be done without
-_DISPENSABLE = ("device", "queue", "loss")
 _PLAIN_EVERY = 10.0  # seconds between lines within an epoch, where there is no terminal
 
 
@@ -37,11 +38,20 @@ class Display:
         num_images: that an epoch trains on.
         began: when the command was typed, in seconds since 1970.
         verbose: whether to say where workers are and how long each part of the start took.
+        named: replaces the settings that a sentence names by what a person types.
     """
 
     def __init__(
-        self, spec: RunSpec, num_images: int, console: Console, *, began: float, verbose: bool = False
+        self,
+        spec: RunSpec,
+        num_images: int,
+        console: Console,
+        *,
+        began: float,
+        verbose: bool = False,
+        named: Callable[[str], str] = str,
     ) -> None:
+        self._named = named
         self._spec, self._num_batches, self._console = spec, spec.steps_per_epoch, console
         self._num_images = num_images
         self._start = _Start(began) if verbose else None
@@ -204,25 +214,34 @@ class Display:
         elapsed = time.perf_counter() - self._begun
         return duration(elapsed / max(done - self._begun_at, 1 / self._num_batches) * (self._spec.epochs - done))
 
+    @property
+    def now(self) -> Now | None:
+        """Where the run is now; None before its first batch."""
+        spec = self._spec
+        if not self._statuses:
+            return None
+        return Now(
+            title=f"{spec.settings.preset} on {spec.data_name}",
+            at=time.time(),
+            step=Figures(spec).step_of(self._statuses[0]),
+            steps=spec.epochs * spec.steps_per_epoch,
+            queue_depth=spec.settings.pipeline.queue_depth,
+            limit=self.limit,
+            stages=live.stages_now(spec, self._statuses, self._meters),
+        )
+
     def _picture(self) -> RenderableType:
-        table = Table(title=f"{self._spec.settings.preset} on {self._spec.data_name}", title_justify="left")
-        narrow = self._console.width < _NARROW
-        left = ("device", "loss")
-        for heading in ("stage", "layers", "device", "images/s", "utilisation", "queue", "loss"):
-            if heading not in _DISPENSABLE or not narrow:
-                table.add_column(heading, justify="left" if heading in left else "right", no_wrap=heading != "loss")
-        for status, meter in zip(self._statuses, self._meters, strict=True):
-            cells = {
-                "stage": str(status.stage + 1),
-                "layers": _layers(self._spec.stages[status.stage]).split()[1],
-                "device": status.device,
-                "images/s": f"{meter.images_per_second:,.0f}",
-                "utilisation": f"{meter.utilisation:.0%}",
-                "queue": f"{status.waiting}/{self._spec.settings.pipeline.queue_depth}",
-                "loss": "  ".join(f"{loss:.3f}" for loss in status.losses if not math.isnan(loss)),
-            }
-            table.add_row(*(cell for name, cell in cells.items() if name not in _DISPENSABLE or not narrow))
-        return Group(table, self._progress)
+        now = self.now
+        return Group(*([live.picture(now, self._console.width)] if now is not None else []), self._progress)
+
+    @property
+    def limit(self) -> str:
+        """What holds the run back now; "" where that cannot be told yet."""
+        accounts = [meter.account for meter in self._meters]
+        seen = [account for account in accounts if account is not None]
+        if len(seen) < len(accounts) or self._spec.settings.pipeline.executor == "serial":
+            return ""
+        return self._named(str(limit_of(self._spec, seen, self._history.layer_seconds(epochs=1))))
 
 
 class _Start:
@@ -244,11 +263,15 @@ class _Start:
 
 def _layers(layers: range) -> str:
     """ "layer 1" or "layers 2–4"."""
-    return f"layer {layers[0] + 1}" if len(layers) == 1 else f"layers {layers[0] + 1}–{layers[-1] + 1}"
+    return f"layer{'s' if len(layers) > 1 else ''} {live.numbers(layers)}"
 
 
-def print_summary(console: Console, summary: dict[str, Any], folder: str) -> None:
-    """The end of a run, for a person."""
+def print_summary(console: Console, summary: dict[str, Any], folder: str, *, named: Callable[[str], str] = str) -> None:
+    """The end of a run, for a person.
+
+    Args:
+        named: replaces the settings that a sentence names by what a person types.
+    """
     console.print()
     data, best = summary["data"], summary["best_epoch"]
     say(
@@ -283,6 +306,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str) -> Non
                 for name in ("busy", "wait_in", "wait_out", "copy", "sync", "other")
             )
             say(console, f"  stage {stage['stage']} ({stage['device']}): {shares}")
+        say(console, named(speed["limit"]))
     if summary["restarts"]:
         lost = f"{summary['states']['restarting']:.1f} s"
         say(console, f"went on after {counted(summary['restarts'], 'failure')}, {lost} until it trained again")

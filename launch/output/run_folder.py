@@ -32,7 +32,9 @@ from typing import Any
 
 import torch
 
+from launch.output import live
 from launch.output.going_on import before, cut_events, cut_metrics, lock_of, reports_of
+from launch.output.live import Now
 from launch.output.logs.all import Logs, flat, outcome_of
 from launch.output.logs.base import RunFacts
 from launch.output.logs.figures import Charts, Figures
@@ -137,6 +139,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Lets another process write to it."""
+        (self.path / live.NOW).unlink(missing_ok=True)
         self.lock.release()
 
     def save_best(self, weights: State) -> None:
@@ -163,6 +166,11 @@ class RunFolder:
     def follow(self, statuses: Sequence[Status], meters: Sequence[Meter]) -> None:
         """Writes what the stages are doing."""
         self._logs.write(self._figures.of_statuses(statuses, meters))
+
+    def show(self, now: Now | None) -> None:
+        """Leaves where the run is now for `launch top`."""
+        if now is not None:
+            self._log(lambda: live.write(self.path, now))
 
     def _log(self, write: Callable[[], None]) -> None:
         if not self._logging:

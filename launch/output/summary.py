@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,9 +19,10 @@ from pipeline.data.loader import Dataset
 from pipeline.kind import Kind
 from pipeline.methods import METHODS
 from pipeline.planning.ideal import ideal_speedup
+from pipeline.planning.limits import StageLoad, Verdict, verdict
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.states import Course
-from pipeline.telemetry.clock import TimeCategory
+from pipeline.telemetry.clock import TimeBreakdown, TimeCategory
 from pipeline.telemetry.reports import LayerReport
 
 _FORMAT = 2
@@ -153,7 +155,8 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult) -> dict[str, Any]
         "ideal_speedup": ideal_speedup(_phase_seconds(spec, result), fill_seconds),
         "fill_seconds": fill_seconds,
         "wall_seconds": wall,
-        "cores_shared": spec.device == "cpu" and spec.num_stages * spec.settings.pipeline.threads > num_cores(),
+        "limit": str(limit_of(spec, stages, history.layer_seconds())),
+        "cores_shared": _shares_cores(spec),
         "stages": [
             {
                 "stage": number + 1,
@@ -167,6 +170,31 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult) -> dict[str, Any]
             for number, account in enumerate(stages)
         ],
     }
+
+
+def limit_of(spec: RunSpec, accounts: Sequence[TimeBreakdown], seconds: Mapping[int, float] | None) -> Verdict:
+    """What holds a run back.
+
+    Args:
+        accounts: of every stage, over the same stretch of the run.
+        seconds: computing time of every layer over some steps, where it is known.
+    """
+    loads = [
+        StageLoad(
+            layers=layers,
+            utilisation=account.utilisation,
+            wait_in=account.share(TimeCategory.WAIT_IN),
+            sync=account.share(TimeCategory.SYNC),
+        )
+        for layers, account in zip(spec.stages, accounts, strict=True)
+    ]
+    cores = num_cores() if _shares_cores(spec) else None
+    return verdict(loads, seconds, cores=cores, feeders=spec.settings.pipeline.feeders)
+
+
+def _shares_cores(spec: RunSpec) -> bool:
+    """Whether CPU stages outnumber this machine's cores."""
+    return spec.device == "cpu" and spec.num_stages * spec.settings.pipeline.threads > num_cores()
 
 
 def _phase_seconds(spec: RunSpec, result: RunResult) -> list[list[float]]:

@@ -38,6 +38,7 @@ class History:
         self._phases = phases or (Phase(range(num_layers), range(_ENDLESS)),)
         self._layers: dict[tuple[Kind, int], dict[int, LayerReport]] = {}
         self._accounts: dict[tuple[Kind, int], dict[int, TimeBreakdown]] = {}
+        self._seconds: dict[int, dict[int, float]] = {}  # of every layer, by epoch
         self.started_at: dict[int, float] = {}
         self.done_before = 0
         """Batches of the first pass with an account that an earlier part of the run had done."""
@@ -55,6 +56,8 @@ class History:
         self.started_at[report.stage] = report.started_at
         if report.account is not None:
             self._accounts.setdefault(key, {})[report.stage] = report.account
+        if report.layer_seconds is not None:
+            self._seconds.setdefault(report.epoch, {}).update(report.layer_seconds)
         if report.ids is not None:
             self.ids, self.labels = report.ids, report.labels
 
@@ -148,6 +151,15 @@ class History:
             for stage, account in found.items() if wanted else ():
                 total[stage] = total[stage] + account if stage in total else account
         return total
+
+    def layer_seconds(self, epochs: int | None = None) -> dict[int, float] | None:
+        """Computing time of every layer over the last so many epochs, or all, that every stage has told of.
+
+        None where no epoch is such.
+        """
+        whole = [seconds for _, seconds in sorted(self._seconds.items()) if len(seconds) == self.num_layers]
+        chosen = whole[-epochs:] if epochs is not None else whole
+        return {layer: sum(one[layer] for one in chosen) for layer in range(self.num_layers)} if chosen else None
 
 
 @dataclass(kw_only=True)

@@ -72,6 +72,7 @@ class Stage:
         self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device) if index == 0 else None
         self._report, self._clock = report, clock
         self._log = StepLog(clock, device)
+        self._layer_seconds = {layer.index: 0.0 for layer in self.layers}  # of the running training pass
         self._candidates: dict[int, State] = {}
         self._candidates_lock = threading.Lock()
         self._trained: State | None = None  # weights and optimizers at the end of the layers' training
@@ -182,6 +183,7 @@ class Stage:
     def _train(self, message: Message, send: Send) -> None:
         self._training = self._training or [TrainTally(layer.index) for layer in self.layers]
         where = self._position_of(message)
+        busy = self._clock.spent(TimeCategory.BUSY)
         activations, labels = self._enter(message, where, self._rule.num_views)
         for layer, tally in zip(self.layers, self._training, strict=True):
             onward = self._onward(message, layer, send)
@@ -190,6 +192,8 @@ class Stage:
             except NonFiniteLossError as error:
                 raise self._located(error) from None
             tally.add(loss, layer.version_skew(where))
+            before, busy = busy, self._clock.spent(TimeCategory.BUSY)
+            self._layer_seconds[layer.index] += busy - before
         self._images += len(labels)
         if message.last or (message.step % _LOOK_EVERY == 0 and self.device.type != "cpu"):
             self.look()
@@ -218,7 +222,12 @@ class Stage:
             for layer, tally in zip(self.layers, self._training, strict=True)
         ]
         self._training = []
-        self._say(PassReport(stage=self.index, kind=kind, epoch=self._epoch, layers=reports, steps=steps))
+        # A GPU computes later than it is told to.
+        seconds = dict(self._layer_seconds) if kind is Kind.TRAIN and self.device.type == "cpu" else None
+        self._layer_seconds = dict.fromkeys(self._layer_seconds, 0.0)
+        said = PassReport(stage=self.index, kind=kind, epoch=self._epoch, layers=reports, steps=steps)
+        said.layer_seconds = seconds
+        self._say(said)
 
     def _evaluate(self, message: Message, send: Send) -> None:
         if message.step == 0:

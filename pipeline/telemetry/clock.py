@@ -54,6 +54,12 @@ class Clock:
             now = self._account()
             return TimeBreakdown(wall=now - self._started, seconds=dict(self._seconds))
 
+    def spent(self, kind: TimeCategory) -> float:
+        """Seconds spent on a kind since the clock was started."""
+        with self._lock:
+            self._account()
+            return self._seconds[kind]
+
     def credit(self, kind: TimeCategory, seconds: float) -> None:
         """Adds time that a GPU spent while its host waited for the next message: it counts as busy alone."""
         with self._lock:
@@ -111,4 +117,8 @@ class TimeBreakdown:
     @property
     def utilisation(self) -> float:
         """Share of wall time in which the stage computed: busy / wall."""
-        return self.seconds[TimeCategory.BUSY] / self.wall if self.wall > 0 else 0.0
+        return self.share(TimeCategory.BUSY)
+
+    def share(self, kind: TimeCategory) -> float:
+        """Share of wall time that was spent on a kind."""
+        return self.seconds[kind] / self.wall if self.wall > 0 else 0.0

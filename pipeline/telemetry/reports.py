@@ -101,6 +101,8 @@ class PassReport:
     """When the stage began, in seconds since 1970."""
     steps: StepTimes | None = None
     """When the steps ended; of a stage's training passes."""
+    layer_seconds: dict[int, float] | None = None
+    """Computing time of each of the stage's layers (0-based) in a training pass; None where that is not known."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from pipeline.telemetry.clock import TimeBreakdown, TimeCategory
 from pipeline.telemetry.reports import Status
 
 _WINDOW = 3.0  # seconds
@@ -26,6 +27,11 @@ class Meter:
             self._seen.popleft()
 
     @property
+    def account(self) -> TimeBreakdown | None:
+        """Where the time went; None before the second look."""
+        return self._seen[-1].account - self._seen[0].account if self._wall() > 0 else None
+
+    @property
     def images_per_second(self) -> float:
         wall = self._wall()
         return (self._seen[-1].images - self._seen[0].images) / wall if wall > 0 else 0.0
@@ -33,18 +39,16 @@ class Meter:
     @property
     def utilisation(self) -> float:
         """Share of the time in which it computed."""
-        return (self._seen[-1].account - self._seen[0].account).utilisation if self._wall() > 0 else 0.0
+        return self.account.utilisation if self.account is not None else 0.0
 
     @property
     def shares(self) -> dict[str, float]:
         """Shares of the time that it did not compute, by what it did: with ``utilisation`` they add up to 1."""
-        wall = self._wall()
-        if wall <= 0:
+        account = self.account
+        if account is None:
             return {}
-        account = self._seen[-1].account - self._seen[0].account
-        seconds = {kind.value: spent for kind, spent in account.seconds.items()} | {"other": account.other}
-        del seconds["busy"]
-        return {kind: spent / wall for kind, spent in seconds.items()}
+        waits = [kind for kind in TimeCategory if kind is not TimeCategory.BUSY]
+        return {kind.value: account.share(kind) for kind in waits} | {"other": account.other / account.wall}
 
     def _wall(self) -> float:
         return self._seen[-1].account.wall - self._seen[0].account.wall if len(self._seen) > 1 else 0.0

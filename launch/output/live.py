@@ -1,0 +1,145 @@
+"""Where a run is now: for the live table of its own terminal, and in its folder for every other one (`launch top`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from launch.output.console import printable
+from launch.output.logs.figures import SHARES
+from launch.output.logs.meters import Meter
+from pipeline import plain_json
+from pipeline.config.run_spec import RunSpec
+from pipeline.registry import STRICT
+from pipeline.telemetry.reports import Status
+
+NOW = "now.json"
+"""Its name in a run folder. Written anew some times a second, whole or not at all."""
+
+_NARROW = 76  # columns; below that the table leaves out what can be done without
+_DISPENSABLE = ("device", "wait-in", "wait-out", "sync", "queue", "MiB", "loss")
+_LEFT = ("device", "loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageNow:
+    """A stage over the last seconds. Shares lie between 0 and 1; those beside ``utilisation`` are of its other time.
+
+    Attributes:
+        stage: from 1.
+        layers: "3" or "1–2".
+        memory: bytes.
+        losses: the latest of each layer; None before the first.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    stage: int
+    layers: str
+    device: str
+    images_per_second: float
+    utilisation: float
+    shares: dict[str, float]
+    queue: int
+    memory: int
+    losses: list[float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Now:
+    """A run at a moment.
+
+    Attributes:
+        title: "cff-vit on digits".
+        at: when, in seconds since 1970.
+        step, steps: training steps that the first stage has done, and those of the whole run.
+        limit: what holds the run back, in words; "" where that cannot be told yet.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    title: str
+    at: float
+    step: int
+    steps: int
+    queue_depth: int
+    limit: str
+    stages: list[StageNow]
+
+
+_ADAPTER = TypeAdapter(Now)
+
+
+def stages_now(spec: RunSpec, statuses: Sequence[Status], meters: Sequence[Meter]) -> list[StageNow]:
+    """Every stage of a run as it is now."""
+    return [
+        StageNow(
+            stage=status.stage + 1,
+            layers=numbers(spec.stages[status.stage]),
+            device=status.device,
+            images_per_second=meter.images_per_second,
+            utilisation=meter.utilisation,
+            shares=meter.shares,
+            queue=status.waiting,
+            memory=status.memory,
+            losses=[None if math.isnan(loss) else loss for loss in status.losses],
+        )
+        for status, meter in zip(statuses, meters, strict=True)
+    ]
+
+
+def numbers(layers: range) -> str:
+    """Layers, counted from 1: "3" or "1–2"."""
+    return f"{layers[0] + 1}" if len(layers) == 1 else f"{layers[0] + 1}–{layers[-1] + 1}"
+
+
+def write(run: Path, now: Now) -> None:
+    """Writes it into a run folder. Raises OSError where that cannot be."""
+    part = run / f".{NOW}.part"
+    part.write_bytes(_ADAPTER.dump_json(now))
+    part.replace(run / NOW)
+
+
+def read(run: Path) -> Now | None:
+    """What a run folder has of it; None where there is nothing, or nothing that can be read."""
+    try:
+        return _ADAPTER.validate_python(plain_json.read(run / NOW))
+    except (OSError, ValueError, ValidationError):
+        return None
+
+
+def picture(now: Now, width: int) -> RenderableType:
+    """A row for each stage, and what limits below, for a terminal of so many columns."""
+    narrow, syncs = width < _NARROW, any(stage.shares.get("sync", 0.0) > 0 for stage in now.stages)
+    table = Table(title=printable(now.title), title_justify="left")
+    headings = [
+        heading
+        for heading in ("stage", "layers", "device", "images/s", "utilisation", *_waits(syncs), "queue", "MiB", "loss")
+        if not (narrow and heading in _DISPENSABLE)
+    ]
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in _LEFT else "right", no_wrap=heading != "loss")
+    for stage in now.stages:
+        cells = {
+            "stage": str(stage.stage),
+            "layers": stage.layers,
+            "device": stage.device,
+            "images/s": f"{stage.images_per_second:,.0f}",
+            "utilisation": f"{stage.utilisation:.0%}",
+            **{name.replace("_", "-"): f"{stage.shares.get(name, 0.0):.0%}" for name in SHARES},
+            "queue": f"{stage.queue}/{now.queue_depth}",
+            "MiB": f"{stage.memory / 2**20:,.0f}",
+            "loss": "  ".join(f"{loss:.3f}" for loss in stage.losses if loss is not None),
+        }
+        table.add_row(*(Text(printable(cells[heading])) for heading in headings))
+    return Group(table, *([Text(printable(now.limit))] if now.limit else []))
+
+
+def _waits(syncs: bool) -> tuple[str, ...]:
+    return ("wait-in", "wait-out", *(("sync",) if syncs else ()))

@@ -1,0 +1,98 @@
+"""What holds a running pipeline back, told from where its stages' time goes, and what one change would give.
+
+Pure: shares and seconds go in, a verdict comes out. ``launch plan`` says the same of a run that has not begun, by
+simulating it; here it has been measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.planning.predict import moves
+
+_WAITS = 0.1  # share of a stage's time from which on waiting is what limits, where it can be told for what
+_WORTH = 0.02  # what a change must gain to be spoken of
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageLoad:
+    """Where a stage's time went: shares of its wall time.
+
+    Attributes:
+        layers: the stage's.
+        utilisation: computing.
+        wait_in, sync: waiting for input; for the state that layers share.
+    """
+
+    layers: range
+    utilisation: float
+    wait_in: float
+    sync: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What limits, and what would help, in words that name settings in backquotes.
+
+    Attributes:
+        stage: the stage that limits, 0-based; None where something else does.
+        gain: by which share ``advice`` makes the pipeline faster, where that can be told.
+    """
+
+    limit: str
+    advice: str = ""
+    stage: int | None = None
+    gain: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.limit}; {self.advice}" if self.advice else self.limit
+
+
+def verdict(
+    loads: Sequence[StageLoad],
+    seconds: Mapping[int, float] | None = None,
+    *,
+    cores: int | None = None,
+    feeders: int = 1,
+) -> Verdict:
+    """What limits a pipeline.
+
+    Args:
+        loads: of every stage, first to last.
+        seconds: computing time of every layer over the same steps; None where it is not known.
+        cores: that the stages share, where those are fewer than the stages.
+        feeders: workers that read.
+    """
+    busiest = max(range(len(loads)), key=lambda stage: loads[stage].utilisation)
+    first, most = loads[0], loads[busiest]
+    if cores is not None:
+        return Verdict(f"the cores limit: {len(loads)} stages take turns on {cores}", f"give at most {cores} stages")
+    slowest_sync = max(range(len(loads)), key=lambda stage: loads[stage].sync)
+    if loads[slowest_sync].sync > _WAITS and loads[slowest_sync].sync > first.wait_in:
+        waits = loads[slowest_sync].sync
+        return Verdict(
+            f"the state that layers share limits: stage {slowest_sync + 1} waits for it {waits:.0%} of its time",
+            "a larger `embedding_lag` lets it come later",
+        )
+    if first.wait_in > _WAITS:
+        return Verdict(
+            f"input limits: stage 1 waits for images {first.wait_in:.0%} of its time", f"try `feeders` {feeders + 1}"
+        )
+    said = f"stage {busiest + 1} limits (busy {most.utilisation:.0%})"
+    if len(loads) == 1 or seconds is None:
+        return Verdict(said, stage=busiest)
+    what, gain = _best_move([load.layers for load in loads], seconds)
+    if gain < _WORTH:
+        return Verdict(said, "no layer on another stage would make it faster", busiest)
+    return Verdict(said, f"moving {what}: +{gain:.0%}", busiest, gain)
+
+
+def _best_move(stages: Sequence[range], seconds: Mapping[int, float]) -> tuple[str, float]:
+    """The layer to be moved to a neighbour, and by which share the slowest stage is faster then."""
+
+    def slowest(divided: Sequence[range]) -> float:
+        return max(sum(seconds[layer] for layer in layers) for layers in divided)
+
+    found = [(what, slowest(stages) / slowest(moved) - 1) for what, moved in moves(tuple(stages))]
+    return max(found, key=lambda one: one[1], default=("", 0.0))
