@@ -24,9 +24,34 @@ from pipeline.telemetry.reports import Status
 NOW = "now.json"
 """Its name in a run folder. Written anew some times a second, whole or not at all."""
 
-_NARROW = 76  # columns; below that the table leaves out what can be done without
-_DISPENSABLE = ("device", "wait-in", "wait-out", "sync", "queue", "MiB", "loss")
+_COLUMNS = (
+    "stage",
+    "layers",
+    "device",
+    "images/s",
+    "utilisation",
+    "wait-in",
+    "wait-out",
+    "sync",
+    "queue",
+    "MiB",
+    "loss",
+)
+_BY_WORTH = (
+    "stage",
+    "layers",
+    "images/s",
+    "utilisation",
+    "wait-in",
+    "wait-out",
+    "sync",
+    "queue",
+    "loss",
+    "device",
+    "MiB",
+)
 _LEFT = ("device", "loss")
+_FRAME = 3  # columns of a terminal that a column of the table takes beside its content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,31 +140,38 @@ def read(run: Path) -> Now | None:
 
 
 def picture(now: Now, width: int) -> RenderableType:
-    """A row for each stage, and what limits below, for a terminal of so many columns."""
-    narrow, syncs = width < _NARROW, any(stage.shares.get("sync", 0.0) > 0 for stage in now.stages)
+    """A row for each stage, and what limits below, for a terminal of so many columns: what has no room is left out."""
+    rows = [_cells(stage, now.queue_depth) for stage in now.stages]
+    wanted = [heading for heading in _COLUMNS if heading != "sync" or any(s.shares.get("sync") for s in now.stages)]
+    shown = _that_fit(wanted, rows, width)
     table = Table(title=printable(now.title), title_justify="left")
-    headings = [
-        heading
-        for heading in ("stage", "layers", "device", "images/s", "utilisation", *_waits(syncs), "queue", "MiB", "loss")
-        if not (narrow and heading in _DISPENSABLE)
-    ]
-    for heading in headings:
+    for heading in shown:
         table.add_column(heading, justify="left" if heading in _LEFT else "right", no_wrap=heading != "loss")
-    for stage in now.stages:
-        cells = {
-            "stage": str(stage.stage),
-            "layers": stage.layers,
-            "device": stage.device,
-            "images/s": f"{stage.images_per_second:,.0f}",
-            "utilisation": f"{stage.utilisation:.0%}",
-            **{name.replace("_", "-"): f"{stage.shares.get(name, 0.0):.0%}" for name in SHARES},
-            "queue": f"{stage.queue}/{now.queue_depth}",
-            "MiB": f"{stage.memory / 2**20:,.0f}",
-            "loss": "  ".join(f"{loss:.3f}" for loss in stage.losses if loss is not None),
-        }
-        table.add_row(*(Text(printable(cells[heading])) for heading in headings))
+    for cells in rows:
+        table.add_row(*(Text(printable(cells[heading])) for heading in shown))
     return Group(table, *([Text(printable(now.limit))] if now.limit else []))
 
 
-def _waits(syncs: bool) -> tuple[str, ...]:
-    return ("wait-in", "wait-out", *(("sync",) if syncs else ()))
+def _cells(stage: StageNow, queue_depth: int) -> dict[str, str]:
+    return {
+        "stage": str(stage.stage),
+        "layers": stage.layers,
+        "device": stage.device,
+        "images/s": f"{stage.images_per_second:,.0f}",
+        "utilisation": f"{stage.utilisation:.0%}",
+        **{name.replace("_", "-"): f"{stage.shares.get(name, 0.0):.0%}" for name in SHARES},
+        "queue": f"{stage.queue}/{queue_depth}",
+        "MiB": f"{stage.memory / 2**20:,.0f}",
+        "loss": "  ".join(f"{loss:.3f}" for loss in stage.losses if loss is not None),
+    }
+
+
+def _that_fit(wanted: Sequence[str], rows: Sequence[dict[str, str]], width: int) -> list[str]:
+    """Columns of these, in their order, that a terminal has room for; those that matter most come first."""
+    left, fit = width - 1, set[str]()
+    for heading in sorted(wanted, key=_BY_WORTH.index):
+        needed = _FRAME + max(len(heading), *(len(cells[heading]) for cells in rows), 0)
+        if needed <= left:
+            left -= needed
+            fit.add(heading)
+    return [heading for heading in wanted if heading in fit]

@@ -117,7 +117,7 @@ class Figures:
         found = []
         for status, meter in zip(statuses, meters, strict=True):
             step, whose = self.step_of(status), f"{STAGE} {status.stage + 1}"
-            if step <= self._told.get(status.stage, 0):
+            if step <= self._told.get(status.stage, 0) or meter.account is None:
                 continue
             self._told[status.stage] = step
             values = {
