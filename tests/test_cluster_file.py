@@ -34,5 +34,5 @@ def test_ray_takes_the_flags_with_which_containers_start_it(name: str) -> None:
     for service, command in commands.items():
         if service in ("head", "worker"):
             flags = [re.sub(r"\$\{\w+:-(\w+)\}", r"\1", flag) for flag in command]
-            start.make_context("ray start", flags)
+            start.make_context("ray start", [*flags])
             assert ("--head" in flags) is (service == "head")
