@@ -11,9 +11,10 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from pipeline.config.build import num_stages
@@ -26,10 +27,11 @@ from pipeline.runtime.allocator import ENVIRONMENT
 _CONNECT_TIMEOUT = 5.0
 _OBJECT_STORE = 256 << 20  # bytes; only set-up, metrics and weights pass through it
 _DEFAULT_PORT = 6379
+_LOOPBACK = "127.0.0.1"
 _SIGACTION = 512  # bytes that hold a C library's struct sigaction, whichever it is
 _ATTEMPTS = 3  # to start Ray
 _TOO_SLOW = "timed out during startup"
-_LEAVE = 60.0  # seconds that Ray may take to end
+_SOON, _LEAVE = 10.0, 60.0  # seconds that Ray usually takes to end at most, and that it may take
 _LOOK = 0.1  # seconds between two looks at a thread, in which signals are heard
 
 _LEFT_OUT = "A worker died or was killed while executing|Raylet is terminated|The node with node id"
@@ -87,9 +89,7 @@ class StartingCluster:
     ) -> None:
         self.failed = self.failed or isinstance(error, RunError)
         with _deaf():  # leaving now would leave Ray's processes behind; they are going already
-            self._finished.set()
-            # A signal amid an import may leave that import locked for good, in this thread too.
-            self._thread.join(_LEAVE)
+            self._leave()
 
     @property
     def is_private(self) -> bool:
@@ -98,11 +98,23 @@ class StartingCluster:
 
     def renew(self) -> None:
         """Ends what is left of Ray after one of its processes has died, and starts it anew. Errors as of ``wait``."""
-        self._finished.set()
-        self._thread.join(_LEAVE)
+        self._leave()
         self._prepare()
         self._thread.start()
         self.wait()
+
+    def _leave(self) -> None:
+        """Has Ray end, for as long as that may take."""
+        self._finished.set()
+        # A signal amid an import may leave that import locked for good, in this thread too.
+        self._thread.join(_SOON)
+        if self._thread.is_alive() and self.is_private:
+            # Whoever stopped this program has stopped its processes as well, and they hang: Ray would wait a minute for
+            # them and end the program then.
+            from workers.watch import end_own  # noqa: PLC0415 (it imports Ray, which is here by now)
+
+            end_own()
+            self._thread.join(_LEAVE)
 
     def wait(self) -> Devices:
         """Waits until Ray is there; gives the devices that stages can be placed on.
@@ -197,7 +209,9 @@ def _join_or_start(settings: Settings) -> tuple[Devices, Path | None]:
     address = pipe.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         devices = local_devices(pipe.device, pipe.threads, pipe.precision)
-        for name, value in {**ENVIRONMENT, **_RAY_ENVIRONMENT}.items():  # the workers inherit it
+        # Metrics that nobody can look at cost a core some per mille, and a port.
+        metrics = {"RAY_enable_metrics_collection": str(int(pipe.dashboard))}
+        for name, value in {**ENVIRONMENT, **_RAY_ENVIRONMENT, **metrics}.items():  # the workers inherit it
             os.environ.setdefault(name, value)
         # More stages than cores take turns; Ray must not refuse them on a machine that is theirs alone. It starts as
         # many processes ahead of the actors as it has cores: one for each actor, feeders and coordinator included.
@@ -205,7 +219,7 @@ def _join_or_start(settings: Settings) -> tuple[Devices, Path | None]:
         coordinators = 1 if settings.method.shared_versions(num_layers(settings), 1) is not None else 0
         # Ray counts a node's GPUs in a way of its own, which may find none where torch finds some.
         gpus = devices.count if devices.kind == "cuda" else None
-        return devices, _start_here(cores + pipe.feeders + coordinators, gpus)
+        return devices, _start_here(cores + pipe.feeders + coordinators, gpus, dashboard=pipe.dashboard)
     _reach(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -229,17 +243,30 @@ def _cluster_devices(settings: PipelineSettings) -> Devices:
     return Devices("cpu", max(1, int(there.get("CPU", 1)) // settings.threads))
 
 
-def _start_here(num_cpus: int, num_gpus: int | None) -> Path | None:
+def _start_here(num_cpus: int, num_gpus: int | None, *, dashboard: bool) -> Path | None:
     """Starts a Ray cluster of this machine alone; gives its session's folder, where Ray tells it.
 
     Args:
         num_gpus: None: as many as Ray itself finds.
+        dashboard: whether its dashboard is started, and its metrics can be asked for.
 
     Raises:
         ResourcesError: it cannot be started.
     """
     import ray  # noqa: PLC0415
+    from ray._private import services  # noqa: PLC0415
 
+    # Ray's processes form groups of their own. A signal to the launching process's group, as `timeout` and shells send
+    # it, would end them before the run has saved its checkpoint. They end with the launching process in any case.
+    popen: Any = services.ConsolePopen
+    services.ConsolePopen = partial(popen, process_group=0)  # type: ignore[misc, assignment]
+    try:
+        return _start_patiently(ray, num_cpus, num_gpus, dashboard=dashboard)
+    finally:
+        services.ConsolePopen = popen  # type: ignore[misc]
+
+
+def _start_patiently(ray: Any, num_cpus: int, num_gpus: int | None, *, dashboard: bool) -> Path | None:
     for attempt in range(_ATTEMPTS):
         try:
             context = ray.init(
@@ -247,7 +274,8 @@ def _start_here(num_cpus: int, num_gpus: int | None) -> Path | None:
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
                 object_store_memory=_OBJECT_STORE,
-                include_dashboard=False,
+                include_dashboard=dashboard,
+                dashboard_host=_LOOPBACK,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Collection
 from typing import Any
@@ -27,6 +28,7 @@ from workers.stage import StageWorker
 from workers.topology import Place, links_in, stage_order
 
 _BESIDE = 4  # calls that an actor answers at once, its main work among them
+_GIVE_BACK = 5.0  # seconds in which Ray takes the places back
 _SOON = 2.0  # seconds after which a person is told what the run waits for
 
 Ready = Callable[[PlacementGroup, float], bool]
@@ -172,7 +174,10 @@ class Crew:
             self.end(list(self.by_name))
         self.coordinator, self.stages, self.feeders = None, {}, {}
         if self._group is not None and ray_is_there:
-            remove_placement_group(self._group)
+            # Ray may be on its way out, and then waits for itself.
+            giving = threading.Thread(target=remove_placement_group, args=(self._group,), daemon=True)
+            giving.start()
+            giving.join(_GIVE_BACK)
         self._group = None
 
 

@@ -164,6 +164,9 @@ class PipelineSettings:
     """torch.compile of the layers' forward and backward pass; layers of one shape are compiled once, and what was
     compiled is kept on disk. graphs: replayed as CUDA graphs besides, on GPUs. auto: on where the run is long enough to
     gain by it. Changes bits."""
+    dashboard: bool = False
+    """Also start the private cluster's dashboard, where Ray has this run's figures among its metrics. On this machine
+    alone."""
     ray_address: str | None = field(default=None, metadata={"metavar": "ADDRESS"})
     """Ray cluster to join, such as auto or ray://head:10001. Default: $RAY_ADDRESS, else a private one here."""
     resource_timeout: float = 60.0
