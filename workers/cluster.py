@@ -92,6 +92,14 @@ class StartingCluster:
             self._leave()
 
     @property
+    def dashboard(self) -> str | None:
+        """Where a private cluster's dashboard is, if it was asked for and Ray tells."""
+        import ray  # noqa: PLC0415 (it has been started)
+
+        url = ray._private.worker.get_dashboard_url() if self._settings.pipeline.dashboard else None
+        return f"http://{url}" if url else None
+
+    @property
     def is_private(self) -> bool:
         """Whether Ray was started here, for this run alone."""
         return self._session is not None

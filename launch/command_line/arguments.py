@@ -96,6 +96,8 @@ class ResumeArguments:
     """Workers that read the images. Default: as before."""
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
     """Ray cluster to join. Default: as before."""
+    dashboard: bool | None = None
+    """Also start the private cluster's dashboard. Default: as before."""
     epochs: int | None = None
     """Epochs in all, for more than the run was told. Also of a run that is over."""
     lr: float | None = None

@@ -191,7 +191,9 @@ def _changed(settings: Settings, arguments: ResumeArguments, run: Path) -> Setti
     )
 
 
-_PLACEMENT = ("stages", "partition", "executor", "device", "transport", "feeders", "precision", "ray_address")
+_PLACEMENT = (
+    "stages", "partition", "executor", "device", "transport", "feeders", "precision", "ray_address", "dashboard",
+)  # fmt: skip
 
 
 def _compare(saved: dict[str, Any], spec: RunSpec) -> None:

@@ -85,6 +85,8 @@ def run(
         settings, dataset = open_dataset(settings, aside)
         if starting is not None:
             devices = starting.wait()
+            if starting.dashboard is not None:
+                say(aside, f"Ray's dashboard: {starting.dashboard}")
         else:
             pipe = settings.pipeline
             devices = local_devices(pipe.device, pipe.threads, pipe.precision)

@@ -35,7 +35,7 @@ import torch
 from launch.output import live
 from launch.output.going_on import before, cut_events, cut_metrics, lock_of, reports_of
 from launch.output.live import Now
-from launch.output.logs.all import Logs, flat, outcome_of
+from launch.output.logs.all import Logs, flat, kinds_of, outcome_of
 from launch.output.logs.base import RunFacts
 from launch.output.logs.figures import Charts, Figures
 from launch.output.logs.lines import lines_of
@@ -101,6 +101,7 @@ class RunFolder:
                 resumed=resumed is not None,
             ),
             warn,
+            kinds_of(spec.settings),
         )
         self._outcome: dict[str, float] = {}
         self._logging = True

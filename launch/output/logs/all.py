@@ -8,11 +8,14 @@ from typing import Any
 
 from launch.output.logs.base import RunFacts, Sink
 from launch.output.logs.figures import Figure
+from launch.output.logs.ray_metrics import RayMetrics
 from launch.output.logs.tensorboard import TensorBoard
 from pipeline.config import settings as settings_module
 from pipeline.config.settings import Settings
+from workers.cluster import joins_cluster
 
-SINKS: dict[str, type[Sink]] = {sink.kind: sink for sink in (TensorBoard,)}
+SINKS: dict[str, type[Sink]] = {sink.kind: sink for sink in (TensorBoard, RayMetrics)}
+"""Every place by its kind."""
 
 
 _MATTER = ("preset", "train", "method", "net", "augment", "readout", "data", "baseline", "pipeline")
@@ -22,7 +25,7 @@ _MATTER = ("preset", "train", "method", "net", "augment", "readout", "data", "ba
 class Logs:
     """Hands everything to each place. One that fails is said once and left out from then on: the run goes on."""
 
-    def __init__(self, facts: RunFacts, warn: Callable[[str], None], kinds: Sequence[str] = ("tensorboard",)) -> None:
+    def __init__(self, facts: RunFacts, warn: Callable[[str], None], kinds: Sequence[str]) -> None:
         self._warn = warn
         self._sinks = [SINKS[kind](facts) for kind in kinds]
 
@@ -48,6 +51,13 @@ class Logs:
                 self._sinks.remove(sink)
                 said = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
                 self._warn(f"{sink.kind}: nothing more is logged there ({said}). Training goes on.")
+
+
+def kinds_of(settings: Settings) -> list[str]:
+    """Where a run's figures go: to Ray's metrics too where somebody may look at those."""
+    pipe = settings.pipeline
+    looked_at = pipe.executor == "ray" and (pipe.dashboard or joins_cluster(settings))
+    return [TensorBoard.kind, *([RayMetrics.kind] if looked_at else [])]
 
 
 def flat(settings: Settings) -> dict[str, str | int | float | bool]:

@@ -43,6 +43,7 @@ class Figure:
         whose: "stage 2", "layer 1", "run".
         step: training steps of the run until then.
         at: when that was, in seconds since 1970.
+        device: of a stage over the last seconds, what it runs on.
     """
 
     what: str
@@ -50,6 +51,7 @@ class Figure:
     value: float
     step: int
     at: float
+    device: str = ""
 
     @property
     def tag(self) -> str:
@@ -127,7 +129,7 @@ class Figures:
                 "images per second": meter.images_per_second,
                 "memory MiB": status.memory / 2**20,
             }
-            found += [Figure(what, whose, value, step, at) for what, value in values.items()]
+            found += [Figure(what, whose, value, step, at, status.device) for what, value in values.items()]
         return self._noted(found)
 
     def _noted(self, figures: list[Figure]) -> list[Figure]:

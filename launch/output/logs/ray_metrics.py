@@ -1,0 +1,60 @@
+"""Ray's metrics: gauges that each node's agent has for Prometheus, and so for Ray's dashboard and Grafana."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from launch.output.logs.base import RunFacts, Sink
+from launch.output.logs.figures import RUN, Figure
+
+if TYPE_CHECKING:
+    from ray.util.metrics import Gauge
+
+_DESCRIPTION = "localpipe: {what} of a {whose}, as docs/monitoring.md has it"
+
+
+class RayMetrics(Sink):
+    """A gauge for each kind of figure, ``localpipe_stage_utilisation`` and so on, told apart by the tags run, stage,
+    layer and device. Ray must be initialised."""
+
+    kind: ClassVar[str] = "ray"
+
+    def __init__(self, facts: RunFacts) -> None:
+        super().__init__(facts)
+        self._gauges: dict[str, Gauge] = {}
+
+    def write(self, figures: Sequence[Figure]) -> None:
+        latest = {figure.tag: figure for figure in figures}  # a gauge has one value
+        for figure in latest.values():
+            name, tags = named(figure, self.facts.folder.name)
+            if name not in self._gauges:
+                from ray.util.metrics import Gauge  # noqa: PLC0415 (only where the run is through Ray)
+
+                whose = name.split("_")[1]
+                description = _DESCRIPTION.format(what=figure.what, whose=whose)
+                self._gauges[name] = Gauge(name, description=description, tag_keys=tuple(tags))
+            self._gauges[name].set(figure.value, tags=tags)
+
+    def picture(self, name: str, file: Path, step: int) -> None:
+        return None  # it has no pictures
+
+    def flush(self) -> None:
+        return None  # the agent asks by itself
+
+    def finish(self, outcome: Mapping[str, float], step: int) -> None:
+        self._gauges = {}
+
+
+def named(figure: Figure, run: str) -> tuple[str, dict[str, str]]:
+    """A figure's gauge and tags."""
+    kind, _, number = figure.whose.partition(" ")
+    tags = {"run": run}
+    if kind != RUN:
+        tags[kind] = number
+    if figure.device:
+        tags["device"] = figure.device
+    what = re.sub(r"\W+", "_", figure.what)
+    return f"localpipe_{kind}_{what}", tags
