@@ -33,7 +33,7 @@ _LONG = re.compile(
 )
 """`make test` leaves these to `make test-all`: other commands, or tests of their own, do the same."""
 
-_SERVES = ("tensorboard",)  # programs that run until they are stopped
+_SERVES = ("tensorboard", "launch dashboard")  # what runs until it is stopped
 _LETTERS = {"SEED": "0", "LAG": "1"}
 
 NAMED = [
@@ -108,7 +108,7 @@ class Reader:
                 os.killpg(process.pid, signal.SIGKILL)
 
     def _follow(self, process: subprocess.Popen[str], text: str) -> tuple[int, str]:
-        if text.split(" ", maxsplit=1)[0] in _SERVES:
+        if text.startswith(_SERVES):
             time.sleep(6)
             assert process.poll() is None, process.communicate()[0]
             process.terminate()
