@@ -41,6 +41,7 @@ from launch.output.logs.figures import Charts, Figures
 from launch.output.logs.lines import lines_of
 from launch.output.logs.meters import Meter
 from launch.output.run_pictures import RunPictures
+from launch.output.trace import Trace
 from pipeline import plain_json
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.saved import config_of
@@ -104,6 +105,7 @@ class RunFolder:
             kinds_of(spec.settings),
         )
         self._outcome: dict[str, float] = {}
+        self._trace = Trace()
         self._logging = True
 
     @property
@@ -124,6 +126,7 @@ class RunFolder:
         """The run goes on in the stages of ``spec``."""
         self._spec = spec
         self._pictures.divide(spec)
+        self._trace = Trace()
         self._figures.divide(spec)
 
     def discard(self) -> None:
@@ -161,6 +164,7 @@ class RunFolder:
     def observe(self, report: PassReport) -> None:
         """Writes a pass's figures."""
         self._pictures.observe(report)
+        self._trace.add(report.stage, report.trace)
         self._logs.write(self._figures.of_report(report))
         self._log(lambda: self._metrics.writelines(lines_of(report, self._figures.end_of)))
 
@@ -173,7 +177,7 @@ class RunFolder:
         if now is not None:
             self._log(lambda: live.write(self.path, now))
 
-    def _log(self, write: Callable[[], None]) -> None:
+    def _log(self, write: Callable[[], object]) -> None:
         if not self._logging:
             return
         try:
@@ -206,6 +210,7 @@ class RunFolder:
     def draw(self, folder: Path) -> None:
         """Draws the run as far as it came into a folder, and ends its logs. Where that cannot be done, says so."""
         step = self._figures.step
+        self._log(lambda: self._trace.write(folder, self._spec))
         for picture in self._pictures.write(folder, warn=self._warn):
             self._logs.picture(picture.stem, picture, step)
         self._logs.finish(self._outcome, step)

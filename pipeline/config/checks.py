@@ -24,6 +24,7 @@ MOST_AT_ONCE = 1024
 _MOST_OPERATIONS = 100  # of RandAugment; papers have 2 or 3
 _LONGEST = 10_000_000  # seconds: four months
 _MOST_MEMORY = 1 << 20  # GiB
+_MOST_TRACED = 10_000  # steps; a trace has some ten slices of each
 _MOST_KEPT = 1_000_000  # checkpoints, or restarts
 
 
@@ -95,6 +96,7 @@ def check(settings: Settings) -> None:
     saving = settings.checkpoint
     read_interval(saving.checkpoint_every)
     _between(1, _MOST_KEPT, "`keep_checkpoints`", saving.keep_checkpoints)
+    _between(0, _MOST_TRACED, "`trace`", settings.trace)
     _between(0, _LONGEST, "`stop_timeout`", saving.stop_timeout)
     _between(0, _MOST_KEPT, "`max_restarts`", saving.max_restarts)
     if pipe.stages != "auto":

@@ -139,6 +139,13 @@ class RunSpec:
                 return how
 
     @property
+    def traced(self) -> range:
+        """Training steps of the run, from 0, of which a trace is made: from the second epoch on, if there is one."""
+        whole = self.epochs * self.steps_per_epoch
+        first = self.steps_per_epoch if self.epochs > 1 else 0
+        return range(first, min(whole, first + self.settings.trace))
+
+    @property
     def shared_versions(self) -> Versions | None:
         """The versions of the state that layers share; None where they share none."""
         return self.settings.method.shared_versions(self.num_layers, self.steps_per_epoch)

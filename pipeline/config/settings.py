@@ -217,6 +217,8 @@ class Settings:
     """Folder for everything the run leaves. Default: runs/PRESET-DATE-TIME."""
     log_every: float = 0.5
     """Seconds between two looks at the stages."""
+    trace: int = field(default=0, metadata={"metavar": "STEPS"})
+    """So many steps, from the second epoch on, in RUN/trace.json, for ui.perfetto.dev or chrome://tracing."""
     plugins: tuple[str, ...] = field(default=(), metadata={"flag": None})
     """Plug-ins of the run (``pipeline.plugins``)."""
 

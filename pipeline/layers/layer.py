@@ -30,6 +30,10 @@ State = dict[str, Tensor]
 """Flat names → tensors, such as ``layers.2.net.qkv.weight`` or ``layers.2.optimizer.qkv.weight.exp_avg``."""
 
 
+def _unheard(what: str) -> None:
+    """Nobody traces the layer."""
+
+
 def nowhere(activations: Activations) -> None:
     """Sends nothing: the next layer is in the same stage, or there is none."""
 
@@ -104,6 +108,8 @@ class LocalLayer:
         self._running = _running_statistics(self.net)
         # Held while weights change, so that another thread (an interrupt) can copy them between two updates.
         self._updating = threading.Lock()
+        self.mark: Callable[[str], None] = _unheard
+        """Told in ``train`` what has been done since it was told last."""
 
     def train(
         self,
@@ -137,9 +143,12 @@ class LocalLayer:
             before = [statistic.clone() for statistic in running]
             outputs = self.forward.outputs(activations, context, training=True)
         passed = self._to_send(outputs, context)
+        self.mark("forward")
         send(passed)
+        self.mark("send")
         context = self._with_shared(context)
         loss = self.rule.loss(self.net, outputs.own, context)
+        self.mark("loss")
         if self._not_finite is None:
             if not torch.isfinite(loss):
                 raise NonFiniteLossError(self.index, loss.item())
@@ -149,6 +158,7 @@ class LocalLayer:
         self._set_rates(where)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.mark("backward")
         with self._updating:
             self.optimizer.step()
             # Only now: the backward pass refuses what has been written since the forward pass.
@@ -161,6 +171,7 @@ class LocalLayer:
         if self.has_readout and self._readout_settings.mode == "online":
             _set_rate(self.readout_optimizer, self._readout_lr * self._milestones(where))
             self._update_readout(outputs, labels)
+        self.mark("update")
         return passed, loss.detach()
 
     def _set_rates(self, where: BatchPosition) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,6 +33,7 @@ from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.telemetry.memory import bytes_now
 from pipeline.telemetry.reports import PassReport, Status, StepTimes
 from pipeline.telemetry.steps import BusyMeter, StepLog
+from pipeline.telemetry.trace import Tracer
 from pipeline.transport.channel import Receiver, Sender
 from pipeline.transport.message import IDS, LABELS, Message
 
@@ -72,6 +75,9 @@ class Stage:
         self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device) if index == 0 else None
         self._report, self._clock = report, clock
         self._log = StepLog(clock, device)
+        self._tracer = Tracer(clock, spec.traced)
+        for layer in self.layers:
+            layer.mark = partial(self._tracer.mark, layer.index)
         self._layer_seconds = {layer.index: 0.0 for layer in self.layers}  # of the running training pass
         self._candidates: dict[int, State] = {}
         self._candidates_lock = threading.Lock()
@@ -136,12 +142,14 @@ class Stage:
         key = self._cut.key
         if self._saver is None or key == self._saved_last:  # since then nothing was learned
             return
+        begin = time.perf_counter()
         self.look()  # nothing is worth saving that is no number
         self._saved_last = key
         with self._candidates_lock:
             kept = Kept(dict(self._candidates), self._trained, self._training, self._images)
         with self._clock.measure(TimeCategory.COPY):
             self._saver.save(key, parts_of(self.layers, kept))
+        self._tracer.aside("checkpoint", begin)
         if self._shared is not None:
             self._shared.checkpoint(key, trained_steps(self.spec, self._cut))
 
@@ -183,6 +191,7 @@ class Stage:
     def _train(self, message: Message, send: Send) -> None:
         self._training = self._training or [TrainTally(layer.index) for layer in self.layers]
         where = self._position_of(message)
+        self._tracer.begin(where.step)
         busy = self._clock.spent(TimeCategory.BUSY)
         activations, labels = self._enter(message, where, self._rule.num_views)
         for layer, tally in zip(self.layers, self._training, strict=True):
@@ -198,6 +207,7 @@ class Stage:
         if message.last or (message.step % _LOOK_EVERY == 0 and self.device.type != "cpu"):
             self.look()
         self._log.mark()
+        self._tracer.end()
         if message.last:
             self._end_training(Kind.TRAIN, self._log.take())
 
@@ -226,7 +236,7 @@ class Stage:
         seconds = dict(self._layer_seconds) if kind is Kind.TRAIN and self.device.type == "cpu" else None
         self._layer_seconds = dict.fromkeys(self._layer_seconds, 0.0)
         said = PassReport(stage=self.index, kind=kind, epoch=self._epoch, layers=reports, steps=steps)
-        said.layer_seconds = seconds
+        said.layer_seconds, said.trace = seconds, self._tracer.take()
         self._say(said)
 
     def _evaluate(self, message: Message, send: Send) -> None:

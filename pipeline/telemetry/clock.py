@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,6 +29,8 @@ class Clock:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kind: TimeCategory | None = None
+        self.listener: Callable[[TimeCategory, float, float], None] | None = None
+        """Told of every stretch of time that has a kind: from when to when, by ``time.perf_counter``."""
         self.restart()
 
     def restart(self) -> None:
@@ -82,6 +84,8 @@ class Clock:
         now = time.perf_counter()
         if self._kind is not None:
             self._seconds[self._kind] += now - self._since
+            if self.listener is not None:
+                self.listener(self._kind, self._since, now)
         self._since = now
         return now
 

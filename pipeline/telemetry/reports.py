@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.kind import Kind
 from pipeline.telemetry.clock import TimeBreakdown
+from pipeline.telemetry.trace import Slice
 
 
 @dataclass(kw_only=True)
@@ -101,6 +102,8 @@ class PassReport:
     """When the stage began, in seconds since 1970."""
     steps: StepTimes | None = None
     """When the steps ended; of a stage's training passes."""
+    trace: list[Slice] = field(default_factory=list)
+    """What the stage did in the steps that were to be traced."""
     layer_seconds: dict[int, float] | None = None
     """Computing time of each of the stage's layers (0-based) in a training pass; None where that is not known."""
 
