@@ -16,6 +16,7 @@ from launch.command_line.arguments import CheckpointArguments, ResumeArguments
 from launch.commands.train import Interrupts, Job, carry_out, checkpointing_of, open_dataset
 from launch.output.console import counted, make_console, say, warn
 from launch.output.going_on import is_locked
+from launch.output.logs.all import check_logs
 from launch.output.logs.figures import steps_at
 from launch.output.mirror import check_mirror, fetch, is_url
 from launch.output.run import Run
@@ -64,6 +65,7 @@ def resume_run(arguments: ResumeArguments, console: Console, *, began: float, in
     manifest, saved, settings = _chosen(arguments, run)
     checks.check(settings)
     checks.check_data(settings)
+    check_logs(settings)
     if settings.checkpoint.mirror is not None:
         check_mirror(settings.checkpoint.mirror)
     with ExitStack() as stack:

@@ -18,6 +18,7 @@ from launch.output.data_lines import left_out, warnings
 from launch.output.display import Display, print_summary
 from launch.output.kept import checkpoint_in
 from launch.output.kept import kept as as_kept
+from launch.output.logs.all import check_logs
 from launch.output.mirror import Mirror, check_mirror
 from launch.output.progress import ProgressLine
 from launch.output.run import Run
@@ -72,6 +73,7 @@ def run(
     settings = build.expand_baseline(arguments.run)
     checks.check(settings)
     checks.check_data(settings)
+    check_logs(settings)
     path = new_path(settings.run_dir, settings.preset)
     if settings.checkpoint.mirror is not None and not arguments.dry_run:
         check_mirror(settings.checkpoint.mirror, new=path.name)

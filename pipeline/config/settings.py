@@ -215,6 +215,8 @@ class Settings:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     run_dir: str | None = field(default=None, metadata={"metavar": "FOLDER"})
     """Folder for everything the run leaves. Default: runs/PRESET-DATE-TIME."""
+    log: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """Where figures go besides metrics.jsonl: one or several of tensorboard, wandb, mlflow and trackio."""
     log_every: float = 0.5
     """Seconds between two looks at the stages."""
     trace: int = field(default=0, metadata={"metavar": "STEPS"})

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.output.logs.base import RunFacts, Sink
 from launch.output.logs.figures import Figure
+from launch.output.logs.mlflow import MLflow
 from launch.output.logs.ray_metrics import RayMetrics
 from launch.output.logs.tensorboard import TensorBoard
+from launch.output.logs.trackio import Trackio
+from launch.output.logs.wandb import WeightsAndBiases
 from pipeline.config import settings as settings_module
 from pipeline.config.settings import Settings
+from pipeline.errors import UserError
 from workers.cluster import joins_cluster
 
-SINKS: dict[str, type[Sink]] = {sink.kind: sink for sink in (TensorBoard, RayMetrics)}
+SINKS: dict[str, type[Sink]] = {
+    sink.kind: sink for sink in (TensorBoard, RayMetrics, WeightsAndBiases, MLflow, Trackio)
+}
 """Every place by its kind."""
 
 
@@ -57,7 +64,17 @@ def kinds_of(settings: Settings) -> list[str]:
     """Where a run's figures go: to Ray's metrics too where somebody may look at those."""
     pipe = settings.pipeline
     looked_at = pipe.executor == "ray" and (pipe.dashboard or joins_cluster(settings))
-    return [TensorBoard.kind, *([RayMetrics.kind] if looked_at else [])]
+    return [*settings.log, *([RayMetrics.kind] if looked_at else [])]
+
+
+def check_logs(settings: Settings) -> None:
+    """Raises UserError where a package is missing that a place needs."""
+    for kind in settings.log:
+        package = SINKS[kind].package
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"`log` {kind}: {package} is not installed. Install it with: pip install 'localpipe[{kind}]'"
+            )
 
 
 def flat(settings: Settings) -> dict[str, str | int | float | bool]:

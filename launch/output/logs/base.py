@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from launch.output.logs.figures import Charts, Figure
-from pipeline.errors import UserError
+
+PROJECT = "localpipe"
+"""What places call all runs together that have projects or experiments."""
+
+AXIS = "training step"
+"""The name of the axis that all figures share, where a place wants one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,8 @@ class Sink(ABC):
 
     kind: ClassVar[str]
     """Its name for people."""
+    package: ClassVar[str | None] = None
+    """What has to be installed for it, where that is not here in any case."""
 
     def __init__(self, facts: RunFacts) -> None:
         self.facts = facts
@@ -55,8 +62,3 @@ class Sink(ABC):
     @abstractmethod
     def finish(self, outcome: Mapping[str, float], step: int) -> None:
         """The run is over, after so many steps and with these figures. Nothing more is written."""
-
-
-def missing(kind: str, package: str, error: ImportError) -> UserError:
-    """Why a place cannot be written to: its package is not there."""
-    return UserError(f"`log` {kind}: {package} cannot be imported ({error}). Install it with: pip install {package}")
