@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,3 +63,11 @@ class Sink(ABC):
     @abstractmethod
     def finish(self, outcome: Mapping[str, float], step: int) -> None:
         """The run is over, after so many steps and with these figures. Nothing more is written."""
+
+
+def by_step(figures: Sequence[Figure]) -> list[tuple[int, dict[str, float]]]:
+    """The values of every step by their names, for places that take all of a step at once."""
+    found: dict[int, dict[str, float]] = defaultdict(dict)
+    for figure in figures:
+        found[figure.step][figure.tag] = figure.value
+    return sorted(found.items())

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from launch.output.logs.base import PROJECT, RunFacts, Sink
+from launch.output.logs.base import PROJECT, RunFacts, Sink, by_step
 from launch.output.logs.figures import Figure
 
 
@@ -26,10 +25,7 @@ class Trackio(Sink):
         trackio.init(project=PROJECT, name=name, config=config, resume="allow", embed=False)
 
     def write(self, figures: Sequence[Figure]) -> None:
-        by_step: dict[int, dict[str, float]] = defaultdict(dict)
-        for figure in figures:
-            by_step[figure.step][figure.tag] = figure.value
-        for step, values in sorted(by_step.items()):
+        for step, values in by_step(figures):
             self._trackio.log(values, step=step)
 
     def picture(self, name: str, file: Path, step: int) -> None:

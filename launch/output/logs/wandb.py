@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from launch.output.logs.base import AXIS, PROJECT, RunFacts, Sink
+from launch.output.logs.base import AXIS, PROJECT, RunFacts, Sink, by_step
 from launch.output.logs.figures import Figure
 
 
@@ -33,10 +32,7 @@ class WeightsAndBiases(Sink):
         self._run.define_metric("*", step_metric=AXIS)
 
     def write(self, figures: Sequence[Figure]) -> None:
-        by_step: dict[int, dict[str, float]] = defaultdict(dict)
-        for figure in figures:
-            by_step[figure.step][figure.tag] = figure.value
-        for step, values in sorted(by_step.items()):
+        for step, values in by_step(figures):
             self._run.log({**values, AXIS: step})
 
     def picture(self, name: str, file: Path, step: int) -> None:
