@@ -103,6 +103,19 @@ def test_what_is_done_again_after_a_failure_is_shown_once(spec: RunSpec) -> None
     assert look(2, 5.0)["utilisation/stage 2"] == [(3, 0.5)]
 
 
+def test_what_was_told_before_a_checkpoint_is_not_told_again_behind_it(spec: RunSpec) -> None:
+    """Symptom: a run that was cut behind an epoch's last batch had its stages' figures of that step twice."""
+    figures, meter = Figures(spec), Meter()
+    figures.go_on(4)
+    for wall, kind, step in ((1.0, Kind.VALIDATE, 0), (2.0, Kind.VALIDATE, 1), (3.0, Kind.TRAIN, 0)):
+        status = Status(
+            stage=0, account=spent(wall, busy=wall / 2), kind=kind, epoch=int(kind is Kind.TRAIN), step=step
+        )
+        meter.add(status)
+        found = figures.of_statuses([status], [meter])
+        assert bool(found) is (kind is Kind.TRAIN)
+
+
 @pytest.mark.parametrize(
     ("cut", "steps"),
     [(Cut(), 0), (Cut(steps=3), 3), (Cut(passes=1), 4), (Cut(passes=2, steps=1), 5), (Cut((1,), 0, 2), 10)],

@@ -121,6 +121,7 @@ class RunFolder:
         for report in reports_of(history):
             self._pictures.observe(report)
             self._figures.of_report(report)
+        self._figures.go_on(step)
 
     def divide(self, spec: RunSpec) -> None:
         """The run goes on in the stages of ``spec``."""

@@ -98,6 +98,11 @@ class Figures:
         self.step = 0
         """The furthest that any figure has come."""
         self._told: dict[int, int] = {}  # how far the figures of each stage have come
+        self._begun = 0
+
+    def go_on(self, step: int) -> None:
+        """The run goes on from a checkpoint after so many steps: what stages did until then has been told."""
+        self._begun = self.step = step
 
     def divide(self, spec: RunSpec) -> None:
         """The run goes on in the stages of ``spec``."""
@@ -119,7 +124,7 @@ class Figures:
         found = []
         for status, meter in zip(statuses, meters, strict=True):
             step, whose = self.step_of(status), f"{STAGE} {status.stage + 1}"
-            if step <= self._told.get(status.stage, 0) or meter.account is None:
+            if step <= self._told.get(status.stage, self._begun) or meter.account is None:
                 continue
             self._told[status.stage] = step
             values = {
