@@ -62,6 +62,14 @@ def test_what_limits_is_named_with_what_helps(
     assert str(verdict(stages, seconds)) == said
 
 
+def test_what_much_can_be_done_about_is_grave() -> None:
+    even = dict.fromkeys(range(4), 1.0)
+    assert verdict(loads((1, 0.3, 0.0, 0.0), (3, 0.98, 0.0, 0.0)), even).grave
+    assert verdict(loads((2, 0.6, 0.38, 0.0), (2, 0.6, 0.4, 0.0)), even).grave
+    assert not verdict(loads((2, 0.97, 0.0, 0.0), (2, 0.95, 0.0, 0.0)), even).grave
+    assert not verdict(loads((2, 0.9, 0.0, 0.0), (2, 0.98, 0.0, 0.0)), {0: 0.9, 1: 1.0, 2: 1.02, 3: 1.02}).grave
+
+
 def test_stages_that_share_cores_are_told_first() -> None:
     found = verdict(loads((1, 0.5, 0.4, 0.0), (1, 0.5, 0.0, 0.0), (1, 0.5, 0.0, 0.0)), cores=2)
     assert str(found) == "the cores limit: 3 stages take turns on 2; give at most 2 stages"

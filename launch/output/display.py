@@ -25,10 +25,13 @@ from launch.output.summary import limit_of
 from pipeline.checkpoints.folder import Manifest
 from pipeline.config.run_spec import RunSpec
 from pipeline.kind import Kind
+from pipeline.planning.limits import Verdict
 from pipeline.runtime.history import History
 from pipeline.telemetry.reports import PassReport, Status
 
 _PLAIN_EVERY = 10.0  # seconds between lines within an epoch, where there is no terminal
+
+_SETTLED = 20.0  # seconds of training after which shares of time say something of the run
 
 
 class Display:
@@ -52,6 +55,7 @@ class Display:
         named: Callable[[str], str] = str,
     ) -> None:
         self._named = named
+        self._warned = False
         self._spec, self._num_batches, self._console = spec, spec.steps_per_epoch, console
         self._num_images = num_images
         self._start = _Start(began) if verbose else None
@@ -139,6 +143,7 @@ class Display:
             meter.add(status)
         first = statuses[0]
         if first.kind is Kind.TRAIN:
+            self._warn_once()
             self._progress.update(self._layers_task, completed=first.epoch + (first.step + 1) / self._num_batches)
         elif first.kind is Kind.READOUT:
             self._progress.start_task(self._readouts_task)
@@ -237,11 +242,24 @@ class Display:
     @property
     def limit(self) -> str:
         """What holds the run back now; "" where that cannot be told yet."""
+        found = self._verdict()
+        return self._named(str(found)) if found is not None else ""
+
+    def _verdict(self) -> Verdict | None:
         accounts = [meter.account for meter in self._meters]
         seen = [account for account in accounts if account is not None]
         if len(seen) < len(accounts) or self._spec.settings.pipeline.executor == "serial":
-            return ""
-        return self._named(str(limit_of(self._spec, seen, self._history.layer_seconds(epochs=1))))
+            return None
+        return limit_of(self._spec, seen, self._history.layer_seconds(epochs=1))
+
+    def _warn_once(self) -> None:
+        """Says what limits the run where much could be done about it, once it has trained for a while."""
+        if self._warned or time.perf_counter() - self._begun < _SETTLED:
+            return
+        found = self._verdict()
+        self._warned = found is not None
+        if found is not None and found.grave:
+            self.say(f"hint: {self._named(str(found))}")
 
 
 class _Start:

@@ -13,6 +13,7 @@ from pipeline.planning.predict import moves
 
 _WAITS = 0.1  # share of a stage's time from which on waiting is what limits, where it can be told for what
 _WORTH = 0.02  # what a change must gain to be spoken of
+_GRAVE = 0.1  # what it must gain for a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +39,14 @@ class Verdict:
     Attributes:
         stage: the stage that limits, 0-based; None where something else does.
         gain: by which share ``advice`` makes the pipeline faster, where that can be told.
+        grave: whether a person should be told who does not look at the live table.
     """
 
     limit: str
     advice: str = ""
     stage: int | None = None
     gain: float = 0.0
+    grave: bool = False
 
     def __str__(self) -> str:
         return f"{self.limit}; {self.advice}" if self.advice else self.limit
@@ -74,10 +77,13 @@ def verdict(
         return Verdict(
             f"the state that layers share limits: stage {slowest_sync + 1} waits for it {waits:.0%} of its time",
             "a larger `embedding_lag` lets it come later",
+            grave=True,
         )
     if first.wait_in > _WAITS:
         return Verdict(
-            f"input limits: stage 1 waits for images {first.wait_in:.0%} of its time", f"try `feeders` {feeders + 1}"
+            f"input limits: stage 1 waits for images {first.wait_in:.0%} of its time",
+            f"try `feeders` {feeders + 1}",
+            grave=True,
         )
     said = f"stage {busiest + 1} limits (busy {most.utilisation:.0%})"
     if len(loads) == 1 or seconds is None:
@@ -85,7 +91,7 @@ def verdict(
     what, gain = _best_move([load.layers for load in loads], seconds)
     if gain < _WORTH:
         return Verdict(said, "no layer on another stage would make it faster", busiest)
-    return Verdict(said, f"moving {what}: +{gain:.0%}", busiest, gain)
+    return Verdict(said, f"moving {what}: +{gain:.0%}", busiest, gain, gain >= _GRAVE)
 
 
 def _best_move(stages: Sequence[range], seconds: Mapping[int, float]) -> tuple[str, float]:
