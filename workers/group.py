@@ -319,7 +319,7 @@ class RayWorkers:
     def _cause(self, failures: list[RunError], others: dict[Any, str]) -> RunError:
         """The error that explains these, which came first; it may be the one of another worker's unfinished work."""
         waiting, begun = list(others), time.perf_counter()
-        while waiting and time.perf_counter() - begun < _patience(failures):
+        while waiting and time.perf_counter() - begun < self._patience(failures):
             done, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK)
             failures = failures + _errors(done, others)
             try:
@@ -335,6 +335,14 @@ class RayWorkers:
             found = "; ".join(f"{name}: {self._look_for(name)}" for name in stuck)
             cause = PeerLostError(f"{cause.fact} ({found})")
         return cause
+
+    def _patience(self, failures: Sequence[RunError]) -> float:
+        """Seconds in which an error may come that explains these."""
+        if is_explained(failures):
+            return _AFTERSHOCK
+        unreached = any(isinstance(error, WorkerUnreachableError) for error in failures)
+        # Of another machine Ray says after some ten seconds that it is lost.
+        return _UNREACHED if unreached and self._cluster.is_there else _UNEXPLAINED
 
     def _look_for(self, name: str) -> str:
         """Where a stage is that makes no headway. Its stacks are noted."""
@@ -407,13 +415,6 @@ class RayWorkers:
         self._crew.close(ray_is_there=self.has_cluster)
         self._running = {}
         self._arrivals.close()
-
-
-def _patience(failures: Sequence[RunError]) -> float:
-    """Seconds in which an error may come that explains these."""
-    if is_explained(failures):
-        return _AFTERSHOCK
-    return _UNREACHED if any(isinstance(error, WorkerUnreachableError) for error in failures) else _UNEXPLAINED
 
 
 def _errors(done: Iterable[Any], names: dict[Any, str]) -> list[RunError]:

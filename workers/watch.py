@@ -66,6 +66,11 @@ class OwnCluster:
         self.workers_end = False
         """Whether the workers end as well: they do with the process that started them."""
 
+    @property
+    def is_there(self) -> bool:
+        """Whether this process started any."""
+        return bool(self._processes)
+
     def check(self) -> None:
         """Raises OwnClusterLostError once one of them has died."""
         if self.lost is None and self._processes:

@@ -35,7 +35,7 @@ def top(run: Path | None, console: Console, *, once: bool) -> None:
     if not is_locked(run):
         raise UserError(f"{run}: no run goes on there. `launch runs` lists what there is.")
     if once or not console.is_terminal:
-        console.print(_picture(run, console))
+        console.print(_picture(run, console), soft_wrap=not console.is_terminal)
         return
     with Live(_picture(run, console), console=console, auto_refresh=False, screen=False) as shown:
         while is_locked(run):

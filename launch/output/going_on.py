@@ -83,8 +83,10 @@ class Before:
         """Whether something that TensorBoard shows is a figure of before the checkpoint. What is written of every part
         of the run, settings and pictures, is none."""
         what, _, whose = tag.rpartition("/")
-        if what == "step loss" or whose.startswith(f"{STAGE} "):
+        if whose.startswith(f"{STAGE} "):
             return step <= self.step
+        if what == "step loss":  # those of a pass are told at its end
+            return ("train", (step - 1) // self.steps_per_epoch + 1) in self.passes
         kind = "validate" if whose == RUN else what.partition(" ")[0]
         epoch = 1 if kind == "test" else step // self.steps_per_epoch
         return (kind, epoch) in self.passes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -13,6 +14,7 @@ from launch.output.logs.figures import RUN, Figure
 if TYPE_CHECKING:
     from ray.util.metrics import Gauge
 
+_AGAIN = 2.0  # seconds after which a value is told again
 _DESCRIPTION = "localpipe: {what} of a {whose}, as docs/monitoring.md has it"
 
 
@@ -25,9 +27,16 @@ class RayMetrics(Sink):
     def __init__(self, facts: RunFacts) -> None:
         super().__init__(facts)
         self._gauges: dict[str, Gauge] = {}
+        self._latest: dict[str, Figure] = {}
+        self._told = 0.0  # when all were told last
 
     def write(self, figures: Sequence[Figure]) -> None:
         latest = {figure.tag: figure for figure in figures}  # a gauge has one value
+        self._latest |= latest
+        # Ray hands a value on once, and what is not handed on is no longer there for whoever asks.
+        now = time.monotonic()
+        if now - self._told >= _AGAIN:
+            latest, self._told = self._latest, now
         for figure in latest.values():
             name, tags = named(figure, self.facts.folder.name)
             if name not in self._gauges:
@@ -45,7 +54,7 @@ class RayMetrics(Sink):
         return None  # the agent asks by itself
 
     def finish(self, outcome: Mapping[str, float], step: int) -> None:
-        self._gauges = {}
+        self._gauges, self._latest = {}, {}
 
 
 def named(figure: Figure, run: str) -> tuple[str, dict[str, str]]:
