@@ -111,6 +111,33 @@ def test_whatever_stops_a_copy_there_is_no_half_checkpoint_and_the_next_one_mend
         )  # fmt: skip
 
 
+def test_a_file_that_goes_meanwhile_is_left_out_and_a_store_that_goes_is_said(
+    tmp_path: Path, store: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path / "run", **{"a": "1", "b": "2", "config.json": "{}"})
+    put = MemoryFileSystem.put_file
+
+    def put_some(self: MemoryFileSystem, source: str, target: str, **options: Any) -> None:
+        if source.endswith("/a"):
+            Path(source).unlink()
+            raise FileNotFoundError(source)
+        put(self, source, target, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_some)
+    with Mirror("memory://runs", run, pytest.fail):
+        pass
+    assert set(store.find("/runs")) == {"/runs/run/b", "/runs/run/config.json"}
+
+    def put_none(self: MemoryFileSystem, *arguments: Any, **options: Any) -> None:
+        raise FileNotFoundError("the bucket")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_none)
+    said: list[str] = []
+    with Mirror("memory://runs", run, said.append):
+        pass
+    assert said == ["memory://runs/run: could not be copied to (FileNotFoundError: the bucket). The run goes on."]
+
+
 def test_what_changed_is_copied_again_and_old_checkpoints_go(tmp_path: Path, store: MemoryFileSystem) -> None:
     run = run_in(tmp_path / "run", **{"metrics.jsonl": "1\n", "checkpoints__1__manifest.json": "{}", ".lock": ""})
     other = "/runs/run/notes.txt"

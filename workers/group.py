@@ -133,7 +133,8 @@ class RayWorkers:
         self._crew.end(self._out_of_reach)  # they may work on, and their neighbours with them
         self._out_of_reach = set()
         answers = {worker.__ray_ready__.remote(): name for name, worker in self._crew.by_name.items()}
-        ray.wait(list(answers), num_returns=len(answers), timeout=_ALIVE)
+        if answers:
+            ray.wait(list(answers), num_returns=len(answers), timeout=_ALIVE)
         stuck = {name for ref, name in answers.items() if not _is_well(ref)}
         self._crew.end(stuck)  # first: they hold others up
         working = self._crew.by_name.keys() - {COORDINATOR}  # whose watch ends when it begins anew

@@ -81,11 +81,16 @@ class Mirror:
             file: stamp for file, stamp in _stamps(self._run).items() if not PurePosixPath(file).name.startswith(".")
         }
         for file in sorted(there, key=lambda file: (PurePosixPath(file).name == MANIFEST, file)):
-            if self._sent.get(file) != there[file]:
-                with suppress(FileNotFoundError):  # the run has removed it meanwhile
-                    self._files.makedirs(str(PurePosixPath(self._root, file).parent), exist_ok=True)
-                    self._files.put_file(str(self._run / file), f"{self._root}/{file}")
-                    self._sent[file] = there[file]
+            if self._sent.get(file) == there[file]:
+                continue
+            try:
+                self._files.makedirs(str(PurePosixPath(self._root, file).parent), exist_ok=True)
+                self._files.put_file(str(self._run / file), f"{self._root}/{file}")
+            except FileNotFoundError:
+                if (self._run / file).exists():
+                    raise
+                continue  # the run has removed it meanwhile
+            self._sent[file] = there[file]
         self._remove_old(there)
 
     def _remove_old(self, there: dict[str, Stamp]) -> None:
@@ -137,7 +142,7 @@ def fetch(url: str, into: Path) -> Path:
         raise UserError(f"{run} is here: `launch resume {run}` goes on with it. Remove it to fetch {url} anew.")
     with _told(f"{url}: cannot be read"):
         found = [str(path) for path in files.find(root)]
-    if not any(PurePosixPath(path).name == "config.json" for path in found):
+    if f"{root.strip('/')}/config.json" not in {path.strip("/") for path in found}:
         raise UserError(f"{url}: holds no run. Give what `launch` said it copies to, such as s3://bucket/runs/NAME.")
     part = run.with_name(f".{run.name}.part")
     prefix = f"{root.strip('/')}/"
