@@ -324,7 +324,8 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str, *, nam
                 for name in ("busy", "wait_in", "wait_out", "copy", "sync", "other")
             )
             say(console, f"  stage {stage['stage']} ({stage['device']}): {shares}")
-        say(console, named(speed["limit"]))
+        if summary["stages"] > 1:
+            say(console, named(speed["limit"]))
     if summary["restarts"]:
         lost = f"{summary['states']['restarting']:.1f} s"
         say(console, f"went on after {counted(summary['restarts'], 'failure')}, {lost} until it trained again")
