@@ -234,3 +234,33 @@ def test_another_learning_rate_is_allowed_and_said(tmp_path: Path, stopped: Path
     launched = launch(tmp_path, "resume", str(run), "--lr", "1e-3")
     assert launched.finish() == 0, launched.text()
     assert "--lr 0.001 in place of 0.004: from here on the numbers are other than the run's own." in launched.text()
+
+
+@pytest.mark.parametrize("how", ["gone", "changed"])
+def test_a_shard_that_is_lost_amid_an_epoch_ends_the_run_which_goes_on_when_it_is_back(
+    how: str, tmp_path: Path, undisturbed: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: a byte that changed while the run went on was learned from."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data_dir / "digits", data / "digits")
+    monkeypatch.setenv("LOCALPIPE_DATA", str(data))
+    arguments = ["--executor", "threads", "--stages", "2", "--memory-budget", "0", "--run-dir", str(run)]
+    launched = launch(tmp_path, *_RUN, *_SAVING, *arguments)
+    wait_for_checkpoint(launched, run)
+    shard = data / "digits" / "train-000000.tar"
+    content = shard.read_bytes()
+    if how == "gone":
+        shard.unlink()
+    else:
+        shard.touch()  # the same bytes are no reason to end
+        time.sleep(0.5)
+        assert launched.process.poll() is None, launched.text()
+        shard.write_bytes(content[:9000] + b"?" + content[9001:])
+    assert launched.finish() == 1
+    said = {"gone": "cannot be read (No such file or directory)", "changed": "has been changed since it was opened"}
+    assert f"{shard}" in launched.text() and said[how] in launched.text()
+    assert launched.text().splitlines()[-1].endswith(f"Go on with: launch resume {run}")
+    shard.write_bytes(content)
+    again = launch(tmp_path, "resume", str(run))
+    assert again.finish() == 0, again.text()
+    assert_same_run(run, undisturbed)

@@ -102,7 +102,8 @@ class Crew:
         wanted = bundles_of(self._spec, int(ray.cluster_resources().get("GPU", 0)))
         group = self._reserve(wanted, observer, ready)
         self._bundles = self._bundles or self._in_order(group, wanted, ask)
-        observer.waits_for(f"starting {self._missing()}")
+        if anew := self._missing():
+            observer.waits_for(f"starting {anew}")
 
         def start(worker: type, name: str, *arguments: Any, beside: int = _BESIDE, **options: Any) -> Any:
             actor: Any = ray.remote(worker).options(name=name, max_concurrency=beside, **options)

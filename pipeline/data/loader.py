@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.data import order, shards
 from pipeline.data.index import DataIndex, SplitIndex
-from pipeline.data.shards import ShardError, ShardTable
+from pipeline.data.shards import ChangedError, ShardError, ShardTable
 from pipeline.data.skipped import Skipped, skip
 from pipeline.errors import UserError
 
@@ -275,8 +275,24 @@ class _SplitOnDisk:
     def _decode(self, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         for shard, rows, positions in self._by_shard(ids):
             part = np.empty((len(rows), *self._shape), dtype=np.uint8)
-            shards.read_images(self._readable(shard), rows, self._shape, part)
+            try:
+                shards.read_images(self._readable(shard), rows, self._shape, part)
+            except ChangedError:
+                self._look_again(shard)
+                shards.read_images(self._readable(shard), rows, self._shape, part)
             out[positions] = part
+
+    def _look_again(self, number: int) -> None:
+        """Takes a shard whose file was written meanwhile as it is now, if it has the same bytes."""
+        info = self._infos[number]
+        try:
+            shards.verify(self._folder, info, hashed=True)
+        except ShardError as cause:
+            raise UserError(
+                f"{self._folder / info.file}: has been changed since it was opened, and {cause}. Bring it back as it "
+                "was; a run then goes on from its last checkpoint."
+            ) from None
+        self._tables[number] = None
 
     def _by_shard(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """(shard, rows in it, positions in ``ids``), shard by shard."""

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import webdataset
@@ -208,15 +208,24 @@ def _files(path: Path) -> Iterator[dict[str, Any]]:
             yield {"fname": member.name, "data": contents.read(), "__url__": str(path)}
 
 
+class ChangedError(Exception):
+    """A shard has been written since it was scanned: it may hold something else now."""
+
+
 @dataclass(frozen=True)
 class ShardTable:
-    """Where a shard's samples lie: ``keys``, ``offsets``, ``sizes`` and ``labels``, one entry a sample."""
+    """Where a shard's samples lie: ``keys``, ``offsets``, ``sizes`` and ``labels``, one entry a sample.
+
+    Attributes:
+        stamp: the file's size and time of change when it was scanned.
+    """
 
     path: Path
     keys: tuple[str, ...]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     labels: NDArray[np.int64]
+    stamp: tuple[int, int]
 
 
 def scan(path: Path) -> ShardTable:
@@ -234,7 +243,7 @@ def scan(path: Path) -> ShardTable:
                 for name, offset, size in _members(data):
                     key, _, extension = name.partition(".")
                     samples.setdefault(key, {})[extension.lower()] = (offset, size)
-                return _table(path, samples, data)
+                return _table(path, samples, data, _stamp(file))
     except OSError as cause:
         raise ShardError(f"cannot be read ({cause.strerror or cause})") from None
 
@@ -269,7 +278,14 @@ def _text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("utf-8", "replace")
 
 
-def _table(path: Path, samples: dict[str, dict[str, tuple[int, int]]], data: mmap.mmap) -> ShardTable:
+def _stamp(file: BinaryIO) -> tuple[int, int]:
+    said = os.fstat(file.fileno())
+    return said.st_size, said.st_mtime_ns
+
+
+def _table(
+    path: Path, samples: dict[str, dict[str, tuple[int, int]]], data: mmap.mmap, stamp: tuple[int, int]
+) -> ShardTable:
     spans = np.empty((len(samples), 2), dtype=np.int64)
     labels = np.empty(len(samples), dtype=np.int64)
     for row, (key, parts) in enumerate(samples.items()):
@@ -285,7 +301,7 @@ def _table(path: Path, samples: dict[str, dict[str, tuple[int, int]]], data: mma
         except (ValueError, OverflowError) as cause:
             raise ShardError(f"has sample {key!r} with an unreadable label ({cause})") from None
         spans[row] = image
-    return ShardTable(path, tuple(samples), spans[:, 0].copy(), spans[:, 1].copy(), labels)
+    return ShardTable(path, tuple(samples), spans[:, 0].copy(), spans[:, 1].copy(), labels, stamp)
 
 
 def verify(folder: Path, info: ShardInfo, *, hashed: bool) -> None:
@@ -329,9 +345,12 @@ def read_images(table: ShardTable, rows: NDArray[np.int64], shape: tuple[int, in
 
     Raises:
         UserError: an image cannot be read or has another shape; names shard and sample.
+        ChangedError: the file has been written since it was scanned.
     """
     try:
         with table.path.open("rb") as file:
+            if _stamp(file) != table.stamp:
+                raise ChangedError
             for image_out, row in zip(out, rows, strict=True):
                 file.seek(int(table.offsets[row]))
                 data = file.read(int(table.sizes[row]))
