@@ -141,6 +141,7 @@ def _calm(asked: ChaosArguments, flags: Sequence[str], folder: Path) -> Path:
     ours = ["--run-dir", str(run), "--executor", "serial", "--checkpoint-every", "off", "-q"]
     victim = Victim(run, [asked.preset, *_without_stages(flags), *ours])
     try:
+        victim.start()
         if victim.process.wait() != 0:
             raise RunError(f"the undisturbed run failed:\n{victim.tail()}")
     finally:
@@ -178,6 +179,7 @@ class Disturbed:
         """Disturbs it until it has had enough or is over."""
         struck: list[Struck] = []
         try:
+            self._victim.start()
             if not self._saved_since(0.0, or_end=True):
                 raise RunError(f"the run ended before its first checkpoint:\n{self._victim.tail()}")
             due: list[Fault] = []
@@ -256,7 +258,8 @@ class Disturbed:
             return None
         victim.end()
         stages = self._choose.randint(1, self._num_layers)
-        self._victim = Victim(self._run, ["resume", str(self._run), "--stages", str(stages), "-v"])
+        self._victim = victim = Victim(self._run, ["resume", str(self._run), "--stages", str(stages), "-v"])
+        victim.start()
         trains = self._trains_since(ended)
         how = f"{_RESUME}, {counted(stages, 'stage')}"
         return replace(struck, noticed=ended - at, recovered=trains - at, how=how)

@@ -36,8 +36,18 @@ class Victim:
     run: Path
     arguments: Sequence[str]
     lines: list[Line] = field(default_factory=list)
+    process: subprocess.Popen[str] = field(init=False)
+    _starting: threading.Thread | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
+    def start(self) -> None:
+        """Starts it. Whoever calls this calls ``end`` too, however it comes out."""
+        # In a thread, as a signal that stops this program is heard in another one: it cannot come between the start of
+        # the process and the note of it.
+        self._starting = starting = threading.Thread(target=self._start, daemon=True)
+        starting.start()
+        starting.join()
+
+    def _start(self) -> None:
         self.process = subprocess.Popen(  # noqa: S603 (this program itself)
             [sys.executable, "-m", "launch", *self.arguments],
             stdout=subprocess.PIPE,
@@ -109,7 +119,10 @@ class Victim:
         return "\n".join(line.text for line in self.lines[-12:])
 
     def end(self) -> None:
-        """Ends all its processes."""
+        """Ends all its processes, if it was started."""
+        if self._starting is None:
+            return
+        self._starting.join()
         for pid in [*self.descendants(), *([self.process.pid] if self.process.poll() is None else [])]:
             try:
                 os.kill(pid, 9)
