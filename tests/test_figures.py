@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ from launch.output.logs.figures import Charts, Figure, Figures, steps_at
 from launch.output.logs.lines import lines_of
 from launch.output.logs.meters import Meter
 from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import Settings
 from pipeline.kind import Kind
 from pipeline.nets import VitSettings
+from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Cut
+from pipeline.runtime.serial import train_serial
 from pipeline.telemetry.clock import TimeBreakdown, TimeCategory
 from pipeline.telemetry.reports import LayerReport, PassReport, Status, StepTimes
+from tests.conftest import make_run
 from tests.support import tiny_spec
 
 _STEPS = 4  # of an epoch of the spec
@@ -133,9 +138,21 @@ def test_charts_are_those_that_do_not_stay_empty(spec: RunSpec) -> None:
 
 def test_lines_say_when_how_far_and_where_the_time_went_without_nulls(spec: RunSpec) -> None:
     said = report(Kind.TRAIN, 1, 1, account=spent(4.0, busy=3.0, wait_in=0.5))
-    layer, stage = (json.loads(line) for line in lines_of(said, Figures(spec).end_of))
+    layer, stage = (json.loads(line) for line in lines_of(spec, said))
     where = {"kind": "train", "epoch": 2, "step": 8, "stage": 2}
     assert layer.pop("time") == stage.pop("time") > 1.7e9
     assert layer == where | {"layer": 2, "loss": 1.5, "weight_norm": 2.0}
     shares = {"busy": 3.0, "wait_in": 0.5, "wait_out": 0.0, "copy": 0.0, "sync": 0.0, "other": 0.5}
     assert stage == where | {"wall": 4.0, **shares, "utilisation": 0.75}
+
+
+def test_the_serial_loop_tells_its_memory_too(small_settings: Settings) -> None:
+    """Symptom: a flat line at 0 among the charts of a run with ``executor`` serial."""
+    seen: list[int] = []
+
+    class Looking(Observer):
+        def progressed(self, statuses: list[Status]) -> None:
+            seen.extend(status.memory for status in statuses)
+
+    train_serial(*make_run(replace(small_settings, train=replace(small_settings.train, epochs=1))), Looking())
+    assert seen and min(seen) > 1 << 20

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from launch import Run, resume, train
-from launch.output.logs.all import Logs
 from launch.output.logs.base import RunFacts
 from launch.output.logs.figures import Charts, Figure
+from launch.output.logs.places import Logs
 from pipeline.errors import UserError
 
 _SMALL: dict[str, Any] = {
@@ -109,7 +109,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_done(
 
 
 def test_a_place_that_fails_costs_no_other_one_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launch.output.logs import all as places
+    from launch.output.logs import places
     from launch.output.logs.tensorboard import TensorBoard
 
     class Broken(TensorBoard):

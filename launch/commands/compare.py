@@ -12,13 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from launch.output.console import counted, say
+from launch.output.logs.figures import SHARES
 from launch.output.saved_runs import SavedRun, open_one
 from launch.output.tables import print_table
+from pipeline.config.saved import flattened
 from pipeline.errors import UserError
 
 _SEED = "train.seed"
 _NO_MATTER = frozenset({"run_dir", "log_every", _SEED})
-_SHARES = ("busy", "wait_in", "wait_out", "copy", "sync", "other")
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,11 @@ def compare(folders: Sequence[Path], console: Console) -> None:
 def _columns(runs: Sequence[SavedRun]) -> list[_Column]:
     found: dict[str, _Column] = {}
     for run in runs:
-        settings = dict(_flat(run.settings))
+        settings = dict(flattened(run.settings))
         same = {name: value for name, value in settings.items() if name not in _NO_MATTER}
         key = json.dumps([same, run.config.get("stages"), run.config.get("device")], sort_keys=True)
         found.setdefault(key, _Column([], settings)).runs.append(run)
     return list(found.values())
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 def _differing(columns: Sequence[_Column]) -> Iterator[list[str]]:
@@ -108,7 +101,7 @@ def _stages(columns: Sequence[_Column]) -> Iterator[list[str]]:
     found = [[run.value("speed", "stages") or [] for run in column.runs] for column in columns]
     most = max((len(stages) for runs in found for stages in runs), default=0)
     for stage in range(most):
-        for share in _SHARES:
+        for share in ("busy", *SHARES):
             cells = []
             for runs in found:
                 values = [stages[stage][share] / stages[stage]["wall"] for stages in runs if len(stages) > stage]

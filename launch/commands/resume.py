@@ -16,8 +16,8 @@ from launch.command_line.arguments import CheckpointArguments, ResumeArguments
 from launch.commands.train import Interrupts, Job, carry_out, checkpointing_of, open_dataset
 from launch.output.console import counted, make_console, say, warn
 from launch.output.going_on import is_locked
-from launch.output.logs.all import check_logs
 from launch.output.logs.figures import steps_at
+from launch.output.logs.places import check_logs
 from launch.output.mirror import check_mirror, fetch, is_url
 from launch.output.run import Run
 from launch.output.run_folder import CHECKPOINTS, RUNS, RunFolder, command_line, load_config

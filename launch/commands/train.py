@@ -18,7 +18,7 @@ from launch.output.data_lines import left_out, warnings
 from launch.output.display import Display, print_summary
 from launch.output.kept import checkpoint_in
 from launch.output.kept import kept as as_kept
-from launch.output.logs.all import check_logs
+from launch.output.logs.places import check_logs
 from launch.output.mirror import Mirror, check_mirror
 from launch.output.progress import ProgressLine
 from launch.output.run import Run

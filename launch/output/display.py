@@ -18,7 +18,7 @@ from launch.output.announce import BY_TEST
 from launch.output.console import counted, say
 from launch.output.layer_table import LayerRow, accuracy_sentence, percent, print_layers
 from launch.output.live import Now
-from launch.output.logs.figures import Figures
+from launch.output.logs.figures import SHARES, step_of
 from launch.output.logs.meters import Meter
 from launch.output.run_folder import MODEL
 from launch.output.summary import limit_of
@@ -228,7 +228,7 @@ class Display:
         return Now(
             title=f"{spec.settings.preset} on {spec.data_name}",
             at=time.time(),
-            step=Figures(spec).step_of(self._statuses[0]),
+            step=step_of(spec, self._statuses[0]),
             steps=spec.epochs * spec.steps_per_epoch,
             queue_depth=spec.settings.pipeline.queue_depth,
             limit=self.limit,
@@ -320,8 +320,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str, *, nam
         )
         for stage in speed["stages"]:
             shares = ", ".join(
-                f"{name.replace('_', '-')} {stage[name] / stage['wall']:.1%}"
-                for name in ("busy", "wait_in", "wait_out", "copy", "sync", "other")
+                f"{name.replace('_', '-')} {stage[name] / stage['wall']:.1%}" for name in ("busy", *SHARES)
             )
             say(console, f"  stage {stage['stage']} ({stage['device']}): {shares}")
         if summary["stages"] > 1:

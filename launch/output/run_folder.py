@@ -35,11 +35,11 @@ import torch
 from launch.output import live
 from launch.output.going_on import before, cut_events, cut_metrics, lock_of, reports_of
 from launch.output.live import Now
-from launch.output.logs.all import Logs, flat, kinds_of, outcome_of
 from launch.output.logs.base import RunFacts
 from launch.output.logs.figures import Charts, Figures
 from launch.output.logs.lines import lines_of
 from launch.output.logs.meters import Meter
+from launch.output.logs.places import Logs, flat, kinds_of, outcome_of
 from launch.output.run_pictures import RunPictures
 from launch.output.trace import Trace
 from pipeline import plain_json
@@ -167,7 +167,7 @@ class RunFolder:
         self._pictures.observe(report)
         self._trace.add(report.stage, report.trace)
         self._logs.write(self._figures.of_report(report))
-        self._log(lambda: self._metrics.writelines(lines_of(report, self._figures.end_of)))
+        self._log(lambda: self._metrics.writelines(lines_of(self._spec, report)))
 
     def follow(self, statuses: Sequence[Status], meters: Sequence[Meter]) -> None:
         """Writes what the stages are doing."""

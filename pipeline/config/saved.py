@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.config import settings as settings_module
@@ -25,3 +26,12 @@ def config_of(spec: RunSpec) -> dict[str, Any]:
         "stages": [[layer + 1 for layer in layers] for layers in spec.stages],
         "device": spec.device,
     }
+
+
+def flattened(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Values in groups within groups, each by its name with its groups' before it: "train.lr"."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value

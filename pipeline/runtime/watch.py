@@ -24,6 +24,7 @@ from pipeline.runtime.observer import Observer
 from pipeline.runtime.parts import Kept
 from pipeline.runtime.states import RunState
 from pipeline.telemetry.clock import Clock, TimeCategory
+from pipeline.telemetry.memory import bytes_now
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.steps import BusyMeter
 
@@ -152,6 +153,7 @@ class Watch:
         """The batches of a pass. Their reading counts as waiting, what is done with them as busy."""
         size = self._spec.settings.train.batch_size
         source = dataset.batches(split, epoch=epoch, batch_size=size, first=first)
+        self._status.memory = bytes_now(self._device)  # once a pass: steps may take milliseconds
         while True:
             with self._clock.measure(TimeCategory.WAIT_IN):
                 batch = next(source, None)

@@ -123,7 +123,7 @@ class Figures:
         at = time.time()
         found = []
         for status, meter in zip(statuses, meters, strict=True):
-            step, whose = self.step_of(status), f"{STAGE} {status.stage + 1}"
+            step, whose = step_of(self._spec, status), f"{STAGE} {status.stage + 1}"
             if step <= self._told.get(status.stage, self._begun) or meter.account is None:
                 continue
             self._told[status.stage] = step
@@ -141,24 +141,9 @@ class Figures:
         self.step = max([self.step, *(figure.step for figure in figures)])
         return figures
 
-    def step_of(self, status: Status) -> int:
-        """Training steps of the run that a stage has done."""
-        if status.kind is None:
-            return 0
-        if status.kind in (Kind.TRAIN, Kind.READOUT):
-            return status.epoch * self._spec.steps_per_epoch + status.step + 1
-        return self.end_of(status.kind, status.epoch)
-
-    def end_of(self, kind: Kind, epoch: int) -> int:
-        """Training steps of the run until the end of a pass."""
-        if kind is Kind.TEST:
-            readout = self._spec.settings.readout
-            epoch = self._spec.epochs - 1 + (readout.readout_epochs if readout.mode == "after" else 0)
-        return (epoch + 1) * self._spec.steps_per_epoch
-
     def _of_layer(self, report: PassReport, layer: LayerReport) -> Iterator[Figure]:
         whose, name = f"{LAYER} {layer.layer + 1}", report.kind.name.lower()
-        step, at = self.end_of(report.kind, report.epoch), _ended(report)
+        step, at = end_of(self._spec, report.kind, report.epoch), _ended(report)
         for what, value in {**figures_of(layer), **layer.vitals}.items():
             yield Figure(f"{name} {what}", whose, value, step, at)
         if report.kind is Kind.TRAIN:
@@ -171,7 +156,7 @@ class Figures:
         if report.steps is None or len(report.steps.ended) < 2:
             return
         took = np.diff(report.steps.ended) * 1000
-        whose, step = f"{STAGE} {report.stage + 1}", self.end_of(report.kind, report.epoch)
+        whose, step = f"{STAGE} {report.stage + 1}", end_of(self._spec, report.kind, report.epoch)
         for what, percentile in zip(_STEPS, (50, 99), strict=True):
             yield Figure(what, whose, float(np.percentile(took, percentile)), step, _ended(report))
 
@@ -191,9 +176,26 @@ class Figures:
             "measured speed-up": speed.measured,
             "ideal speed-up": speed.ideal,
         }
-        step, at = self.end_of(report.kind, report.epoch), _ended(report)
+        step, at = end_of(self._spec, report.kind, report.epoch), _ended(report)
         for what, value in values.items():
             yield Figure(what, RUN, value, step, at)
+
+
+def step_of(spec: RunSpec, status: Status) -> int:
+    """Training steps of the run that a stage has done."""
+    if status.kind is None:
+        return 0
+    if status.kind in (Kind.TRAIN, Kind.READOUT):
+        return status.epoch * spec.steps_per_epoch + status.step + 1
+    return end_of(spec, status.kind, status.epoch)
+
+
+def end_of(spec: RunSpec, kind: Kind, epoch: int) -> int:
+    """Training steps of the run until the end of a pass."""
+    if kind is Kind.TEST:
+        readout = spec.settings.readout
+        epoch = spec.epochs - 1 + (readout.readout_epochs if readout.mode == "after" else 0)
+    return (epoch + 1) * spec.steps_per_epoch
 
 
 def steps_at(spec: RunSpec, cut: Cut) -> int:

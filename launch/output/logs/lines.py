@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from launch.output.logs.figures import figures_of
-from pipeline.kind import Kind
+from launch.output.logs.figures import end_of, figures_of
+from pipeline.config.run_spec import RunSpec
 from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import PassReport
 
 
-def lines_of(report: PassReport, end_of: Callable[[Kind, int], int]) -> Iterator[str]:
-    """The lines of a stage's pass. What a layer does not have is left out.
-
-    Args:
-        end_of: training steps of the run until the end of a pass.
-    """
+def lines_of(spec: RunSpec, report: PassReport) -> Iterator[str]:
+    """The lines of a stage's pass. What a layer does not have is left out."""
     where = {
         "kind": report.kind.name.lower(),
         "epoch": report.epoch + 1,
-        "step": end_of(report.kind, report.epoch),
+        "step": end_of(spec, report.kind, report.epoch),
         "time": round(time.time(), 3),
         "stage": report.stage + 1,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from launch.output.logs.tensorboard import TensorBoard
 from launch.output.logs.trackio import Trackio
 from launch.output.logs.wandb import WeightsAndBiases
 from pipeline.config import settings as settings_module
+from pipeline.config.saved import flattened
 from pipeline.config.settings import Settings
 from pipeline.errors import UserError
 from workers.cluster import joins_cluster
@@ -80,15 +81,10 @@ def check_logs(settings: Settings) -> None:
 def flat(settings: Settings) -> dict[str, str | int | float | bool]:
     """Every setting that may matter to a result, by its name with its group's before it: "train.lr"."""
     saved = settings_module.to_dict(settings)
-    return dict(_flat({name: saved[name] for name in _MATTER}, ""))
-
-
-def _flat(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, str | int | float | bool]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value if isinstance(value, (str, int, float, bool)) else str(value)
+    return {
+        name: value if isinstance(value, (str, int, float, bool)) else str(value)
+        for name, value in flattened({name: saved[name] for name in _MATTER})
+    }
 
 
 def outcome_of(summary: Mapping[str, Any]) -> dict[str, float]:
