@@ -211,7 +211,7 @@ def _top(arguments: list[str]) -> Work:
     from launch.commands.top import top  # noqa: PLC0415
 
     parsed = parse(TopArguments, arguments, command="launch top")
-    return lambda console: top(parsed.run, console, once=parsed.once)
+    return lambda console: top(parsed.run, console, once=parsed.once, ray_address=parsed.ray_address)
 
 
 def _runs(arguments: list[str]) -> Work:
@@ -260,7 +260,7 @@ COMMANDS: dict[str, Command] = {
         usage="RUN", about="go on from a run's last checkpoint, with any number of stages", begin=_resume
     ),
     "checkpoint": Command(usage="RUN", about="have a run that goes on save a checkpoint now", begin=_checkpoint),
-    "top": Command(usage="[RUN]", about="the live table of a run that goes on in another terminal", begin=_top),
+    "top": Command(usage="[RUN]", about="the live table of a run that goes on elsewhere", begin=_top),
     "runs": Command(usage="[RUN…]", about="a table of runs: how far, how good, how fast", begin=_runs),
     "compare": Command(usage="RUN RUN…", about="settings that differ, accuracy, speed, side by side", begin=_compare),
     "dashboard": Command(usage="[RUN…]", about="TensorBoard: all stages of a run in one chart", begin=_dashboard),

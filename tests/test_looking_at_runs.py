@@ -15,6 +15,7 @@ from launch.cli import main
 from launch.output import live
 from launch.output.live import Now, StageNow
 from tests.support_cli import launch
+from tests.support_ray import ray_head
 
 _SMALL: dict[str, Any] = {
     "data": "digits",
@@ -111,6 +112,35 @@ def test_a_run_is_watched_from_another_terminal(tmp_path: Path) -> None:
     again = launch(elsewhere, "top", str(run))
     assert again.finish(60) == 2
     assert f"error: {run}: no run goes on there. `launch runs` lists what there is." in again.text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_run_on_a_cluster_is_watched_without_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    with ray_head(monkeypatch) as address:
+        run = tmp_path / "here" / "the-run"
+        flags = ["--dim", "16", "--heads", "2", "--depth", "2", "--epochs", "100000", "--stages", "2"]
+        begun = launch(tmp_path / "here", "cff-vit", *flags, "--ray-address", address, "--run-dir", str(run))
+        begun.wait_for("epoch 3/")
+
+        def top(*arguments: str) -> tuple[int, str]:
+            watching = launch(tmp_path / "elsewhere", "top", *arguments, "--ray-address", address)
+            return watching.finish(60), watching.text()
+
+        status, text = top()
+        assert status == 0, text
+        for part in ("cff-vit on digits", "utilisation", " limit", "step "):
+            assert part in text
+        assert top("the-run")[0] == 0
+        status, text = top("another")
+        assert status == 2
+        assert "no run another goes on there. Those that do: " in text and f":{run}." in text
+        begun.process.terminate()
+        begun.finish(60)
+        status, text = top()
+        assert status == 2 and f"The cluster at {address}: no run goes on there." in text
 
 
 def test_runs_are_listed_with_how_good_and_how_fast_they_are(runs: Path, capsys: Any) -> None:

@@ -228,6 +228,18 @@ def _join_or_start(settings: Settings) -> tuple[Devices, Path | None]:
         # Ray counts a node's GPUs in a way of its own, which may find none where torch finds some.
         gpus = devices.count if devices.kind == "cuda" else None
         return devices, _start_here(cores + pipe.feeders + coordinators, gpus, dashboard=pipe.dashboard)
+    join(address)
+    return _cluster_devices(pipe), None
+
+
+def join(address: str) -> None:
+    """Has this process join the cluster there.
+
+    Raises:
+        ResourcesError: it cannot be reached.
+    """
+    import ray  # noqa: PLC0415
+
     _reach(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -236,7 +248,6 @@ def _join_or_start(settings: Settings) -> tuple[Devices, Path | None]:
         if os.environ.get("RAY_AUTH_MODE") is None:
             reason += " (one that asks for a token, as Ray's do by default, needs RAY_AUTH_MODE=token here)"
         raise ResourcesError(_unreachable(address, reason)) from error
-    return _cluster_devices(pipe), None
 
 
 def _cluster_devices(settings: PipelineSettings) -> Devices:

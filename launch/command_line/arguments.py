@@ -120,8 +120,11 @@ class ResumeArguments:
 class TopArguments:
     """The live table of a run that goes on in another terminal: where every stage's time goes, and what limits it."""
 
-    run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
-    """Run folder. Default: the run in runs/ that goes on, of several the newest."""
+    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
+    """Run folder, or a run's name on a cluster. Default: the run in runs/ that goes on, of several the newest."""
+    ray_address: str | None = None
+    """Ray cluster on which the run goes on: its folder need not be seen from here. HOST:PORT on one of the cluster's
+    machines, ray://HOST:10001 elsewhere, or auto. Default: RAY_ADDRESS where no run goes on in runs/."""
     once: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print it once, as it also does where the output is no terminal."""
 

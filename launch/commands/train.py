@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 
@@ -12,12 +13,14 @@ from rich.console import Console
 
 from launch.command_line.parse import RunArguments
 from launch.command_line.setting_names import as_flags
+from launch.output import live
 from launch.output.announce import announce, dry_run
 from launch.output.console import counted, make_console, say, warn
 from launch.output.data_lines import left_out, warnings
 from launch.output.display import Display, print_summary
 from launch.output.kept import checkpoint_in
 from launch.output.kept import kept as as_kept
+from launch.output.live import Now
 from launch.output.logs.places import check_logs
 from launch.output.mirror import Mirror, check_mirror
 from launch.output.progress import ProgressLine
@@ -157,7 +160,8 @@ def _carry_out(
         output = _Output(spec, folder, display, interrupts, mirror)
         try:
             interrupts.begun = True
-            result = _train(job, output)
+            with _on_board(job, output):
+                result = _train(job, output)
         except RunError as error:
             failure, result = error, error.result
         except KeyboardInterrupt:
@@ -222,6 +226,20 @@ def _train(job: Job, observer: Observer) -> RunResult:
         return recovering(spec, workers.train, observer, begin)
 
 
+def _on_board(job: Job, output: _Output) -> AbstractContextManager[object]:
+    """On a cluster that others can join, they can see where the run is (`launch top --ray-address`)."""
+    if job.cluster is None or job.cluster.is_private:
+        return nullcontext()
+    from workers.board import Board  # noqa: PLC0415 (it imports Ray, which is there by now)
+
+    def is_outdated(note: bytes) -> bool:
+        now = live.loads(note)
+        return now is None or live.outdated(now)
+
+    name = f"{socket.gethostname()}:{job.folder.path.resolve()}"
+    return Board(name, lambda: None if output.now is None else live.dumps(output.now), is_outdated)
+
+
 class _Output(Observer):
     """Shows a run's progress, notes it in the run's folder, and stops the run when that is asked for."""
 
@@ -235,6 +253,7 @@ class _Output(Observer):
         self._log_every, self._last_look = spec.settings.log_every, 0.0
         self._wishes = Wishes(folder.checkpoints)
         self.course = Course()
+        self.now: Now | None = None
 
     def pass_finished(self, report: PassReport) -> None:
         self._folder.observe(report)
@@ -245,7 +264,8 @@ class _Output(Observer):
             self._last_look = time.perf_counter()
             self._display.follow(statuses)
             self._folder.follow(statuses, self._display.meters)
-            self._folder.show(self._display.now)
+            self.now = self._display.now
+            self._folder.show(self.now)
 
     def improved(self, epoch: int, weights: State) -> None:
         self._folder.save_best(weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ _BY_WORTH = (
     "MiB",
 )
 _LEFT = ("device", "loss")
+_ENDED = 3600.0  # seconds without news
 _FRAME = 3  # columns of a terminal that a column of the table takes beside its content
 
 
@@ -124,10 +126,28 @@ def numbers(layers: range) -> str:
     return f"{layers[0] + 1}" if len(layers) == 1 else f"{layers[0] + 1}–{layers[-1] + 1}"
 
 
+def dumps(now: Now) -> bytes:
+    """It as JSON."""
+    return _ADAPTER.dump_json(now)
+
+
+def loads(said: bytes) -> Now | None:
+    """What ``dumps`` has made of it; None where it is nothing of that kind."""
+    try:
+        return _ADAPTER.validate_json(said)
+    except ValidationError:
+        return None
+
+
+def outdated(now: Now) -> bool:
+    """Whether it is so old that its run must have ended without a word."""
+    return time.time() - now.at > _ENDED
+
+
 def write(run: Path, now: Now) -> None:
     """Writes it into a run folder. Raises OSError where that cannot be."""
     part = run / f".{NOW}.part"
-    part.write_bytes(_ADAPTER.dump_json(now))
+    part.write_bytes(dumps(now))
     part.replace(run / NOW)
 
 
