@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.checkpoints.saver import HeldSaver, SavedFile, Saver
+from pipeline.checkpoints.saver import HeldSaver, PartSaver, SavedFile
 from pipeline.layers.layer import Snapshot
 from pipeline.runtime.checkpointing import Checkpointing
 from workers import arrivals
@@ -13,7 +13,7 @@ from workers import arrivals
 class HasParts:
     """A worker that saves: into the run's folder, or where its machine does not see that, for others to fetch."""
 
-    _saver: Saver | HeldSaver | None = None
+    _saver: PartSaver | None = None
 
     def sees(self, folder: Path, word: str) -> bool:
         """Whether the folder at this path, on this machine, is the one that was marked so."""
@@ -31,7 +31,7 @@ class HasParts:
         saving = self._saver.busy
         return self._saver.take(), saving
 
-    def _save_anew(self, checkpointing: Checkpointing) -> Saver | HeldSaver | None:
+    def _save_anew(self, checkpointing: Checkpointing) -> PartSaver | None:
         """What writes its parts from now on; what the run before asked for is forgotten.
 
         Raises:

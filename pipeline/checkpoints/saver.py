@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,31 @@ class SavedFile:
     held: bool = False
 
 
-class _Tells:
-    """Tells of files once each. May be asked from any thread, while another one adds to them."""
+class PartSaver(ABC):
+    """Takes a worker's part of each checkpoint, and tells of its files once each.
+
+    ``take`` and ``busy`` may be asked from any thread, while another one saves.
+    """
 
     def __init__(self) -> None:
         self._saved: list[SavedFile] = []
+
+    @abstractmethod
+    def save(self, key: str, files: Mapping[str, Snapshot]) -> None:
+        """Takes the files of a checkpoint, by their names. Their tensors may change once it has returned."""
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """Whether files are under way, or came to their end and ``take`` has not told of them."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Has nothing more to tell: the run that asked for what is under way is over.
+
+        Raises:
+            StageFailedError: that does not come to its end.
+        """
 
     def take(self) -> list[SavedFile]:
         """The files that came to their end since the last call."""
@@ -65,12 +86,12 @@ class _Tells:
         return taken
 
 
-class Saver(_Tells):
+class Saver(PartSaver):
     """Writes a worker's part of each checkpoint into a folder, while the worker goes on.
 
     Copies what it is given into memory of its own before ``save`` returns; a process of its own writes it from there.
     One checkpoint is under way at a time: the next ``save`` waits for it, some seconds long. So it takes as much memory
-    as the largest one. ``take`` may be called from any thread.
+    as the largest one.
 
     Args:
         folder: each checkpoint gets a folder in it, named by its key.
@@ -87,10 +108,7 @@ class Saver(_Tells):
         self._thread: threading.Thread | None = None
 
     def save(self, key: str, files: Mapping[str, Snapshot]) -> None:
-        """Has these files written, by their names. Their tensors may change once it has returned.
-
-        A disk that takes too long over the checkpoint before costs this one, rather than the training's time.
-        """
+        """A disk that takes too long over the checkpoint before costs this one, rather than the training's time."""
         if not self._idle.wait(_BEFORE):
             late = f"the one before was still being written after {_BEFORE:g} s"
             self._saved += [SavedFile(key, name, error=late) for name in files]
@@ -123,7 +141,6 @@ class Saver(_Tells):
 
     @property
     def busy(self) -> bool:
-        """Whether files are being written, or were and ``take`` has not told of them."""
         return not self._idle.is_set() or bool(self._saved)
 
     def wait(self, seconds: float) -> bool:
@@ -131,11 +148,6 @@ class Saver(_Tells):
         return self._idle.wait(seconds)
 
     def forget(self) -> None:
-        """Has nothing more to tell: the run that asked for what is being written is over.
-
-        Raises:
-            StageFailedError: that does not come to its end.
-        """
         if not self.wait(_WRITTEN):
             raise StageFailedError(f"a checkpoint in {self._folder} was not written within {_WRITTEN:g} s")
         self.take()
@@ -192,7 +204,7 @@ class Saver(_Tells):
         return self._process
 
 
-class HeldSaver(_Tells):
+class HeldSaver(PartSaver):
     """As ``Saver``, for a machine that does not see the folder: holds each part until it is fetched (``part``)."""
 
     def __init__(self) -> None:

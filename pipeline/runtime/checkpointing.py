@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.checkpoints.folder import SHARED, CheckpointFolder, DamagedError, layer_file
-from pipeline.checkpoints.saver import HeldSaver, Saver
+from pipeline.checkpoints.saver import HeldSaver, PartSaver, Saver
 from pipeline.config.interval import Interval, read_interval
 from pipeline.config.run_spec import RunSpec
 from pipeline.layers.layer import Snapshot
@@ -69,7 +69,7 @@ class Checkpointing:
         """Where it begins."""
         return self.resume.cut if self.resume is not None else START
 
-    def saver(self, before: Saver | HeldSaver | None = None) -> Saver | HeldSaver | None:
+    def saver(self, before: PartSaver | None = None) -> PartSaver | None:
         """What writes a worker's parts: what it had ``before``, if that is there. None where nothing is saved."""
         if self.folder is None:
             return None
@@ -118,7 +118,7 @@ def pacer_of(spec: RunSpec, checkpointing: Checkpointing) -> Pacer | None:
     return Pacer(read_interval(spec.settings.checkpoint.checkpoint_every))
 
 
-def shared_state(spec: RunSpec, saver: Saver | HeldSaver | None, resume: Resume | None) -> VersionedState:
+def shared_state(spec: RunSpec, saver: PartSaver | None, resume: Resume | None) -> VersionedState:
     """The state that a run's layers share, as it begins or as it was at a checkpoint. Raises DamagedError.
 
     Args:

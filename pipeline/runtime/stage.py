@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pipeline.checkpoints.saver import HeldSaver, Saver
+from pipeline.checkpoints.saver import PartSaver
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.augment import Augment
 from pipeline.errors import ChannelError, NonFiniteLossError
@@ -65,7 +65,7 @@ class Stage:
         report: Callable[[PassReport], None],
         clock: Clock,
         shared: SharedStateAccess | None = None,
-        saver: Saver | HeldSaver | None = None,
+        saver: PartSaver | None = None,
         resume: Resume | None = None,
     ) -> None:
         self.spec, self.index, self.device = spec, index, device

@@ -212,6 +212,14 @@ def test_a_damaged_svhn_file_is_refused_by_name(tmp_path: Path, change: object) 
         open_svhn(tmp_path)
 
 
+def test_an_svhn_file_that_unpacks_to_too_much_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archives.write_svhn(tmp_path)
+    monkeypatch.setattr(svhn, "LARGEST_MEMBER", 1000)
+    monkeypatch.setattr("scipy.io.loadmat", lambda *_, **__: pytest.fail("it was unpacked"))
+    with pytest.raises(UserError, match=r"X has 61,440 values, at most 1,000 are read"):
+        open_svhn(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -6,6 +6,7 @@ The 531,131 easier images of ``extra_32x32.mat`` are not used.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.archives import LARGEST_MEMBER
 from pipeline.data.skipped import Skipped
 from pipeline.data.sources.base import Sample
 from pipeline.errors import UserError
@@ -60,10 +62,13 @@ class SvhnSource:
 def _read(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images (32, 32, 3, N) and digits (N,)."""
     # These take a moment, which every worker would take to start.
-    from scipy.io import loadmat  # noqa: PLC0415
+    from scipy.io import loadmat, whosmat  # noqa: PLC0415
     from scipy.io.matlab import MatReadError  # noqa: PLC0415
 
     try:
+        for name, shape, _ in whosmat(path, appendmat=False):  # what it claims, before memory is taken for it
+            if math.prod(shape) > LARGEST_MEMBER:
+                raise ValueError(f"{name} has {math.prod(shape):,} values, at most {LARGEST_MEMBER:,} are read")
         content = loadmat(path, appendmat=False, variable_names=("X", "y"))
     except (MatReadError, *_DAMAGED) as cause:
         raise UserError(f"{path} is not a whole MATLAB 5 file ({cause}). Get it again.") from None
