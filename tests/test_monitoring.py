@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -92,9 +94,11 @@ def asked(url: str, query: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(PROMETHEUS is None, reason="needs Prometheus")
-def test_prometheus_has_every_figure_of_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prometheus_has_every_figure_of_a_real_run_that_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Path("/tmp") / f"lp{time.time_ns() % 10**8}"  # noqa: S108 (short: Ray's sockets lie in it)
     monkeypatch.setenv("RAY_TMPDIR", str(place))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
     run = tmp_path / "the-run"
     flags = [
         "--dim",
@@ -117,6 +121,8 @@ def test_prometheus_has_every_figure_of_a_real_run(tmp_path: Path, monkeypatch: 
         assert found is not None, launched.text()
         with urllib.request.urlopen(found[1], timeout=60) as page:  # noqa: S310 (the address that it printed)
             assert b"Ray Dashboard" in page.read()
+        with pytest.raises(urllib.error.HTTPError, match="401"):  # without the token
+            urllib.request.urlopen(f"{found[1]}/api/jobs/", timeout=60)  # noqa: S310 (as above)
         config = tmp_path / "prometheus.yml"
         ours = (_FOLDER / "prometheus.yml").read_text().replace("/tmp/ray/", f"{place}/ray/")  # noqa: S108
         config.write_text(ours.replace("_interval: 5s", "_interval: 1s").replace("interval: 10s", "interval: 1s"))
