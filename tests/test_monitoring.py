@@ -94,7 +94,9 @@ def asked(url: str, query: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(PROMETHEUS is None, reason="needs Prometheus")
-def test_prometheus_has_every_figure_of_a_real_run_that_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prometheus_has_every_figure_of_a_real_run_that_asks_for_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = Path("/tmp") / f"lp{time.time_ns() % 10**8}"  # noqa: S108 (short: Ray's sockets lie in it)
     monkeypatch.setenv("RAY_TMPDIR", str(place))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")

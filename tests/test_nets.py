@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.layers.layer import LocalLayer
 from pipeline.nets import NETS, MlpSettings, NetConfig, Shape, VitSettings
+from pipeline.nets.patches import cut
 from pipeline.nets.vit import EncoderLayer, PatchEmbedding
 from tests.support import CPU, tiny_spec
 
@@ -53,6 +54,15 @@ def test_automatic_patch_divides_odd_image_sizes(shape: Shape, patch: int) -> No
     net = VitSettings(dim=8, heads=2).resolve(shape)
     assert net.patch == patch
     assert net.build(0, shape)(images_of(shape)).shape == (3, shape[1] * shape[2] // patch**2, 8)
+
+
+def test_cutting_patches_is_one_copy_laid_out_as_unfold_does() -> None:
+    images = torch.randn(5, 3, 8, 12)
+    with torch.profiler.profile() as seen:
+        patches = cut(images, 4)
+    assert [event.count for event in seen.key_averages() if event.key == "aten::copy_"] == [1]
+    unfolded = torch.nn.functional.unfold(images, 4, stride=4).transpose(1, 2)
+    assert torch.equal(patches, unfolded) and patches.stride() == unfolded.stride()
 
 
 def test_patches_are_the_images_patches_row_by_row() -> None:

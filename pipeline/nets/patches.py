@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UserError, shortened
@@ -76,8 +75,14 @@ def patch_warning(asked: Patch, net: NetConfig, shape: Shape) -> str | None:
 
 
 def cut(images: Tensor, patch: int) -> Tensor:
-    """Images (N, channels, H, W) → their patches, row by row, as vectors (N, T, channels·patch²)."""
-    return F.unfold(images, patch, stride=patch).transpose(1, 2)
+    """Images (N, channels, H, W) → their patches, row by row, as vectors (N, T, channels·patch²).
+
+    A copy in one kernel. ``F.unfold`` launches one for each image on a GPU. Patches lie in memory as it leaves them,
+    pixel by pixel: products in bfloat16 have other bits with another layout.
+    """
+    rows = images.unflatten(2, (-1, patch)).unflatten(4, (-1, patch))  # (N, channels, rows, patch, columns, patch)
+    pixels: Tensor = rows.permute(0, 1, 3, 5, 2, 4).flatten(4).flatten(1, 3)  # (N, channels·patch², T)
+    return pixels.transpose(1, 2)
 
 
 def listed(values: list[int]) -> str:
