@@ -196,6 +196,15 @@ def _checkpoint(arguments: list[str]) -> Work:
     return lambda console: checkpoint(parsed, console)
 
 
+def _trace(arguments: list[str]) -> Work:
+    from launch.command_line.arguments import TraceArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+    from launch.commands.trace import trace  # noqa: PLC0415
+
+    parsed = parse(TraceArguments, arguments, command="launch trace")
+    return lambda console: trace(parsed, console)
+
+
 def _dashboard(arguments: list[str]) -> Work:
     from launch.command_line.arguments import DashboardArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
@@ -261,6 +270,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "checkpoint": Command(usage="RUN", about="have a run that goes on save a checkpoint now", begin=_checkpoint),
     "top": Command(usage="[RUN]", about="the live table of a run that goes on elsewhere", begin=_top),
+    "trace": Command(usage="RUN", about="what every stage of a run that goes on does when, for Perfetto", begin=_trace),
     "runs": Command(usage="[RUN…]", about="a table of runs: how far, how good, how fast", begin=_runs),
     "compare": Command(usage="RUN RUN…", about="settings that differ, accuracy, speed, side by side", begin=_compare),
     "dashboard": Command(usage="[RUN…]", about="TensorBoard: all stages of a run in one chart", begin=_dashboard),

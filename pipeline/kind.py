@@ -24,11 +24,13 @@ class Kind(IntEnum):
     """Evaluate the readouts on validation images; of each, the best so far is kept."""
     CHECKPOINT = 8
     """Save what the next update depends on, between the same two batches in every stage."""
+    TRACE = 9
+    """Trace the training steps that follow: ``step`` of them, with ``position`` of them profiled."""
 
     @property
     def is_control(self) -> bool:
         """Whether it is a control token: it carries no batch and may stand anywhere, also inside a pass."""
-        return self in (Kind.RESTORE, Kind.STOP, Kind.CHECKPOINT)
+        return self in (Kind.RESTORE, Kind.STOP, Kind.CHECKPOINT, Kind.TRACE)
 
     @property
     def is_evaluation(self) -> bool:

@@ -105,6 +105,12 @@ class Browser:
         """The value of a JavaScript expression on the page."""
         return self._ask("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
+    def value_of(self, script: str) -> Any:
+        """As ``run``, of a promise once it is kept."""
+        return self._ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)["result"].get(
+            "value"
+        )
+
     def wait_for(self, *texts: str, seconds: float = 120.0) -> str:
         """Waits until the page shows all these; gives all of its text."""
         end = time.monotonic() + seconds

@@ -13,10 +13,10 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
 _HEADS = {"pdf": b"%PDF", "svg": b"<?xml"}
 
 
-def write_blank(figure: Figure, file: Path, vector: Vector | None = None) -> None:
+def write_blank(figure: Figure, file: Path, *vectors: Vector) -> None:
     """In place of ``launch.output.pictures.write``: the files that it would leave, with nothing in them."""
     from PIL import Image
 
     Image.new("RGB", (4, 4)).save(file)
-    if vector is not None:
+    for vector in vectors:
         file.with_suffix(f".{vector}").write_bytes(_HEADS[vector])

@@ -525,8 +525,8 @@ def test_super_classes_order_the_matrices(
     (tmp_path / "groups").write_text("odd: 1, 3, 5, 7, 9\neven: 0, 2, 4, 6, 8")
     run, write = copied(runs("cfl-mlp"), tmp_path), draw.write
 
-    def write_the_matrix(figure: Figure, file: Path, vector: draw.Vector | None = None) -> None:
-        (write if file.name == "confusion.png" else write_blank)(figure, file, vector)
+    def write_the_matrix(figure: Figure, file: Path, *vectors: draw.Vector) -> None:
+        (write if file.name == "confusion.png" else write_blank)(figure, file, *vectors)
 
     monkeypatch.setattr(draw, "write", write_the_matrix)
     arguments = ["--tsne-images", "0", "--examples", "0"]

@@ -297,6 +297,7 @@ used = {}
 def lose_a_machine():
     group = workers._group
     used["before"] = [node for node, _ in group._places.values()]
+    used["clocks"] = [clock.best for clock in group._clocks.values()]
     print(*used["before"], file=holder.stdin, flush=True)
 
 with LastingWorkers(spec) as workers:
@@ -304,6 +305,8 @@ with LastingWorkers(spec) as workers:
     result = recovering(spec, workers.train, observer, Checkpointing(folder=Path(sys.argv[1])))
     used["after"] = [node for node, _ in workers._group._places.values()]
 assert_same(result, serial(settings))
+# Other nodes have clocks of their own as far as the run knows; here they are the same one.
+assert used["clocks"] and all(abs(clock.seconds) <= clock.uncertainty < 5 for clock in used["clocks"])
 lost = set(used["before"]) - set(used["after"])
 assert len(lost) == 1 and len(used["after"]) == min(stages, 2), used
 assert observer.stages == ([] if stages == 2 else [2])

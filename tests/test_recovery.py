@@ -155,6 +155,12 @@ def test_of_a_report_that_comes_again_only_what_is_new_is_handed_on() -> None:
     assert heard == [[0, 1], [2]]
 
 
+def test_everything_that_an_observer_may_hear_is_handed_on() -> None:
+    """Symptom: over Ray, where a run may begin anew, a wish for a trace was never heard."""
+    hears = {name for name, method in vars(Observer).items() if callable(method)}
+    assert hears <= vars(Once).keys()
+
+
 def test_an_impossible_interval_is_refused_before_anything_starts(small_settings: Settings) -> None:
     for settings, said in (
         (CheckpointSettings(checkpoint_every="soon"), "`checkpoint_every` soon"),

@@ -34,12 +34,12 @@ from pipeline.telemetry.reports import LayerReport, PassReport, StepTimes
 from tests.conftest import make_run
 from tests.support import Watching, changed, tiny_spec
 
-_CURVES, _PIPELINE = {"curves.png", "curves.pdf"}, {"pipeline.png", "pipeline.pdf"}
+_CURVES, _PIPELINE = {"curves.png", "curves.pdf"}, {"pipeline.png", "pipeline.pdf", "pipeline.svg"}
 Executor = Literal["serial", "threads", "ray"]
 
 
 def pictures_in(folder: Path) -> set[str]:
-    return {file.name for file in folder.iterdir() if file.suffix in (".png", ".pdf", ".part")}
+    return {file.name for file in folder.iterdir() if file.suffix in (".png", ".pdf", ".svg", ".part")}
 
 
 def with_executor(settings: Settings, executor: Executor, stages: int | None = 2) -> Settings:

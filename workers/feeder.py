@@ -14,9 +14,10 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.data.loader import Dataset
 from pipeline.errors import PeerLostError, StageFailedError
 from pipeline.runtime.checkpointing import Checkpointing, Pacer, pacer_of
-from pipeline.runtime.feeder import messages
+from pipeline.runtime.feeder import Tokens, messages, trace_token
 from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import Clock
+from pipeline.telemetry.trace import TraceWish
 from pipeline.transport.edges import EdgeGroups, Ends
 from workers.signals import die_of_sigterm
 
@@ -42,6 +43,7 @@ class FeederWorker:
         torch.set_num_threads(1)
         self._source = open_source(spec)
         self._pacer: Pacer | None = None
+        self._tokens = Tokens()
         self._ends = Ends()
         self._interrupted = threading.Event()
         self._one_at_a_time = threading.Lock()
@@ -50,7 +52,7 @@ class FeederWorker:
         """Takes up its part of the run; ``feed`` says from where on."""
         self._ends.break_off()
         self._ends = Ends()
-        self._pacer = pacer_of(self.spec, checkpointing)
+        self._pacer, self._tokens = pacer_of(self.spec, checkpointing), Tokens()
         self._interrupted = threading.Event()
 
     def connect(self, groups: EdgeGroups) -> None:
@@ -70,6 +72,7 @@ class FeederWorker:
                     part=(self.number, self.spec.settings.pipeline.feeders),
                     interrupted=self._interrupted.is_set,
                     pacer=self._pacer,
+                    tokens=self._tokens if self.number == 0 else None,
                 ):
                     sender.send(message)
         except BaseException as error:
@@ -82,6 +85,10 @@ class FeederWorker:
         """Has a checkpoint be saved before the next batch."""
         assert self._pacer is not None, "the run saves checkpoints"
         self._pacer.ask()
+
+    def trace(self, wish: TraceWish) -> None:
+        """Has a token for a trace go before the next training batch."""
+        self._tokens.add(trace_token(wish))
 
     def interrupt(self) -> None:
         self._interrupted.set()

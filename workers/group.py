@@ -27,7 +27,9 @@ from pipeline.runtime.edges import edges_of
 from pipeline.runtime.history import RunResult, Salvage
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass
-from pipeline.telemetry.reports import PassReport, Status
+from pipeline.telemetry.offset import HERE, Offset, OffsetEstimate
+from pipeline.telemetry.reports import PassReport, Status, aligned
+from pipeline.telemetry.trace import StageTrace, TraceWish
 from pipeline.transport.edges import EdgeGroups
 from workers.arrivals import Arrivals, mark, unmark
 from workers.coordinator import HOLDS
@@ -84,6 +86,7 @@ class RayWorkers:
         self._cluster = OwnCluster()
         self.devices: list[str] = []
         self._places: dict[str, tuple[str, int]] = {}  # node and process of every stage
+        self._clocks: dict[str, OffsetEstimate] = {}  # of stages on other machines
         self._out_of_reach: set[str] = set()  # workers that the attempt before could not ask any more
         self._hear_anew()
 
@@ -121,6 +124,8 @@ class RayWorkers:
     def _hear_anew(self) -> None:
         """Nothing has been asked of the workers, and nothing heard of them."""
         self._polls: dict[StageName, Any] = {}
+        self._asked_at: dict[StageName, float] = {}
+        self._traces: list[StageTrace] = []
         self._shared_saved: Any = None  # an open question to the coordinator
         self._arrivals = Arrivals(self._checkpointing.folder)
         self._fetch = _FETCH
@@ -202,6 +207,8 @@ class RayWorkers:
         self._all({name: worker.connect.remote(groups) for name, worker in zip(names, workers, strict=True)})
         self.devices = self._all({name: stage.describe.remote() for name, stage in stages.items()})
         self._places = dict(zip(stages, self._all({name: s.where.remote() for name, s in stages.items()}), strict=True))
+        here = this_node()
+        self._clocks = {name: OffsetEstimate() for name, (node, _) in self._places.items() if node != here}
         self._observer.waits_for("the first batch")
         self._running = {stage.run.remote(): name for name, stage in stages.items()}
         if self._crew.coordinator is not None:
@@ -248,8 +255,19 @@ class RayWorkers:
             self._running[self._crew.stages[StageName(0)].feed.remote(passes)] = "the first stage's reader"
 
     def checkpoint(self) -> None:
-        reader = self._crew.feeders[0] if self._crew.feeders else self._crew.stages[StageName(0)]
-        reader.checkpoint.remote()
+        self._reader.checkpoint.remote()
+
+    @property
+    def _reader(self) -> Any:
+        """Who sends control tokens: the first feeder, or where there is none the first stage."""
+        return self._crew.feeders[0] if self._crew.feeders else self._crew.stages[StageName(0)]
+
+    def trace(self, wish: TraceWish) -> None:
+        self._reader.trace.remote(wish)
+
+    def traces(self) -> list[StageTrace]:
+        taken, self._traces = self._traces, []
+        return taken
 
     def saved(self) -> list[SavedFile]:
         return self._arrivals.take()
@@ -266,16 +284,18 @@ class RayWorkers:
         # A question to a stage that is slow to answer stays open: its answer, with the reports in it, comes next time.
         for name, stage in self._crew.stages.items():
             if name not in self._polls:
-                self._polls[name] = stage.poll.remote()
+                self._asked_at[name], self._polls[name] = time.time(), stage.poll.remote()
                 self._contact.asked(name.described(self._spec))
-        answered, _ = ray.wait(list(self._polls.values()), num_returns=len(self._polls), timeout=_ANSWER)
+        answered = _as_they_come(self._polls.values(), _ANSWER)
         polled = []
         for name in [name for name, ref in self._polls.items() if ref in answered]:
-            described = name.described(self._spec)
+            described, ref = name.described(self._spec), self._polls.pop(name)
             try:
                 # Copied: Ray's arrays are views of the whole answer, and one that is kept would keep it all.
-                said = copy.deepcopy(ray.get(self._polls.pop(name)))
-                polled.append((said.status, said.reports))
+                said = copy.deepcopy(ray.get(ref))
+                offset = self._offset(described, self._asked_at[name], said.at, answered[ref])
+                polled.append((said.status, [aligned(report, offset) for report in said.reports]))
+                self._traces += [replace(trace, offset=offset) for trace in said.traces]
                 self._arrivals.heard(described, self._crew.stages[name], said.saved, saving=said.saving)
             except RayActorError as error:
                 try:
@@ -294,6 +314,13 @@ class RayWorkers:
             raise StageFailedError(f"{silent} has not answered for {limit:g} s: {self._look_for(silent)}")
         self._ask_coordinator()
         return polled
+
+    def _offset(self, name: str, asked: float, told: float, answered: float) -> Offset:
+        """Of a stage's clock, after one more answer of it."""
+        if name not in self._clocks:
+            return HERE
+        self._clocks[name].heard(asked, told, answered)
+        return self._clocks[name].best
 
     def _ask_coordinator(self) -> None:
         """Hears which parts of checkpoints the coordinator has written."""
@@ -427,6 +454,15 @@ def _errors(done: Iterable[Any], names: dict[Any, str]) -> list[RunError]:
         except RayError as error:
             failures.append(failure_of(names[ref], error))
     return failures
+
+
+def _as_they_come(asked: Iterable[Any], seconds: float) -> dict[Any, float]:
+    """When the answers came, in seconds since 1970, of those that did within so many seconds."""
+    waiting, come, end = list(asked), dict[Any, float](), time.perf_counter() + seconds
+    while waiting and (left := end - time.perf_counter()) > 0:
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=left)
+        come |= dict.fromkeys(done, time.time())
+    return come
 
 
 def _is_well(answer: Any) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -19,14 +20,16 @@ from pipeline.layers.layer import State
 from pipeline.runtime import stage as stages
 from pipeline.runtime.checkpointing import Checkpointing, Pacer, pacer_of
 from pipeline.runtime.edges import edge_bytes
-from pipeline.runtime.feeder import BatchReceiver, MergedReceiver
+from pipeline.runtime.feeder import BatchReceiver, MergedReceiver, Tokens, trace_token
 from pipeline.runtime.passes import Cut, Pass
 from pipeline.runtime.process import configure_process
 from pipeline.runtime.stage import Stage
 from pipeline.runtime.threads import take
 from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
+from pipeline.telemetry.profiler import StageProfiler
 from pipeline.telemetry.reports import PassReport, Status
+from pipeline.telemetry.trace import StageTrace, TraceWish
 from pipeline.transport.channel import Receiver
 from pipeline.transport.edges import EdgeGroups, Ends
 from workers.coordinator import RemoteState
@@ -44,12 +47,16 @@ class Polled:
     Attributes:
         saved: files of checkpoints that came to their end.
         saving: whether others are being written.
+        traces: that came to their end.
+        at: when it says so, by its machine's clock, in seconds since 1970.
     """
 
     status: Status
     reports: list[PassReport]
     saved: list[SavedFile]
     saving: bool
+    traces: list[StageTrace] = field(default_factory=list)
+    at: float = field(default_factory=time.time)
 
 
 class StageWorker(HasParts):
@@ -87,7 +94,8 @@ class StageWorker(HasParts):
         self._forget()
         spec, cut = self.spec, checkpointing.cut
         configure_process(spec, self._device)  # of this thread, too
-        clock, pacer, reports = Clock(), pacer_of(spec, checkpointing), list[PassReport]()
+        clock, pacer, tokens = Clock(), pacer_of(spec, checkpointing), Tokens()
+        reports, traces = list[PassReport](), list[StageTrace]()
         if coordinator is not None:
             self._shared = RemoteState(spec, coordinator, spec.stages[self.name.stage], cut, attempt)
         saver = self._save_anew(checkpointing)
@@ -105,12 +113,14 @@ class StageWorker(HasParts):
             shared=self._shared,
             saver=saver,
             resume=checkpointing.resume,
+            traced=traces.append,
+            profiler=StageProfiler(self._device),
         )
         reader = None
         if self._source is not None:
             size = spec.settings.train.batch_size
-            reader = BatchReceiver(self._source, batch_size=size, clock=clock, pacer=pacer)
-        self._begun = _Begun(stage, clock, reports, cut, pacer, reader)
+            reader = BatchReceiver(self._source, batch_size=size, clock=clock, pacer=pacer, tokens=tokens)
+        self._begun = _Begun(stage, clock, reports, traces, cut, pacer, tokens, reader)
 
     def _forget(self) -> None:
         """Lets go of an attempt that is over."""
@@ -182,6 +192,10 @@ class StageWorker(HasParts):
         assert self._now.pacer is not None, "the run saves checkpoints"
         self._now.pacer.ask()
 
+    def trace(self, wish: TraceWish) -> None:
+        """Has a token for a trace go before the next training batch."""
+        self._now.tokens.add(trace_token(wish))
+
     def peak_bytes(self, *, reset: bool = False) -> int:
         """Most memory held since the last reset (``pipeline.telemetry.memory``)."""
         peak = peak_bytes(self._device)
@@ -200,7 +214,7 @@ class StageWorker(HasParts):
         status.replica = self.name.replica
         status.device = self.describe()
         status.waiting = own.inbox.waiting if own.inbox is not None else 0
-        return Polled(status, take(own.reports), saved, saving)
+        return Polled(status, take(own.reports), saved, saving, take(own.traces))
 
     def keep_only(self, best: int, upto: int) -> None:
         self._now.stage.keep_only(best, upto)
@@ -227,8 +241,10 @@ class _Begun:
     stage: Stage
     clock: Clock
     reports: list[PassReport]
+    traces: list[StageTrace]
     cut: Cut
     pacer: Pacer | None
+    tokens: Tokens
     reader: BatchReceiver | None
     inbox: Receiver | None = None
 

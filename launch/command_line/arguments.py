@@ -162,6 +162,21 @@ class DashboardArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TraceArguments:
+    """Traces the next training steps of a run that goes on: what every stage does when, in RUN/trace.json for
+    ui.perfetto.dev or chrome://tracing, and as a picture. It takes the place of an earlier trace of the run."""
+
+    run: RunFolderArgument
+    """Run folder."""
+    steps: int = 20
+    """Training steps to trace."""
+    profile: Annotated[int, tyro.conf.arg(metavar="STEPS")] = 0
+    """Of so many of them, the last ones, also operators and kernels, with PyTorch's profiler."""
+    wait: float = 120.0
+    """Seconds to wait for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointArguments:
     """Has a run that goes on save a checkpoint now, from which `launch resume` can go on."""
 

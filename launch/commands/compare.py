@@ -19,7 +19,7 @@ from pipeline.config.saved import flattened
 from pipeline.errors import UserError
 
 _SEED = "train.seed"
-_NO_MATTER = frozenset({"run_dir", "log_every", _SEED})
+_NO_MATTER = frozenset({"run_dir", "log_every", "trace", "profile", _SEED})
 
 
 @dataclass(frozen=True)

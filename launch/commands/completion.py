@@ -18,6 +18,7 @@ from launch.command_line.arguments import (
     ListArguments,
     PredictArguments,
     PrepareArguments,
+    TraceArguments,
 )
 from launch.command_line.parse import MARKERS, REGISTRY, RunArguments
 from launch.doctor.command import DoctorArguments
@@ -46,6 +47,7 @@ def print_completion(arguments: list[str]) -> None:
     kinds: dict[str, Any] = {
         **{name: RunArguments(run=preset.settings) for name, preset in PRESETS.items()},
         "list": ListArguments,
+        "trace": TraceArguments,
         "prepare": PrepareArguments,
         "eval": EvalArguments,
         "analyse": Wishes,

@@ -21,7 +21,7 @@ from launch.output.logs.places import check_logs
 from launch.output.mirror import check_mirror, fetch, is_url
 from launch.output.run import Run
 from launch.output.run_folder import CHECKPOINTS, RUNS, RunFolder, command_line, load_config
-from launch.output.wishes import ask
+from launch.output.wishes import CHECKPOINT_WISH, ask
 from launch.signals import INTERRUPTED, heard_by
 from pipeline import plain_json
 from pipeline.checkpoints.folder import CheckpointFolder, DamagedError, Manifest
@@ -111,7 +111,14 @@ def checkpoint(arguments: CheckpointArguments, console: Console) -> None:
     if saved["settings"].get("checkpoint", {}).get("checkpoint_every") == "off":
         raise UserError(f"{run}: was started with --checkpoint-every off, and saves none.")
     folder = CheckpointFolder(run / CHECKPOINTS)
-    ask(folder.path, arguments.wait)
+    ask(
+        run / CHECKPOINT_WISH,
+        "",
+        arguments.wait,
+        goes_on=lambda: is_locked(run),
+        missing=f"{folder.path}: no checkpoint",
+        hint="The run saves between two training batches; ask again once it trains.",
+    )
     key = folder.whole()[-1]
     manifest = folder.manifest(key)
     say(console, f"saved: {manifest.facts['where']} ({manifest.size / 2**20:,.1f} MiB) in {folder.path / key}")

@@ -27,7 +27,7 @@ from launch.output.progress import ProgressLine
 from launch.output.run import Run
 from launch.output.run_folder import RunFolder, command_line, new_path
 from launch.output.summary import summarise
-from launch.output.wishes import Wishes
+from launch.output.wishes import CHECKPOINT_WISH, TRACE_WISH, Wishes, read_trace_wish
 from launch.signals import INTERRUPTED, Interrupt, heard_by
 from pipeline.checkpoints.folder import CheckpointFolder, Manifest
 from pipeline.config import build, checks
@@ -47,6 +47,7 @@ from pipeline.runtime.observer import Observer
 from pipeline.runtime.recovery import recovering
 from pipeline.runtime.states import Course, RunState
 from pipeline.telemetry.reports import PassReport, Status
+from pipeline.telemetry.trace import StageTrace, TraceWish
 from workers.cluster import StartingCluster, joins_cluster
 
 
@@ -76,6 +77,7 @@ def run(
     settings = build.expand_baseline(arguments.run)
     checks.check(settings)
     checks.check_data(settings)
+    checks.check_trace(settings.trace, settings.profile, settings.pipeline.executor)
     check_logs(settings)
     path = new_path(settings.run_dir, settings.preset)
     if settings.checkpoint.mirror is not None and not arguments.dry_run:
@@ -251,7 +253,8 @@ class _Output(Observer):
         self.spec, self._mirror = spec, mirror
         self._folder, self._display, self._interrupts = folder, display, interrupts
         self._log_every, self._last_look = spec.settings.log_every, 0.0
-        self._wishes = Wishes(folder.checkpoints)
+        self._checkpoint_wishes = Wishes(folder.path / CHECKPOINT_WISH)
+        self._trace_wishes = Wishes(folder.path / TRACE_WISH)
         self.course = Course()
         self.now: Now | None = None
 
@@ -271,13 +274,23 @@ class _Output(Observer):
         self._folder.save_best(weights)
 
     def checkpointed(self, manifest: Manifest) -> None:
-        self._wishes.granted()
+        self._checkpoint_wishes.granted()
         self._display.checkpointed(manifest)
         if self._mirror is not None:
             self._mirror.copy()
 
     def asked_to_save(self) -> bool:
-        return self._wishes.asked()
+        return self._checkpoint_wishes.asked() is not None
+
+    def asked_to_trace(self) -> TraceWish | None:
+        text = self._trace_wishes.asked()
+        return read_trace_wish(text) if text is not None else None
+
+    def traced(self, trace: StageTrace) -> None:
+        file = self._folder.traced(trace)
+        if file is not None:
+            self._trace_wishes.granted()
+            self._display.say(f"trace of {counted(len(trace.steps), 'step')}: {file}")
 
     def interrupted(self) -> bool:
         return self._interrupts.asked.is_set()
@@ -287,6 +300,8 @@ class _Output(Observer):
 
     def entered(self, state: RunState) -> None:
         self.course.enter(state)
+        if state is RunState.RESTARTING:
+            self._trace_wishes.forget()  # what stages were about to trace is lost
 
     def noted(self, title: str, text: str) -> None:
         self._display.say(f"{title}: {self._folder.note(title, text)}")

@@ -11,7 +11,9 @@ salvaged.safetensors in place of both, where a worker that died took some layers
 predictions.csv      the last layer's prediction for every test image
 skipped.csv          files that the data are without, each with its reason; only where there are any
 summary.json         every figure that the run printed (docs/summary.md)
-curves, pipeline     .png and .pdf: what launch/output/run_pictures.py draws
+curves, pipeline     .png, .pdf and .svg: what launch/output/run_pictures.py draws
+trace.json           what every stage did in some steps (launch/output/trace.py); only where somebody asked for it, and
+                     trace.png and .svg, flame.speedscope.json beside it
 checkpoints/         what `launch resume` goes on from (pipeline/checkpoints/folder.py)
 """
 
@@ -33,6 +35,7 @@ from typing import Any
 import torch
 
 from launch.output import live
+from launch.output import trace as trace_file
 from launch.output.going_on import before, cut_events, cut_metrics, lock_of, reports_of
 from launch.output.live import Now
 from launch.output.logs.base import RunFacts
@@ -41,7 +44,7 @@ from launch.output.logs.lines import lines_of
 from launch.output.logs.meters import Meter
 from launch.output.logs.places import Logs, flat, kinds_of, outcome_of
 from launch.output.run_pictures import RunPictures
-from launch.output.trace import Trace
+from launch.output.trace import Traces
 from pipeline import plain_json
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.saved import config_of
@@ -53,6 +56,7 @@ from pipeline.layers.layer import State
 from pipeline.nets.sizes import num_parameters
 from pipeline.runtime.history import History, RunResult
 from pipeline.telemetry.reports import PassReport, Status
+from pipeline.telemetry.trace import StageTrace
 from pipeline.tensor_file import save_tensors
 
 MODEL, SALVAGED = "model.safetensors", "salvaged.safetensors"
@@ -105,7 +109,7 @@ class RunFolder:
             kinds_of(spec.settings),
         )
         self._outcome: dict[str, float] = {}
-        self._trace = Trace()
+        self._traces, self._is_traced = Traces(), False
         self._logging = True
 
     @property
@@ -127,7 +131,7 @@ class RunFolder:
         """The run goes on in the stages of ``spec``."""
         self._spec = spec
         self._pictures.divide(spec)
-        self._trace = Trace()
+        self._traces = Traces()
         self._figures.divide(spec)
 
     def discard(self) -> None:
@@ -165,9 +169,17 @@ class RunFolder:
     def observe(self, report: PassReport) -> None:
         """Writes a pass's figures."""
         self._pictures.observe(report)
-        self._trace.add(report.stage, report.trace)
         self._logs.write(self._figures.of_report(report))
         self._log(lambda: self._metrics.writelines(lines_of(self._spec, report)))
+
+    def traced(self, trace: StageTrace) -> Path | None:
+        """Takes a stage's trace. Returns the file of all stages', once it is there."""
+        whole = self._traces.add(self._spec, trace)
+        if whole is None:
+            return None
+        self._log(lambda: trace_file.write(self.path, self._spec, whole))
+        self._is_traced = True
+        return self.path / trace_file.TRACE
 
     def follow(self, statuses: Sequence[Status], meters: Sequence[Meter]) -> None:
         """Writes what the stages are doing."""
@@ -211,8 +223,10 @@ class RunFolder:
     def draw(self, folder: Path) -> None:
         """Draws the run as far as it came into a folder, and ends its logs. Where that cannot be done, says so."""
         step = self._figures.step
-        self._log(lambda: self._trace.write(folder, self._spec))
-        for picture in self._pictures.write(folder, warn=self._warn):
+        if (rest := self._traces.rest()) is not None:
+            self._log(lambda: trace_file.write(folder, self._spec, rest))
+            self._is_traced = True
+        for picture in self._pictures.write(folder, traced=self._is_traced, warn=self._warn):
             self._logs.picture(picture.stem, picture, step)
         self._logs.finish(self._outcome, step)
 

@@ -2,17 +2,20 @@
 
 curves.png     loss and accuracy of every layer over the epochs; with a readout trained afterwards, its cross-entropy
 pipeline.png   which stage worked on which batch when, at the beginning of the run and in its middle
+trace.png      of a run that was traced, what each stage did with some batches
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.output.summary import best_by
 from launch.output.timeline import Recorder, Window
+from launch.output.trace_picture import trace_figure
 from pipeline.config.run_spec import RunSpec
 from pipeline.kind import Kind
 from pipeline.runtime.history import History
@@ -23,7 +26,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
 
     from launch.output.pictures import Panel, Vector
 
-_VECTOR: Vector = "pdf"
+_VECTORS: Mapping[str, tuple[Vector, ...]] = {"curves": ("pdf",), "pipeline": ("pdf", "svg"), "trace": ("svg",)}
 
 
 class RunPictures:
@@ -42,21 +45,27 @@ class RunPictures:
         """The run goes on in the stages of ``spec``: its schedule is drawn from there on."""
         self._spec, self._recorder = spec, Recorder()
 
-    def write(self, folder: Path, *, warn: Callable[[str], None]) -> list[Path]:
-        """Draws what the run came to, each picture as PNG and PDF. What cannot be drawn is said, and nothing more.
+    def write(self, folder: Path, *, traced: bool = False, warn: Callable[[str], None]) -> list[Path]:
+        """Draws what the run came to, each picture as PNG and in vectors. What cannot be drawn is said, and no more.
 
         Returns the PNGs.
+
+        Args:
+            traced: the run has left a trace in the folder.
         """
         written: list[Path] = []
-        if not self._history.epochs(Kind.TRAIN):
-            return written
-        for name, draw in (("curves", self.curves), ("pipeline", self.pipeline)):
+        drawn: dict[str, Callable[[], Figure | None]] = {}
+        if self._history.epochs(Kind.TRAIN):
+            drawn |= {"curves": self.curves, "pipeline": self.pipeline}
+        if traced:
+            drawn["trace"] = partial(trace_figure, folder)
+        for name, draw in drawn.items():
             try:
                 from launch.output import pictures  # noqa: PLC0415 (matplotlib takes a second to import)
 
                 figure = draw()
                 if figure is not None:
-                    pictures.write(figure, folder / f"{name}.png", _VECTOR)
+                    pictures.write(figure, folder / f"{name}.png", *_VECTORS[name])
                     written.append(folder / f"{name}.png")
             except Exception as error:  # noqa: BLE001 (whatever it is, a run is worth more than its picture)
                 warn(f"{folder / name}.png: could not be drawn ({type(error).__name__}: {error}).")

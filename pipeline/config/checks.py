@@ -20,11 +20,12 @@ _LARGEST, _LARGEST_SEED = 2**31 - 1, 2**63 - 1
 _MOST_EPOCHS = 1_000_000
 MOST_AT_ONCE = 1024
 """Threads of a stage, or messages that wait between two, at most."""
+MOST_TRACED, MOST_PROFILED = 10_000, 100
+"""Steps of a trace, and of a profile: of each step the one has some ten slices of a layer, the other some hundreds."""
 
 _MOST_OPERATIONS = 100  # of RandAugment; papers have 2 or 3
 _LONGEST = 10_000_000  # seconds: four months
 _MOST_MEMORY = 1 << 20  # GiB
-_MOST_TRACED = 10_000  # steps; a trace has some ten slices of each
 _MOST_KEPT = 1_000_000  # checkpoints, or restarts
 
 
@@ -96,7 +97,8 @@ def check(settings: Settings) -> None:
     saving = settings.checkpoint
     read_interval(saving.checkpoint_every)
     _between(1, _MOST_KEPT, "`keep_checkpoints`", saving.keep_checkpoints)
-    _between(0, _MOST_TRACED, "`trace`", settings.trace)
+    _between(0, MOST_TRACED, "`trace`", settings.trace)
+    _between(0, MOST_PROFILED, "`profile`", settings.profile)
     _between(0, _LONGEST, "`stop_timeout`", saving.stop_timeout)
     _between(0, _MOST_KEPT, "`max_restarts`", saving.max_restarts)
     if pipe.stages != "auto":
@@ -106,6 +108,17 @@ def check(settings: Settings) -> None:
     if pipe.executor == "serial" and pipe.stages not in ("auto", 1):
         raise UserError(
             f"`executor` serial has one stage, not {pipe.stages}. Leave `stages` out, or use `executor` ray."
+        )
+
+
+def check_trace(trace: int, profile: int, executor: str) -> None:
+    """Refuses a trace where nothing can be traced, or profiled. Raises UserError."""
+    if executor == "serial" and (trace or profile):
+        raise UserError("`executor` serial has no stages to trace. Use `executor` ray or threads.")
+    if profile and executor != "ray":
+        raise UserError(
+            f"`profile` {profile}: PyTorch's profiler sees one thread of a process, and `executor` {executor} has all "
+            "stages in one. Use `executor` ray, or trace without it."
         )
 
 

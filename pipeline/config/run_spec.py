@@ -19,6 +19,7 @@ from pipeline.kind import Kind
 from pipeline.methods import BatchPosition, ModelInfo
 from pipeline.methods.shared_state import SharedState, TrainingInfo
 from pipeline.nets import NetConfig, Shape
+from pipeline.telemetry.trace import TracePlan, TraceWish
 from pipeline.versions import Versions
 
 
@@ -134,16 +135,20 @@ class RunSpec:
             case "off":
                 return None
             case "auto":
-                return "on" if self.epochs * self.steps_per_epoch >= ENOUGH_STEPS else None
+                return "on" if self.num_steps >= ENOUGH_STEPS else None
             case how:
                 return how
 
     @property
-    def traced(self) -> range:
-        """Training steps of the run, from 0, of which a trace is made: from the second epoch on, if there is one."""
-        whole = self.epochs * self.steps_per_epoch
+    def num_steps(self) -> int:
+        """Training steps of all epochs."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def traced(self) -> TracePlan:
+        """Training steps of the run of which a trace is made: from the second epoch on, if there is one."""
         first = self.steps_per_epoch if self.epochs > 1 else 0
-        return range(first, min(whole, first + self.settings.trace))
+        return TracePlan.of(TraceWish(self.settings.trace, self.settings.profile), first, self.num_steps)
 
     @property
     def shared_versions(self) -> Versions | None:

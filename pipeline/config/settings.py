@@ -221,6 +221,9 @@ class Settings:
     """Seconds between two looks at the stages."""
     trace: int = field(default=0, metadata={"metavar": "STEPS"})
     """So many steps, from the second epoch on, in RUN/trace.json, for ui.perfetto.dev or chrome://tracing."""
+    profile: int = field(default=0, metadata={"metavar": "STEPS"})
+    """PyTorch's profiler as well, in so many of the traced steps, the last ones: operators and kernels in
+    RUN/trace.json, and flame graphs in RUN/flame.speedscope.json. With `executor` ray."""
     plugins: tuple[str, ...] = field(default=(), metadata={"flag": None})
     """Plug-ins of the run (``pipeline.plugins``)."""
 

@@ -22,6 +22,7 @@ from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass, coming, next_segment
 from pipeline.runtime.states import RunState
 from pipeline.telemetry.reports import PassReport, Status
+from pipeline.telemetry.trace import StageTrace, TraceWish
 
 _SHORTEST, _LONGEST = 0.1, 0.5  # seconds between two looks at the workers
 DRAIN_TIMEOUT = 2.5
@@ -65,6 +66,14 @@ class WorkerGroup(Protocol):
 
     def checkpoint(self) -> None:
         """Has the feeders send a token for a checkpoint before the next batch."""
+        ...
+
+    def trace(self, wish: TraceWish) -> None:
+        """Has the feeders send a token for a trace before the next training batch."""
+        ...
+
+    def traces(self) -> list[StageTrace]:
+        """Traces that stages have come to the end of since the last call."""
         ...
 
     def saved(self) -> list[SavedFile]:
@@ -169,6 +178,8 @@ class Controller:
         self._feed_next()
         if self._observer.asked_to_save():
             self._group.checkpoint()
+        if (wish := self._observer.asked_to_trace()) is not None:
+            self._group.trace(wish)
         if self._stop_by is None and self._observer.interrupted():
             self._group.interrupt()
             self._stop_by = time.perf_counter() + self._patience
@@ -183,6 +194,8 @@ class Controller:
                 self._observer.pass_finished(report)
         if len(self._statuses) == self._spec.num_stages:
             self._observer.progressed([self._statuses[stage] for stage in range(self._spec.num_stages)])
+        for trace in self._group.traces():
+            self._observer.traced(trace)
         self._keeper.heard(self._group.saved())
         self._count()
         self._keeper.seal(self._history, self._restored, self._result.seconds)

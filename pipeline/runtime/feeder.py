@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
@@ -11,6 +12,7 @@ from pipeline.kind import Kind
 from pipeline.runtime.checkpointing import Pacer
 from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import Clock, TimeCategory
+from pipeline.telemetry.trace import TraceWish
 from pipeline.transport.channel import Receiver
 from pipeline.transport.message import IDS, LABELS, Message
 
@@ -33,6 +35,26 @@ class BatchSource(Protocol):
     ) -> Iterable[Batch]: ...
 
 
+class Tokens:
+    """Control tokens that are to go before the next training batch. May be added from any thread."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
+
+    def add(self, token: Message) -> None:
+        self._waiting.put(token)
+
+    def take(self) -> Iterator[Message]:
+        """Those that have come by now."""
+        while not self._waiting.empty():
+            yield self._waiting.get()
+
+
+def trace_token(wish: TraceWish) -> Message:
+    """Has every stage trace the steps that follow it."""
+    return Message(Kind.TRACE, step=wish.steps, position=wish.profiled)
+
+
 def messages(
     source: BatchSource,
     passes: Iterable[Pass],
@@ -41,6 +63,7 @@ def messages(
     part: tuple[int, int] = (0, 1),
     interrupted: Callable[[], bool] = lambda: False,
     pacer: Pacer | None = None,
+    tokens: Tokens | None = None,
 ) -> Iterator[Message]:
     """The batches of all passes, one pass behind the other without a pause; control tokens come from feeder 0.
 
@@ -49,6 +72,7 @@ def messages(
         interrupted: looked at before each batch; once true, a stop comes and nothing after it.
         pacer: says when a checkpoint is due; None: the run saves none. One more is saved at the end of the layers'
             training, which more epochs may follow, and before the stop of an interrupted run.
+        tokens: that are to go between two batches; feeder 0 sends them.
     """
     paces = pacer is not None and part[0] == 0
     for kind, epoch, first in passes:
@@ -64,6 +88,8 @@ def messages(
             # Within an evaluation nothing changes: what is due then waits for its end.
             if pacer is not None and paces and not (kind.is_evaluation and batch.step) and pacer.due(part[1]):
                 yield Message(Kind.CHECKPOINT)
+            if tokens is not None and kind is Kind.TRAIN:
+                yield from tokens.take()
             tensors = {IMAGES: batch.images, LABELS: batch.labels, IDS: batch.ids}
             yield Message(kind, epoch, batch.step, batch.position, batch.last, tensors)
         if interrupted():
@@ -114,10 +140,23 @@ class BatchReceiver:
     The reading counts as waiting for input. ``feed`` and ``interrupt`` may be called from any thread.
     """
 
-    def __init__(self, source: BatchSource, *, batch_size: int, clock: Clock, pacer: Pacer | None = None) -> None:
+    def __init__(
+        self,
+        source: BatchSource,
+        *,
+        batch_size: int,
+        clock: Clock,
+        pacer: Pacer | None = None,
+        tokens: Tokens | None = None,
+    ) -> None:
         self._passes, self._interrupted, self._clock = Passes(), threading.Event(), clock
         self._messages = messages(
-            source, self._passes, batch_size=batch_size, interrupted=self._interrupted.is_set, pacer=pacer
+            source,
+            self._passes,
+            batch_size=batch_size,
+            interrupted=self._interrupted.is_set,
+            pacer=pacer,
+            tokens=tokens,
         )
 
     def feed(self, passes: Sequence[Pass]) -> None:

@@ -7,6 +7,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.layers.layer import State
 from pipeline.runtime.states import RunState
 from pipeline.telemetry.reports import PassReport, Status
+from pipeline.telemetry.trace import StageTrace, TraceWish
 
 
 class Observer:
@@ -38,6 +39,13 @@ class Observer:
     def asked_to_save(self) -> bool:
         """Whether a checkpoint is to be saved soon, besides those that are due. True once for each wish."""
         return False
+
+    def asked_to_trace(self) -> TraceWish | None:
+        """The training steps that are to be traced next, besides those that settings name. Told once for each wish."""
+        return None
+
+    def traced(self, trace: StageTrace) -> None:
+        """A stage has come to the end of a trace."""
 
     def entered(self, state: RunState) -> None:
         """What the run is doing from now on (``pipeline.runtime.states``); it may have done so before."""

@@ -12,6 +12,7 @@ from pipeline.layers.layer import State
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.states import RunState
 from pipeline.telemetry.reports import PassReport, Status
+from pipeline.telemetry.trace import StageTrace, TraceWish
 
 
 class Once(Observer):
@@ -57,6 +58,12 @@ class Once(Observer):
 
     def asked_to_save(self) -> bool:
         return self._observer.asked_to_save()
+
+    def asked_to_trace(self) -> TraceWish | None:
+        return self._observer.asked_to_trace()
+
+    def traced(self, trace: StageTrace) -> None:
+        self._observer.traced(trace)
 
     def interrupted(self) -> bool:
         return self._observer.interrupted()

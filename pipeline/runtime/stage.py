@@ -33,7 +33,7 @@ from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.telemetry.memory import bytes_now
 from pipeline.telemetry.reports import PassReport, Status, StepTimes
 from pipeline.telemetry.steps import BusyMeter, StepLog
-from pipeline.telemetry.trace import Tracer
+from pipeline.telemetry.trace import Profiler, StageTrace, TracePlan, Tracer, TraceWish
 from pipeline.transport.channel import Receiver, Sender
 from pipeline.transport.message import IDS, LABELS, Message
 
@@ -51,6 +51,8 @@ class Stage:
         shared: the state that layers share, for methods that have one.
         saver: writes the stage's part of checkpoints; None: tokens for them pass through.
         resume: the checkpoint from which the run goes on.
+        traced: gets every trace at its end, in the stage's own thread.
+        profiler: for steps that are to be profiled; None where the stage has no process to itself.
 
     Raises:
         DamagedError: the checkpoint's part for this stage cannot be read, or is of another run.
@@ -67,6 +69,8 @@ class Stage:
         shared: SharedStateAccess | None = None,
         saver: PartSaver | None = None,
         resume: Resume | None = None,
+        traced: Callable[[StageTrace], None] = lambda _: None,
+        profiler: Profiler | None = None,
     ) -> None:
         self.spec, self.index, self.device = spec, index, device
         self._shared = AwaitedState(shared, clock) if shared is not None else None
@@ -75,9 +79,9 @@ class Stage:
         self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device) if index == 0 else None
         self._report, self._clock = report, clock
         self._log = StepLog(clock, device)
-        self._tracer = Tracer(clock, spec.traced)
+        self.tracer = Tracer(clock, index, told=traced, profiler=profiler)
         for layer in self.layers:
-            layer.mark = partial(self._tracer.mark, layer.index)
+            layer.mark = partial(self.tracer.mark, layer.index)
         self._layer_seconds = {layer.index: 0.0 for layer in self.layers}  # of the running training pass
         self._candidates: dict[int, State] = {}
         self._candidates_lock = threading.Lock()
@@ -94,6 +98,7 @@ class Stage:
         self._saved_last: str | None = None
         if resume is not None:
             self._go_on(resume)
+        self.tracer.plan(spec.traced.after(trained_steps(spec, self._cut)))
 
     def handle(self, message: Message, send: Send) -> bool:
         """Works on one message. Returns whether more may follow.
@@ -102,6 +107,7 @@ class Stage:
             NonFiniteLossError: naming stage, layer, epoch and step.
         """
         self._check_order(message)
+        begin = time.perf_counter()
         if not message.kind.is_control:  # those are of no place of their own
             self._kind, self._epoch, self._step = message.kind, message.epoch, message.step
         match message.kind:
@@ -118,11 +124,20 @@ class Stage:
             case Kind.CHECKPOINT:
                 send(message)
                 self._save()
+            case Kind.TRACE:
+                send(message)
+                first = trained_steps(self.spec, self._cut)
+                wish = TraceWish(message.step, message.position)
+                self.tracer.start(TracePlan.of(wish, first, self.spec.num_steps))
             case Kind.STOP:
                 send(message)
+                self.tracer.stop()
                 return False
         if not message.kind.is_control:
             self._cut = self._cut.after_batch(message.kind, last=message.last)
+        if message.kind is not Kind.TRAIN:  # whose parts are told one by one
+            name = message.kind.name.lower()
+            self.tracer.aside(f"token: {name}" if message.kind.is_control else name, begin)
         return True
 
     def _restore(self, epoch: int) -> None:
@@ -149,7 +164,7 @@ class Stage:
             kept = Kept(dict(self._candidates), self._trained, self._training, self._images)
         with self._clock.measure(TimeCategory.COPY):
             self._saver.save(key, parts_of(self.layers, kept))
-        self._tracer.aside("checkpoint", begin)
+        self.tracer.aside("checkpoint", begin)
         if self._shared is not None:
             self._shared.checkpoint(key, trained_steps(self.spec, self._cut))
 
@@ -191,7 +206,7 @@ class Stage:
     def _train(self, message: Message, send: Send) -> None:
         self._training = self._training or [TrainTally(layer.index) for layer in self.layers]
         where = self._position_of(message)
-        self._tracer.begin(where.step)
+        self.tracer.begin(where.step)
         busy = self._clock.spent(TimeCategory.BUSY)
         activations, labels = self._enter(message, where, self._rule.num_views)
         for layer, tally in zip(self.layers, self._training, strict=True):
@@ -207,7 +222,7 @@ class Stage:
         if message.last or (message.step % _LOOK_EVERY == 0 and self.device.type != "cpu"):
             self.look()
         self._log.mark()
-        self._tracer.end()
+        self.tracer.end()
         if message.last:
             self._end_training(Kind.TRAIN, self._log.take())
 
@@ -236,7 +251,7 @@ class Stage:
         seconds = dict(self._layer_seconds) if kind is Kind.TRAIN and self.device.type == "cpu" else None
         self._layer_seconds = dict.fromkeys(self._layer_seconds, 0.0)
         said = PassReport(stage=self.index, kind=kind, epoch=self._epoch, layers=reports, steps=steps)
-        said.layer_seconds, said.trace = seconds, self._tracer.take()
+        said.layer_seconds = seconds
         self._say(said)
 
     def _evaluate(self, message: Message, send: Send) -> None:
@@ -396,14 +411,25 @@ def run(stage: Stage, inbox: Receiver, outbox: Sender | None, clock: Clock) -> N
             with busy.pause():
                 outbox.send(message)
 
+    def receive() -> Message:
+        if not stage.tracer.on:
+            return inbox.receive()
+        stage.tracer.queued(inbox.waiting)
+        message = inbox.receive()
+        stage.tracer.queued(inbox.waiting)
+        return message
+
     message = inbox.receive()
     clock.restart()  # what came before the first batch is start-up
     more = True
-    while more:
-        with busy.step():
-            more = stage.handle(message, send)
-        if more:
-            message = inbox.receive()
+    try:
+        while more:
+            with busy.step():
+                more = stage.handle(message, send)
+            if more:
+                message = receive()
+    finally:
+        stage.tracer.close()
     busy.finish()
     if outbox is not None:
         outbox.close()

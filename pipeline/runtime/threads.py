@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from pipeline.checkpoints.saver import SavedFile, Saver
 from pipeline.config.run_spec import RunSpec
@@ -13,7 +14,15 @@ from pipeline.layers.layer import State
 from pipeline.runtime import stage as stages
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, pacer_of, shared_state
 from pipeline.runtime.controller import control
-from pipeline.runtime.feeder import BatchReceiver, BatchSource, MergedReceiver, Passes, messages
+from pipeline.runtime.feeder import (
+    BatchReceiver,
+    BatchSource,
+    MergedReceiver,
+    Passes,
+    Tokens,
+    messages,
+    trace_token,
+)
 from pipeline.runtime.history import RunResult, Salvage
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass
@@ -21,8 +30,10 @@ from pipeline.runtime.process import configure_process
 from pipeline.runtime.stage import Stage
 from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.reports import PassReport, Status
+from pipeline.telemetry.trace import StageTrace, TraceWish
 from pipeline.transport.channel import LocalChannel, Receiver
 
+_T = TypeVar("_T")
 _LEAVE = 1.0  # seconds that threads have to end after a run
 
 
@@ -50,6 +61,8 @@ class ThreadWorkers:
         self.devices = [str(device) for device in devices]
         self._clocks = [Clock() for _ in devices]
         self._reports: list[list[PassReport]] = [[] for _ in devices]
+        self._traces: list[StageTrace] = []
+        self._tokens = Tokens()
         folder, resume = checkpointing.folder, checkpointing.resume
         self._savers = [Saver(folder) if folder is not None else None for _ in devices]
         self._shared_saver = Saver(folder) if folder is not None and spec.shared_versions is not None else None
@@ -64,6 +77,7 @@ class ThreadWorkers:
                 shared=self._shared,
                 saver=self._savers[index],
                 resume=resume,
+                traced=self._traces.append,
             )
             for index, device in enumerate(devices)
         ]
@@ -78,7 +92,7 @@ class ThreadWorkers:
         self._pacer = pacer_of(spec, checkpointing)
         batch_size = spec.settings.train.batch_size
         self._reader = (
-            BatchReceiver(source, batch_size=batch_size, clock=self._clocks[0], pacer=self._pacer)
+            BatchReceiver(source, batch_size=batch_size, clock=self._clocks[0], pacer=self._pacer, tokens=self._tokens)
             if not settings.feeders
             else None
         )
@@ -143,6 +157,7 @@ class ThreadWorkers:
                 part=(number, settings.pipeline.feeders),
                 interrupted=self._interrupted.is_set,
                 pacer=self._pacer,
+                tokens=self._tokens if number == 0 else None,
             ):
                 self._feeds[number].send(message)
         except PeerLostError:
@@ -162,6 +177,12 @@ class ThreadWorkers:
     def checkpoint(self) -> None:
         if self._pacer is not None:
             self._pacer.ask()
+
+    def trace(self, wish: TraceWish) -> None:
+        self._tokens.add(trace_token(wish))
+
+    def traces(self) -> list[StageTrace]:
+        return take(self._traces)
 
     def saved(self) -> list[SavedFile]:
         return [file for saver in self._all_savers for file in saver.take()]
@@ -230,11 +251,11 @@ class ThreadWorkers:
             saver.close()
 
 
-def take(reports: list[PassReport]) -> list[PassReport]:
-    """Takes the reports off a list that another thread adds to: none that comes meanwhile is lost."""
-    count = len(reports)
-    taken = reports[:count]
-    del reports[:count]
+def take(told: list[_T]) -> list[_T]:
+    """Takes what there is off a list that another thread adds to: nothing that comes meanwhile is lost."""
+    count = len(told)
+    taken = told[:count]
+    del told[:count]
     return taken
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.kind import Kind
 from pipeline.telemetry.clock import TimeBreakdown
-from pipeline.telemetry.trace import Slice
+from pipeline.telemetry.offset import Offset
 
 
 @dataclass(kw_only=True)
@@ -102,8 +102,6 @@ class PassReport:
     """When the stage began, in seconds since 1970."""
     steps: StepTimes | None = None
     """When the steps ended; of a stage's training passes."""
-    trace: list[Slice] = field(default_factory=list)
-    """What the stage did in the steps that were to be traced."""
     layer_seconds: dict[int, float] | None = None
     """Computing time of each of the stage's layers (0-based) in a training pass; None where that is not known."""
 
@@ -119,3 +117,13 @@ class StepTimes:
 
     ended: NDArray[np.float64]
     spent: NDArray[np.float64]
+
+
+def aligned(report: PassReport, offset: Offset) -> PassReport:
+    """A report by the launching process's clock; its stage's own is ahead of that."""
+    if not offset.seconds:
+        return report
+    steps = report.steps
+    if steps is not None:
+        steps = replace(steps, ended=steps.ended - offset.seconds)
+    return replace(report, started_at=report.started_at - offset.seconds, steps=steps)

@@ -9,12 +9,15 @@ from launch.output.pictures.matrices import Classes, confusion, confusions, simi
 from launch.output.pictures.plane import scatters
 from launch.output.pictures.style import Vector, write
 from launch.output.pictures.timeline import timeline
+from launch.output.pictures.trace import PARTS, TracedStage, trace
 
 __all__ = [
+    "PARTS",
     "AnchorRow",
     "Classes",
     "Example",
     "Panel",
+    "TracedStage",
     "Vector",
     "anchors",
     "attention",
@@ -27,5 +30,6 @@ __all__ = [
     "similarities",
     "similarity",
     "timeline",
+    "trace",
     "write",
 ]

@@ -72,8 +72,8 @@ def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     return drawn
 
 
-def write(figure: Figure, file: Path, vector: Vector | None = None) -> None:
-    """Writes a figure as PNG to ``file``, and beside it as ``vector``; the same bytes for the same figure.
+def write(figure: Figure, file: Path, *vectors: Vector) -> None:
+    """Writes a figure as PNG to ``file``, and beside it as ``vectors``; the same bytes for the same figure.
 
     A file is there whole or not at all.
 
@@ -81,7 +81,7 @@ def write(figure: Figure, file: Path, vector: Vector | None = None) -> None:
         OSError: a file cannot be written.
     """
     _write(figure, file, dpi=_DPI, format="png", metadata={"Software": None})
-    if vector is not None:
+    for vector in vectors:
         figure.set_layout_engine("none")  # what was laid out for the PNG stays where it is
         undated = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "svg": {"Date": None}}
         _write(figure, file.with_suffix(f".{vector}"), dpi=_DPI, format=vector, metadata=undated[vector])

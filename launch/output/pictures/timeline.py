@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
+from launch.output.pictures.rows import SIDE, arrows, stage_axis, strip
 from launch.output.pictures.style import GREEN, WAITING, WIDTH, styled
 from launch.output.timeline import Step, Window, passings
 
@@ -21,10 +20,8 @@ _ROW = 0.62  # inches of a row, where there is room
 _BOX = 0.27  # half the height of a box, in rows
 _WAIT = 0.1  # half the height of a stretch of waiting, in rows
 _LETTER = 0.058  # inches of a letter in a box
-_SIDE = 1.0  # inches left of the boxes, for the stages' names
 _FILL, _EDGE = "#BFE3D6", GREEN
 _WITH_ARROWS = _WITH_NUMBERS = 0.2  # inches that a row needs for them
-_ONE_LINE, _TWO_LINES = 0.1, 0.28  # inches that a row needs for a name of so many
 _SHORTEST = 0.004  # of a window: shorter waiting is not drawn
 
 
@@ -59,13 +56,13 @@ def _panel(axes: Axes, window: Window, stages: Sequence[str], height: float) -> 
         return (moment - window.begin) * scale
 
     rows = list(enumerate(window.stages))
-    boxes = [_strip(at(step.begin), at(step.end), row, _BOX) for row, steps in rows for step in steps]
+    boxes = [strip(at(step.begin), at(step.end), row, _BOX) for row, steps in rows for step in steps]
     looks: Any = {"facecolor": _FILL, "edgecolor": _EDGE, "linewidth": 0.7}
     axes.add_collection(PolyCollection(boxes, gid="boxes", **looks))
     seen = set()
     for kind, (_, colour) in WAITING.items():
         waits = [
-            _strip(at(begin), at(end), row, _WAIT)
+            strip(at(begin), at(end), row, _WAIT)
             for row, steps in rows
             for step in steps
             for begin, end in step.waited(kind)
@@ -74,42 +71,27 @@ def _panel(axes: Axes, window: Window, stages: Sequence[str], height: float) -> 
         if waits:
             axes.add_collection(PolyCollection(waits, gid=kind, facecolor=colour, linewidth=0))
             seen.add(kind)
-    arrows = [
-        [(at(departure), row + _BOX), (at(arrival), row + 1 - _BOX - 0.03)]
-        for row, (upper, lower) in enumerate(pairwise(window.stages))
-        for departure, arrival in passings(upper, lower)
-        if window.begin <= departure and arrival <= window.end
-    ]
     if height > _WITH_ARROWS:
-        axes.add_collection(LineCollection(arrows, gid="arrows", color="0.25", linewidth=0.8))
-        heads = [end for _, end in arrows]
-        axes.plot([x for x, _ in heads], [y for _, y in heads], "v", color="0.25", markersize=3.2)
+        passed = [
+            [
+                (at(departure), at(arrival))
+                for departure, arrival in passings(upper, lower)
+                if window.begin <= departure and arrival <= window.end
+            ]
+            for upper, lower in pairwise(window.stages)
+        ]
+        arrows(axes, passed, _BOX)
     if height > _WITH_NUMBERS:
         for row, steps in rows:
             for step in steps:
                 _number(axes, step, row, max(0.0, at(step.begin)), min(at(step.end), at(window.end)), at(window.end))
-    axes.set_xlim(0, length * scale)
-    axes.set_ylim(len(stages) - 0.5, -0.5)
-    if height > _TWO_LINES:
-        axes.set_yticks(range(len(stages)), stages)
-    else:
-        named = range(0, len(stages), math.ceil(_ONE_LINE / height))
-        axes.set_yticks(named, [stages[row].replace("\n", ", ") for row in named], fontsize=6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
-    axes.set_xlabel(unit, labelpad=1)
+    stage_axis(axes, stages, height, length * scale, unit)
     return seen
-
-
-def _strip(begin: float, end: float, row: int, half: float) -> list[tuple[float, float]]:
-    """The corners of a rectangle in a row."""
-    return [(begin, row - half), (end, row - half), (end, row + half), (begin, row + half)]
 
 
 def _number(axes: Axes, step: Step, row: int, left: float, right: float, length: float) -> None:
     """The batch's number in the part of its box that is seen, as long as there is room."""
-    inches = (right - left) / length * (WIDTH - _SIDE)
+    inches = (right - left) / length * (WIDTH - SIDE)
     for text in (f"batch {step.batch + 1}", str(step.batch + 1)):
         if inches > _LETTER * (len(text) + 1):
             middle = ((left + right) / 2, row)
