@@ -247,6 +247,12 @@ def _chaos(arguments: list[str]) -> Work:
     return lambda console: chaos(arguments, console)
 
 
+def _slurm(arguments: list[str]) -> Work:
+    from launch.slurm.command import slurm  # noqa: PLC0415
+
+    return lambda console: slurm(arguments)
+
+
 def _list(arguments: list[str]) -> Work:
     from launch.command_line.arguments import ListArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
@@ -283,6 +289,7 @@ COMMANDS: dict[str, Command] = {
         usage="", about="the pipeline beside backprop, DDP, GPipe and 1F1B on these devices", begin=_bench
     ),
     "doctor": Command(usage="", about="is this machine fit for a run; --gpu measures it into a report", begin=_doctor),
+    "slurm": Command(usage="PRESET", about="print a run as a job for Slurm's sbatch", begin=_slurm),
     "chaos": Command(usage="PRESET", about="kill a run's workers at random, and show that its bits stay", begin=_chaos),
     "completion": Command(usage="SHELL", about="completion for bash, zsh or fish", begin=_completion),
 }
