@@ -24,6 +24,7 @@ from launch.command_line.parse import MARKERS, REGISTRY, RunArguments
 from launch.doctor.command import DoctorArguments
 from launch.plan.command import PlanArguments
 from launch.presets import PRESETS
+from launch.slurm.arguments import JobArguments
 from pipeline.errors import UserError
 
 Shell = Literal["bash", "zsh"]
@@ -56,6 +57,7 @@ def print_completion(arguments: list[str]) -> None:
         "plan": PlanArguments(run=PRESETS["cff-vit"].settings),
         "bench": BenchArguments,
         "doctor": DoctorArguments,
+        "slurm": JobArguments,
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "completion")
