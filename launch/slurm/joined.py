@@ -26,7 +26,7 @@ def wait_for(address: str, nodes: int, seconds: float) -> dict[str, float]:
         if time.monotonic() > deadline:
             raise RunError(
                 f"{there} of {counted(nodes, 'node')} joined Ray at {address} within {seconds:g} s. What the others "
-                "said stands above; can they reach that address, on every port? `join_timeout` waits longer."
+                "said stands above; can they reach that address, on every port? --join-timeout waits longer."
             )
         time.sleep(_LOOK)
     resources: dict[str, float] = ray.cluster_resources()
