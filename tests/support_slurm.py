@@ -23,7 +23,6 @@ SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/none
-AuthInfo=cred_expire=2
 CredType=cred/none
 SlurmdParameters=config_overrides
 StateSaveLocation={folder}/state
@@ -96,6 +95,15 @@ class Slurm:
             assert self.shown(job)["JobState"] not in _OVER, self.text(job)
             assert time.monotonic() < end, f"{text!r} did not come:\n{self.text(job)}"
             time.sleep(0.3)
+
+    def start_again(self, job: str, seconds: float = 120) -> None:
+        """Waits until a job is queued again, and has it start now: Slurm would wait for two minutes."""
+        end = time.monotonic() + seconds
+        while (shown := self.shown(job))["JobState"] != "PENDING" or shown["Restarts"] == "0":
+            assert shown["JobState"] not in _OVER, self.text(job)
+            assert time.monotonic() < end, self.text(job)
+            time.sleep(0.3)
+        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def finish(self, job: str, seconds: float = 300) -> tuple[str, str]:
         """Waits for a job's end; gives its state and exit code as Slurm writes it, such as "0:0"."""

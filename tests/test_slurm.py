@@ -20,7 +20,8 @@ from tests.support_cli import launch
 from tests.support_documents import ROOT
 from tests.support_slurm import Slurm, missing, running
 
-_RUN = ["--device", "cpu", "--stages", "2", "--dim", "16", "--heads", "2", "--depth", "3", "--readout-epochs", "1"]
+_NET = ["--device", "cpu", "--dim", "16", "--heads", "2", "--depth", "3", "--readout-epochs", "1"]
+_RUN = [*_NET, "--stages", "2"]
 
 
 def printed(capsys: Any, *arguments: str) -> str:
@@ -122,6 +123,7 @@ on_slurm = pytest.mark.skipif(bool(missing()), reason=missing() or "it is here")
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator[Slurm]:
+    assert main(["prepare", "digits"]) == 0  # two jobs that begin at once cannot both
     with running(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 
@@ -152,10 +154,11 @@ def test_a_job_at_its_time_limit_is_queued_again_and_ends_with_the_same_bits(
     slurm: Slurm, capsys: Any, tmp_path: Path
 ) -> None:
     """USR1 to the batch script is what --signal has Slurm send; how long before the limit is Slurm's."""
-    run = [*_RUN, "--epochs", "40"]
-    job = slurm.submit(printed(capsys, "cff-vit", "--nodes", "2", "--cpus-per-node", "4", "--", *run))
-    slurm.wait_for(job, "epoch 2/40")
+    epochs = ["--epochs", "20"]
+    job = slurm.submit(printed(capsys, "cff-vit", "--nodes", "2", "--cpus-per-node", "4", "--", *_RUN, *epochs))
+    slurm.wait_for(job, "epoch 1/20")
     slurm.ask("scancel", "--signal=USR1", "--batch", job)
+    slurm.start_again(job)
     assert slurm.finish(job) == ("COMPLETED", "0:0"), slurm.text(job)
     told = slurm.text(job)
     assert slurm.shown(job)["Restarts"] == "1"
@@ -163,7 +166,7 @@ def test_a_job_at_its_time_limit_is_queued_again_and_ends_with_the_same_bits(
     assert f"job {job}: going on with runs/cff-vit-{job}" in told
     slurm.assert_nothing_left(job)
     want = tmp_path / "serial"
-    serial = launch(tmp_path, "cff-vit", *run, "--executor", "serial", "--run-dir", str(want), "-q")
+    serial = launch(tmp_path, "cff-vit", *_NET, *epochs, "--executor", "serial", "--run-dir", str(want), "-q")
     assert serial.finish() == 0, serial.text()
     for name in ("model.safetensors", "last.safetensors", "predictions.csv"):
         assert (slurm.folder / f"runs/cff-vit-{job}" / name).read_bytes() == (want / name).read_bytes(), name
