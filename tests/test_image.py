@@ -117,12 +117,15 @@ def _of_pip_and_apt(folder: Path) -> list[tuple[Path, Path]]:
     places = {
         Path(word.removeprefix("file://")) for value in settings.values() for word in value.split() if "/" in word
     }
-    known = {place for place in places if place.is_absolute() and place.exists()}
-    known |= {place.parent for place in known if place.name == "simple"}  # an index names the files next to it
+    # An index in a folder names the files next to it.
+    known = {place.parent if place.name == "simple" else place for place in places if place.is_absolute()}
     (folder / "pip.conf").write_text(
         "\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items())])
     )
-    mounted = [(folder / "pip.conf", Path("/etc/pip.conf")), *((place, place) for place in known)]
+    mounted = [
+        (folder / "pip.conf", Path("/etc/pip.conf")),
+        *((place, place) for place in sorted(known) if place.exists()),
+    ]
     return [*mounted, (Path("/etc/apt/apt.conf.d"), Path("/etc/apt/apt.conf.d"))]
 
 
