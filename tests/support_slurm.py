@@ -96,15 +96,6 @@ class Slurm:
             assert time.monotonic() < end, f"{text!r} did not come:\n{self.text(job)}"
             time.sleep(0.3)
 
-    def start_again(self, job: str, seconds: float = 120) -> None:
-        """Waits until a job is queued again, and has it start now: Slurm would wait for two minutes."""
-        end = time.monotonic() + seconds
-        while (shown := self.shown(job))["JobState"] != "PENDING" or shown["Restarts"] == "0":
-            assert shown["JobState"] not in _OVER, self.text(job)
-            assert time.monotonic() < end, self.text(job)
-            time.sleep(0.3)
-        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
-
     def finish(self, job: str, seconds: float = 300) -> tuple[str, str]:
         """Waits for a job's end; gives its state and exit code as Slurm writes it, such as "0:0"."""
         end = time.monotonic() + seconds

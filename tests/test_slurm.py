@@ -148,6 +148,7 @@ def test_two_jobs_on_the_same_nodes_have_a_cluster_each(slurm: Slurm, capsys: An
 
 
 @on_slurm
+@pytest.mark.exhaustive  # it takes minutes, most of which Slurm waits
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_job_at_its_time_limit_is_queued_again_and_ends_with_the_same_bits(
@@ -158,8 +159,9 @@ def test_a_job_at_its_time_limit_is_queued_again_and_ends_with_the_same_bits(
     job = slurm.submit(printed(capsys, "cff-vit", "--nodes", "2", "--cpus-per-node", "4", "--", *_RUN, *epochs))
     slurm.wait_for(job, "epoch 1/20")
     slurm.ask("scancel", "--signal=USR1", "--batch", job)
-    slurm.start_again(job)
-    assert slurm.finish(job) == ("COMPLETED", "0:0"), slurm.text(job)
+    assert slurm.finish(job, 600) == ("COMPLETED", "0:0"), slurm.text(
+        job
+    )  # Slurm waits two minutes before it starts it
     told = slurm.text(job)
     assert slurm.shown(job)["Restarts"] == "1"
     assert f"job {job}: stopped before the time limit; queued again" in told
@@ -175,13 +177,13 @@ def test_a_job_at_its_time_limit_is_queued_again_and_ends_with_the_same_bits(
 @on_slurm
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_job_that_is_cancelled_saves_ends_and_is_not_queued_again(slurm: Slurm, capsys: Any) -> None:
+def test_a_job_whose_script_is_told_to_end_saves_ends_and_is_not_queued_again(slurm: Slurm, capsys: Any) -> None:
     """And another job goes on with its run, where sbatch is told which."""
     script = printed(capsys, "cff-vit", "--cpus-per-node", "4", "--", *_RUN, "--epochs", "500")
     job = slurm.submit(script)
     slurm.wait_for(job, "epoch 2/500")
-    slurm.ask("scancel", job)
-    assert slurm.finish(job)[0] == "CANCELLED"
+    slurm.ask("scancel", "--signal=TERM", "--batch", job)
+    assert slurm.finish(job) == ("FAILED", "130:0"), slurm.text(job)
     slurm.assert_nothing_left(job)
     run = f"runs/cff-vit-{job}"
     assert list((slurm.folder / run / "checkpoints").glob("*/manifest.json")), slurm.text(job)
