@@ -43,7 +43,7 @@ join() {
 }
 
 # Signals are passed on to what is being waited for. USR1 is the one that Slurm sends before the time limit (--signal
-# above); TERM is somebody's `scancel`, or another job that takes the nodes.
+# above); TERM is `scancel --signal=TERM --batch`. A bare `scancel` ends Ray's processes as well, so nothing is saved.
 limit='' child='' heard='' status=0
 # shellcheck disable=SC2317 # called by traps
 pass_on() {
