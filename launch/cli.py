@@ -89,17 +89,21 @@ def _dispatch(arguments: list[str], plugins: list[str], console: Console, began:
 
 
 def _launch(name: str, arguments: list[str], plugins: list[str], console: Console, began: float) -> int:
-    """`launch PRESET …`, or `launch --config FILE …`."""
-    from launch.command_line.parse import parse_run, unknown, with_plugins  # noqa: PLC0415
+    """`launch PRESET …`, or `launch --config FILE …`; with --sweep or --seeds many such runs."""
+    from launch.command_line.parse import names_config, parse_words, unknown, with_plugins  # noqa: PLC0415
+    from launch.command_line.sweep_flags import take_sweep  # noqa: PLC0415
     from launch.presets import PRESETS  # noqa: PLC0415
 
-    config_alone = name == "--config" or name.startswith("--config=")
-    if name not in PRESETS and not config_alone:
+    if name not in PRESETS and not names_config(name):
         if name.startswith("-"):
             raise UserError(f"{name}: flags come after a preset or a command, as in `launch cff-vit {name}`.")
         raise UserError(unknown(name, [*PRESETS, *COMMANDS], "preset or command"))
-    parsed = parse_run(None, [name, *arguments]) if config_alone else parse_run(name, arguments)
-    parsed = with_plugins(parsed, plugins)
+    sweep_flags, words = take_sweep([name, *arguments])
+    parsed = with_plugins(parse_words(words), plugins)
+    if sweep_flags.asked:
+        from launch.sweep.command import sweep  # noqa: PLC0415
+
+        return sweep(sweep_flags, words, parsed, plugins, console)
     from launch.commands.train import train  # noqa: PLC0415
 
     with heard_by(Interrupt()):
@@ -181,9 +185,15 @@ def _doctor(arguments: list[str]) -> Work:
 def _resume(arguments: list[str]) -> Work:
     from launch.command_line.arguments import ResumeArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
-    from launch.commands.resume import resume  # noqa: PLC0415
+    from launch.output.run_folder import is_sweep  # noqa: PLC0415
 
     parsed, began = parse(ResumeArguments, arguments, command="launch resume"), process_began()
+    if is_sweep(parsed.run):
+        from launch.sweep.command import go_on  # noqa: PLC0415
+
+        return lambda console: go_on(parsed, console)
+    from launch.commands.resume import resume  # noqa: PLC0415
+
     return lambda console: resume(parsed, console, began=began)
 
 
@@ -272,7 +282,7 @@ COMMANDS: dict[str, Command] = {
     "list": Command(usage="", about="presets and data sets", begin=_list),
     "prepare": Command(usage="NAME", about="fetch, check and shard a data set", begin=_prepare),
     "resume": Command(
-        usage="RUN", about="go on from a run's last checkpoint, with any number of stages", begin=_resume
+        usage="RUN", about="go on from a run's last checkpoint, with any number of stages; with a sweep", begin=_resume
     ),
     "checkpoint": Command(usage="RUN", about="have a run that goes on save a checkpoint now", begin=_checkpoint),
     "top": Command(usage="[RUN]", about="the live table of a run that goes on elsewhere", begin=_top),

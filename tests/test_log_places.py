@@ -121,7 +121,7 @@ def test_a_place_that_fails_costs_no_other_one_anything(tmp_path: Path, monkeypa
     monkeypatch.setitem(places.SINKS, "broken", Broken)
     said: list[str] = []
     charts = Charts(("utilisation",), ("train loss",))
-    facts = RunFacts(folder=tmp_path, settings={"train.lr": 1.0}, config={}, charts=charts, resumed=False)
+    facts = RunFacts(folder=tmp_path, name="it", settings={"train.lr": 1.0}, config={}, charts=charts, resumed=False)
     logs = Logs(facts, said.append, ["broken", "tensorboard"])
     for step in (1, 2):
         logs.write([Figure("train loss", "layer 1", 0.5, step, 0.0)])

@@ -81,7 +81,8 @@ class ResumeArguments:
     are those of a run that was never stopped; what changes numbers says so."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run folder, or the URL of a copy that --mirror made, which is fetched into runs/."""
+    """Run folder, or the URL of a copy that --mirror made, which is fetched into runs/. Or a sweep's folder: runs that
+    are not finished go on, those that have not begun follow."""
     stages: int | None = None
     """Pipeline stages. Default: as before."""
     partition: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N …")] = None
@@ -143,7 +144,7 @@ class CompareArguments:
     that differ in their seed alone are one column, with mean and standard deviation."""
 
     runs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="RUN…")]
-    """Two run folders or more."""
+    """Two run folders or more, or folders of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,3 +25,18 @@ def take_options(arguments: list[str], flag: str, wants: str) -> tuple[list[str]
         else:
             rest.append(argument)
     return values, rest
+
+
+def take_series(arguments: list[str], flag: str) -> tuple[list[str] | None, list[str]]:
+    """As ``take_options``, of a flag that takes all that follows it up to the next flag. None: it is not given."""
+    values: list[str] = []
+    rest: list[str] = []
+    given = takes = False
+    for argument in arguments:
+        if argument == flag or argument.startswith(f"{flag}="):
+            given = takes = True
+            values += [argument.removeprefix(f"{flag}=")] if argument != flag else []
+        else:
+            takes = takes and not argument.startswith("-")
+            (values if takes else rest).append(argument)
+    return values if given else None, rest

@@ -17,6 +17,7 @@ from launch.command_line.flags import Flag, field_texts, flags_of
 from launch.command_line.help import EXIT_STATUSES, HELP, HELP_ALL, Page, print_page
 from launch.command_line.options import take_options
 from launch.command_line.setting_names import as_flags
+from launch.command_line.sweep_flags import SWEEP_FLAGS
 from launch.output.console import make_console
 from launch.presets import PRESETS, Preset, load_plugins
 from pipeline.config import settings as settings_module
@@ -65,7 +66,7 @@ _STEP_DIGITS, _SHOWN = 9, 40
 
 FIRST = (
     *("data", "epochs", "batch-size", "lr", "seed", "stages", "device", "precision", "executor", "run-dir"),
-    *("config", "dry-run", "quiet", "verbose"),
+    *("config", "sweep", "seeds", "dry-run", "quiet", "verbose"),
 )
 """Flags of a run that its short help shows."""
 
@@ -130,6 +131,16 @@ def parse(
     )
 
 
+def parse_words(words: list[str]) -> RunArguments:
+    """As ``parse_run``, of all that follows `launch`: a preset, or --config, and flags."""
+    return parse_run(None, words) if names_config(words[0]) else parse_run(words[0], words[1:])
+
+
+def names_config(word: str) -> bool:
+    """Whether a command begins with a configuration in place of a preset's name."""
+    return word == "--config" or word.startswith("--config=")
+
+
 def parse_run(name: str | None, arguments: list[str]) -> RunArguments:
     """What `launch PRESET` was given; without a name the saved configuration says which preset.
 
@@ -144,7 +155,7 @@ def parse_run(name: str | None, arguments: list[str]) -> RunArguments:
         default=RunArguments(run=default),
         about=f"{preset.title}.\n\n{preset.paper}",
         first=FIRST,
-        more=[_CONFIG],
+        more=[_CONFIG, *SWEEP_FLAGS],
     )
     return replace(parsed, run=shortened(parsed.run))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from rich.console import Console
 
 from launch.output.console import counted, say
 from launch.output.logs.figures import SHARES
-from launch.output.saved_runs import SavedRun, open_one
+from launch.output.saved_runs import SavedRun, open_all
+from launch.output.seeds import difference, mean_and_deviation
 from launch.output.tables import print_table
 from pipeline.config.saved import flattened
 from pipeline.errors import UserError
@@ -41,9 +41,10 @@ def compare(folders: Sequence[Path], console: Console) -> None:
     Raises:
         UserError: fewer than two, or one is no run folder.
     """
-    if len(folders) < 2:
-        raise UserError("launch compare: give two run folders or more.")
-    columns = _columns([open_one(folder) for folder in folders])
+    runs = open_all(folders) if folders else []
+    if len(runs) < 2:
+        raise UserError("launch compare: give two run folders or more, or a folder of them.")
+    columns = _columns(runs)
     rows = [*_differing(columns), *_figures(columns), *_stages(columns)]
     headings = ("", *(column.heading for column in columns))
     print_table(console, headings, rows, left=("",))
@@ -91,7 +92,7 @@ def _figures(columns: Sequence[_Column]) -> Iterator[list[str]]:
     )
     yield ["status", *(", ".join(dict.fromkeys(run.status for run in column.runs)) for column in columns)]
     for name, path, shown in wanted:
-        cells = [_mean([run.value(*path) for run in column.runs], shown) for column in columns]
+        cells = [mean_and_deviation([run.value(*path) for run in column.runs], shown) for column in columns]
         if any(cell != "–" for cell in cells):
             yield [name, *cells]
 
@@ -105,33 +106,15 @@ def _stages(columns: Sequence[_Column]) -> Iterator[list[str]]:
             cells = []
             for runs in found:
                 values = [stages[stage][share] / stages[stage]["wall"] for stages in runs if len(stages) > stage]
-                cells.append(_mean(values, lambda value: f"{value:.1%}"))
+                cells.append(mean_and_deviation(values, lambda value: f"{value:.1%}"))
             if any(cell.replace("0.0%", "").strip("–± ") for cell in cells):  # none has any
                 yield [f"stage {stage + 1} {share.replace('_', '-')}", *cells]
-
-
-def _mean(values: Sequence[float | None], shown: Callable[[float], str]) -> str:
-    there = [value for value in values if value is not None]
-    if not there:
-        return "–"
-    if len(there) == 1:
-        return shown(there[0])
-    return f"{shown(statistics.mean(there))} ± {shown(statistics.stdev(there))}"
 
 
 def _significance(columns: Sequence[_Column]) -> Iterator[str]:
     """Of columns with several seeds each: how likely such a difference in accuracy is by chance alone."""
     samples = [[a for run in column.runs if (a := run.value("test_accuracy")) is not None] for column in columns]
     several = [(column, sample) for column, sample in zip(columns, samples, strict=True) if len(sample) > 1]
-    if len(several) < 2:
-        return
-    from scipy.stats import ttest_ind  # noqa: PLC0415 (half a second)
-
-    (first, base), *others = several
-    for column, sample in others:
-        tested = ttest_ind(base, sample, equal_var=False)
-        yield (
-            f"test accuracy, {column.heading} against {first.heading}: "
-            f"{statistics.mean(sample) - statistics.mean(base):+.2%}, p = {tested.pvalue:.2g} "
-            f"(Welch's t-test, {len(base)} and {len(sample)} seeds)"
-        )
+    for column, sample in several[1:]:
+        first, base = several[0]
+        yield difference(column.heading, first.heading, sample, base)

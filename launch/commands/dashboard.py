@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.output.console import counted, say
-from launch.output.run_folder import RUNS
+from launch.output.run_folder import RUNS, run_name
 from launch.output.saved_runs import folders_in
 from pipeline.errors import RunError
 
@@ -51,8 +51,10 @@ def _one_folder(runs: Sequence[Path]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="localpipe-dashboard-") as made:
         folder = Path(made)
         for run in runs:
-            names = (run.resolve().name, *(f"{run.resolve().name}-{number}" for number in range(2, len(runs) + 2)))
+            own = run_name(run)
+            names = (own, *(f"{own}-{number}" for number in range(2, len(runs) + 2)))
             place = next(folder / name for name in names if not (folder / name).is_symlink())
+            place.parent.mkdir(exist_ok=True)
             place.symlink_to(run.resolve())
         yield folder
 

@@ -13,11 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from launch.command_line.arguments import CheckpointArguments, ResumeArguments
-from launch.commands.train import Interrupts, Job, carry_out, checkpointing_of, open_dataset
+from launch.commands.train import Interrupts, Job, carry_out, checked, checkpointing_of, open_dataset
 from launch.output.console import counted, make_console, say, warn
 from launch.output.going_on import is_locked
 from launch.output.logs.figures import steps_at
-from launch.output.logs.places import check_logs
 from launch.output.mirror import check_mirror, fetch, is_url
 from launch.output.run import Run
 from launch.output.run_folder import CHECKPOINTS, RUNS, RunFolder, command_line, load_config
@@ -25,7 +24,6 @@ from launch.output.wishes import CHECKPOINT_WISH, ask
 from launch.signals import INTERRUPTED, heard_by
 from pipeline import plain_json
 from pipeline.checkpoints.folder import CheckpointFolder, DamagedError, Manifest
-from pipeline.config import checks
 from pipeline.config import settings as settings_module
 from pipeline.config.build import build_run
 from pipeline.config.devices import local_devices
@@ -63,9 +61,7 @@ def resume_run(arguments: ResumeArguments, console: Console, *, began: float, in
     if is_locked(run):
         raise UserError(f"{run}: another process writes to it. Wait for its end, or stop it.")
     manifest, saved, settings = _chosen(arguments, run)
-    checks.check(settings)
-    checks.check_data(settings)
-    check_logs(settings)
+    checked(settings)
     if settings.checkpoint.mirror is not None:
         check_mirror(settings.checkpoint.mirror)
     with ExitStack() as stack:

@@ -16,6 +16,7 @@ from launch.output import live
 from launch.output.console import say
 from launch.output.going_on import is_locked
 from launch.output.run_folder import RUNS, load_config
+from launch.output.saved_runs import runs_below
 from pipeline.errors import UserError
 
 _LOOK = 0.5  # seconds between two looks
@@ -128,7 +129,7 @@ class OnCluster(Watched):
 
 
 def _going() -> list[Path]:
-    return [config.parent for config in RUNS.glob("*/config.json") if is_locked(config.parent)]
+    return [run for run in runs_below(RUNS) if is_locked(run)]
 
 
 def _newest() -> Path:

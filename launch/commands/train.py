@@ -25,7 +25,7 @@ from launch.output.logs.places import check_logs
 from launch.output.mirror import Mirror, check_mirror
 from launch.output.progress import ProgressLine
 from launch.output.run import Run
-from launch.output.run_folder import RunFolder, command_line, new_path
+from launch.output.run_folder import RunFolder, command_line, new_path, run_name
 from launch.output.summary import summarise
 from launch.output.wishes import CHECKPOINT_WISH, TRACE_WISH, Wishes, read_trace_wish
 from launch.signals import INTERRUPTED, Interrupt, heard_by
@@ -74,14 +74,10 @@ def run(
         interrupts: by which it is stopped.
         command: what was typed, for the summary. Default: the process's command line.
     """
-    settings = build.expand_baseline(arguments.run)
-    checks.check(settings)
-    checks.check_data(settings)
-    checks.check_trace(settings.trace, settings.profile, settings.pipeline.executor)
-    check_logs(settings)
+    settings = checked(build.expand_baseline(arguments.run))
     path = new_path(settings.run_dir, settings.preset)
     if settings.checkpoint.mirror is not None and not arguments.dry_run:
-        check_mirror(settings.checkpoint.mirror, new=path.name)
+        check_mirror(settings.checkpoint.mirror, new=run_name(path))
     aside = make_console(quiet=arguments.quiet)  # what is no result
     with ExitStack() as stack:
         stack.enter_context(heard_by(interrupts.hear))
@@ -201,6 +197,15 @@ def checkpointing_of(spec: RunSpec, folder: RunFolder) -> Checkpointing:
     """Where a run in this folder saves its checkpoints, if it saves any."""
     every = read_interval(spec.settings.checkpoint.checkpoint_every)
     return Checkpointing(folder=folder.checkpoints if every is not None else None)
+
+
+def checked(settings: Settings) -> Settings:
+    """Settings that can be a run's, as far as can be told before its data are opened. Raises UserError otherwise."""
+    checks.check(settings)
+    checks.check_data(settings)
+    checks.check_trace(settings.trace, settings.profile, settings.pipeline.executor)
+    check_logs(settings)
+    return settings
 
 
 def open_dataset(settings: Settings, console: Console) -> tuple[Settings, Dataset]:

@@ -49,6 +49,13 @@ def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
     say(console, f"{counted(spec.num_stages, 'stage')} on {on}, layers {stages}")
 
 
+def untimed(settings: Settings) -> Settings:
+    """Settings that can be built as they are: where layers would be timed first, with an even partition."""
+    if settings.pipeline.partition != "balanced":
+        return settings
+    return replace(settings, pipeline=replace(settings.pipeline, partition="even"))
+
+
 def dry_run(settings: Settings, dataset: Dataset, devices: Devices, path: Path, console: Console) -> None:
     """Prints what would run; every check is the run's own.
 
@@ -60,8 +67,7 @@ def dry_run(settings: Settings, dataset: Dataset, devices: Devices, path: Path, 
         UserError, ResourcesError: as the run would.
     """
     pipe, balanced = settings.pipeline, settings.pipeline.partition == "balanced"
-    even = replace(settings, pipeline=replace(pipe, partition="even"))
-    spec = build_run(even if balanced else settings, devices, dataset=dataset)
+    spec = build_run(untimed(settings), devices, dataset=dataset)
     check_room(spec, path)
     announce(console, spec, dataset)
     if balanced:

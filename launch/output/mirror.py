@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
-from launch.output.run_folder import CHECKPOINTS
+from launch.output.run_folder import CHECKPOINTS, run_name
 from pipeline.checkpoints.folder import MANIFEST
 from pipeline.errors import UserError
 
@@ -24,7 +24,7 @@ Stamp = tuple[int, int]
 
 
 class Mirror:
-    """Copies a run folder to ``URL/NAME OF THE FOLDER``. A context manager: at its end everything is copied once more.
+    """Copies a run folder to ``URL/NAME OF THE RUN``. A context manager: at its end everything is copied once more.
 
     A checkpoint's manifest is copied last, so what is cut off is no checkpoint. What the run removes of its checkpoints
     is removed there too, after that. A copy that fails is said, and the next one tries again.
@@ -39,7 +39,7 @@ class Mirror:
     """
 
     def __init__(self, url: str, run: Path, warn: Callable[[str], None]) -> None:
-        self.url, self._run, self._warn = f"{url.rstrip('/')}/{run.name}", run, warn
+        self.url, self._run, self._warn = f"{url.rstrip('/')}/{run_name(run)}", run, warn
         self._files, self._root = _opened(self.url)
         self._sent: dict[str, Stamp] = {}
         self._due, self._over = threading.Event(), threading.Event()

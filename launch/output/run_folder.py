@@ -63,6 +63,9 @@ MODEL, SALVAGED = "model.safetensors", "salvaged.safetensors"
 RUNS = Path("runs")
 """Where runs go that are not told where."""
 
+SWEEP = "sweep.json"
+"""What a sweep's folder has beside the folders of its runs (``launch.sweep.record``)."""
+
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 _SPARE = 64 << 20  # bytes that metrics, events and summary may come to
@@ -93,13 +96,14 @@ class RunFolder:
             self.lock = lock_of(self.path)
             if resumed is not None:
                 self._go_on(*resumed)
-            self._write_json("config.json", config_of(spec))
+            write_json(self.path / "config.json", config_of(spec))
             self._metrics = (self.path / METRICS).open("a", buffering=1)
         except OSError as error:
             raise UserError(f"--run-dir {path}: cannot be written ({error.strerror}). Choose another.") from error
         self._logs = Logs(
             RunFacts(
                 folder=self.path,
+                name=run_name(self.path),
                 settings=flat(spec.settings),
                 config=config_of(spec),
                 charts=Charts.of(spec),
@@ -232,7 +236,7 @@ class RunFolder:
 
     def _write_result(self, path: Path, result: RunResult, summary: dict[str, Any]) -> None:
         if path != self.path:
-            _write_json(path / "config.json", config_of(self._spec))
+            write_json(path / "config.json", config_of(self._spec))
         if result.weights and result.lost:
             _whole(lambda: save_tensors(path / SALVAGED, result.weights))
         elif result.weights:
@@ -250,10 +254,7 @@ class RunFolder:
                 writer.writerows(
                     [int(i), self._spec.classes[label], self._spec.classes[guess]] for i, label, guess in predictions
                 )
-        _write_json(path / "summary.json", summary)
-
-    def _write_json(self, name: str, values: Any) -> None:
-        _write_json(self.path / name, values)
+        write_json(path / "summary.json", summary)
 
 
 def new_path(run_dir: str | None, preset: str) -> Path:
@@ -262,6 +263,8 @@ def new_path(run_dir: str | None, preset: str) -> Path:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         return next(path for path in _numbered(RUNS / f"{preset}-{stamp}") if not path.exists())
     path = Path(run_dir)
+    if is_sweep(path):
+        raise UserError(f"--run-dir {path} is a sweep's folder. Give --sweep or --seeds as well, or a new folder.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"--run-dir {path} exists and holds something. Give a new folder, or remove this one.")
     return path
@@ -299,6 +302,17 @@ def _numbered(path: Path) -> Iterator[Path]:
     yield path
     for number in itertools.count(2):
         yield path.with_name(f"{path.name}-{number}")
+
+
+def is_sweep(place: Path | str) -> bool:
+    """Whether a folder is a sweep's."""
+    return (Path(place) / SWEEP).is_file()
+
+
+def run_name(folder: Path) -> str:
+    """A run's name among others: of a run in a sweep, "SWEEP/RUN"."""
+    folder = folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if is_sweep(folder.parent) else folder.name
 
 
 def load_config(run: Path) -> dict[str, Any]:
@@ -344,7 +358,8 @@ def _whole(write: Callable[[], None]) -> None:
         raise
 
 
-def _write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     part.replace(path)

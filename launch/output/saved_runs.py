@@ -9,7 +9,7 @@ from typing import Any
 
 from launch.output import live
 from launch.output.going_on import is_locked
-from launch.output.run_folder import RUNS, load_config
+from launch.output.run_folder import RUNS, SWEEP, load_config, run_name
 from pipeline import plain_json
 from pipeline.errors import UserError
 
@@ -33,7 +33,8 @@ class SavedRun:
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        """That of its folder, of a run in a sweep with the sweep's before it."""
+        return run_name(self.folder)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -55,13 +56,19 @@ class SavedRun:
 
 
 def folders_in(place: Path) -> list[Path]:
-    """A run folder, or those in a folder. Raises UserError where there is none."""
+    """A run folder, or those in a folder, also in sweeps there. Raises UserError where there is none."""
     if (place / "config.json").is_file():
         return [place]
-    found = sorted(config.parent for config in place.glob("*/config.json"))
+    found = runs_below(place)
     if not found:
         raise UserError(f"{place}: holds no run. Give run folders, or a folder of them.")
     return found
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """Run folders in a folder, and in sweeps there; none where there is no such folder."""
+    sweeps = [sweep.parent for sweep in folder.glob(f"*/{SWEEP}")]
+    return sorted(config.parent for one in (folder, *sweeps) for config in one.glob("*/config.json"))
 
 
 def open_all(places: Sequence[Path]) -> list[SavedRun]:

@@ -23,7 +23,8 @@ class RunFacts:
     """What a place is told of a run before any figure.
 
     Attributes:
-        folder: the run folder, whose name is the run's.
+        folder: the run folder.
+        name: the run's: its folder's, of a run in a sweep with the sweep's and a slash before it.
         settings: every setting by its flag's name, as text, number or truth value.
         config: config.json's content.
         charts: what is worth a chart of the run.
@@ -31,6 +32,7 @@ class RunFacts:
     """
 
     folder: Path
+    name: str
     settings: Mapping[str, str | int | float | bool]
     config: Mapping[str, Any]
     charts: Charts

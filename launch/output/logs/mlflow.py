@@ -13,7 +13,7 @@ _METRICS, _PARAMS = 1000, 100  # that it takes in one call
 
 
 class MLflow(Sink):
-    """A run of the experiment "localpipe", with the run folder's name."""
+    """A run of the experiment "localpipe", with the run's name."""
 
     kind: ClassVar[str] = "mlflow"
     package = "mlflow"
@@ -31,7 +31,7 @@ class MLflow(Sink):
 
     def _run_in(self, experiment: str) -> str:
         """The run's number: of a run that goes on the one that it had."""
-        name = self.facts.folder.name
+        name = self.facts.name
         if self.facts.resumed:
             found = self._client.search_runs([experiment], f"attributes.run_name = '{name}'", max_results=1)
             if found:

@@ -38,7 +38,7 @@ class RayMetrics(Sink):
         if now - self._told >= _AGAIN:
             latest, self._told = self._latest, now
         for figure in latest.values():
-            name, tags = named(figure, self.facts.folder.name)
+            name, tags = named(figure, self.facts.name)
             if name not in self._gauges:
                 from ray.util.metrics import Gauge  # noqa: PLC0415 (only where the run is through Ray)
 

@@ -11,7 +11,7 @@ from launch.output.logs.figures import Figure
 
 
 class Trackio(Sink):
-    """A run of the project "localpipe", with the run folder's name."""
+    """A run of the project "localpipe", with the run's name."""
 
     kind: ClassVar[str] = "trackio"
     package = "trackio"
@@ -21,7 +21,7 @@ class Trackio(Sink):
         import trackio  # noqa: PLC0415 (seconds, and only where it was asked for)
 
         self._trackio: Any = trackio
-        name, config = facts.folder.name, dict(facts.settings)
+        name, config = facts.name, dict(facts.settings)
         trackio.init(project=PROJECT, name=name, config=config, resume="allow", embed=False)
 
     def write(self, figures: Sequence[Figure]) -> None:

@@ -11,7 +11,7 @@ from launch.output.logs.figures import Figure
 
 
 class WeightsAndBiases(Sink):
-    """A run of the project "localpipe", with the run folder's name."""
+    """A run of the project "localpipe", with the run's name."""
 
     kind: ClassVar[str] = "wandb"
     package = "wandb"
@@ -23,8 +23,8 @@ class WeightsAndBiases(Sink):
         self._wandb: Any = wandb
         self._run = wandb.init(
             project=PROJECT,
-            name=facts.folder.name,
-            id=facts.folder.name,
+            name=facts.name,
+            id=facts.name.replace("/", "-"),  # which an id cannot have
             dir=str(facts.folder),
             config=dict(facts.settings),
             resume="allow",

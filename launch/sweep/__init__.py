@@ -1,0 +1,1 @@
+"""`launch PRESET … --sweep …`: a grid of runs, each a process of its own, and one table."""

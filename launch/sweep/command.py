@@ -1,0 +1,189 @@
+"""`launch PRESET … --sweep NAME=V1,V2 --seeds N`: a grid of runs and one table; `launch resume SWEEP` goes on with it.
+
+Every run is `launch PRESET …` in a process of its own. Ray Tune does not serve here. It places trials as actors in one
+cluster that it holds, while a run starts a Ray of its own, or joins a cluster as its driver, lays its stages out
+itself, and has its own way to stop, to save and to go on: a trial would be an actor that waits for a process. Left of
+Tune would be its queue, which is ``launch.sweep.processes``, for the packages that ray[tune] needs besides. Its search
+and its early stopping would be worth them; a grid has neither.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from rich.console import Console
+
+from launch.command_line.arguments import ResumeArguments
+from launch.command_line.flags import flags_of
+from launch.command_line.options import take_options
+from launch.command_line.parse import RunArguments
+from launch.command_line.sweep_flags import SweepFlags
+from launch.commands.train import Interrupts
+from launch.output.console import counted, make_console, say
+from launch.output.going_on import lock_of
+from launch.output.kept import checkpoint_in
+from launch.output.run_folder import is_sweep, new_path
+from launch.output.tables import print_table
+from launch.signals import INTERRUPTED, heard_by
+from launch.sweep import record
+from launch.sweep.grid import read_count, read_grid
+from launch.sweep.points import Planned, numbers_of, plan
+from launch.sweep.processes import Devices, Job, Processes
+from launch.sweep.progress import Progress
+from launch.sweep.record import Asked, Row
+from launch.sweep.table import print_rows
+from pipeline.errors import UserError
+
+_OF_SWEEP = ("--dry-run", "--quiet", "-q")
+"""Flags that say how the sweep is shown, and not what its runs are."""
+
+
+def sweep(given: SweepFlags, words: list[str], parsed: RunArguments, plugins: Sequence[str], console: Console) -> int:
+    """Runs a sweep, or goes on with it where its folder is given. Returns the exit status.
+
+    Args:
+        words: what follows `launch`, without the sweep's own flags.
+        parsed: what they say.
+
+    Raises:
+        UserError: something asked for cannot be; nothing was started.
+    """
+    settings = parsed.run
+    if given.sweep is None and given.seeds is None:
+        raise UserError("--at-once: goes with --sweep or --seeds. Give one of them as well.")
+    flags = {flag.name: flag for flag in flags_of(settings)}
+    grid = read_grid(given.sweep, given.seeds, first_seed=settings.train.seed, flags=flags)
+    at_once = read_count("--at-once", given.at_once) if given.at_once is not None else None
+    for name in ("--run-dir", "--seed"):  # which every run has of its own
+        _, words = take_options(words, name, "a value")
+    for axis in grid.axes:
+        if _is_given(axis.name, words):
+            raise UserError(f"--{axis.name} is given and swept over. Leave one of them out.")
+    asked = Asked(
+        arguments=[word for word in words if word not in _OF_SWEEP],
+        plugins=list(plugins),
+        axes={axis.name: list(axis.values) for axis in grid.axes},
+        switches=[axis.name for axis in grid.axes if flags[axis.name].switch != "no"],
+        seeds=list(grid.seeds),
+    )
+    folder = Path(settings.run_dir) if settings.run_dir is not None and is_sweep(settings.run_dir) else None
+    if folder is not None:
+        asked = record.extended(record.read(folder), asked, folder)
+    folder = folder or new_path(settings.run_dir, f"{settings.preset}-sweep")
+    planned = plan(asked)
+    if parsed.dry_run:
+        _print_plan(asked, planned, folder, console)
+        return 0
+    return _carry_out(asked, planned, folder, at_once, console, make_console(quiet=parsed.quiet))
+
+
+def _is_given(name: str, words: Sequence[str]) -> bool:
+    typed = [word.partition("=")[0].replace("_", "-") for word in words]
+    return f"--{name}" in typed or f"--no-{name}" in typed
+
+
+def go_on(arguments: ResumeArguments, console: Console) -> int:
+    """`launch resume SWEEP`. Returns the exit status.
+
+    Raises:
+        UserError: a change is asked for, the folder is damaged, or another process writes to it.
+    """
+    given = {one.name for one in fields(arguments) if getattr(arguments, one.name) not in (None, False)}
+    if changes := given - {"run", "quiet", "verbose"}:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(changes))
+        raise UserError(f"{arguments.run}: is a sweep, which goes on as it was asked for. Leave out {names}.")
+    folder = Path(arguments.run)
+    asked = record.read(folder)
+    return _carry_out(asked, plan(asked), folder, None, console, make_console(quiet=arguments.quiet))
+
+
+def _print_plan(asked: Asked, planned: Sequence[Planned], folder: Path, console: Console) -> None:
+    """What would run."""
+    axes = list(asked.axes)
+    rows = [
+        [one.point.run_name(seed), *one.point.values.values(), str(seed)] for one in planned for seed in asked.seeds
+    ]
+    print_table(console, ("run", *axes, "seed"), rows, left=("run", *axes))
+    say(console, f"{counted(len(rows), 'run')} in {folder}. Nothing was started (--dry-run).")
+
+
+def _carry_out(
+    asked: Asked, planned: Sequence[Planned], folder: Path, at_once: int | None, console: Console, aside: Console
+) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_of(folder)
+        record.write(folder, asked, record.rows_of(folder, asked))
+    except OSError as error:
+        raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror}). Choose another.") from error
+    with lock:
+        jobs = _jobs(asked, planned, folder)
+        interrupts = Interrupts()
+        finished = len(asked.seeds) * len(planned) - len(jobs)
+        if finished:
+            say(aside, f"{counted(finished, 'run')} of before: finished, and not run again")
+        numbers = {kind: numbers_of(kind, at_once) for kind in {job.kind for job in jobs}}
+        with heard_by(interrupts.hear), Progress(aside, len(jobs)) as progress:
+
+            def ended(job: Job, status: int) -> None:
+                progress.ended(job, status)
+                record.write(folder, asked, record.rows_of(folder, asked))
+
+            interrupts.begun = True
+            processes = Processes(
+                Devices(numbers),
+                at_once=at_once,
+                began=progress.began,
+                ended=ended,
+                looked=progress.looked,
+                stopped=interrupts.asked.is_set,
+            )
+            processes.run(jobs)
+        return _conclude(record.rows_of(folder, asked), folder, console, stopped=interrupts.asked.is_set())
+
+
+def _jobs(asked: Asked, planned: Sequence[Planned], folder: Path) -> list[Job]:
+    """The runs that are not finished: those that were cut off from their checkpoints on.
+
+    Raises:
+        UserError: one goes on in another process.
+    """
+    jobs = []
+    for row, of_point in zip(record.rows_of(folder, asked), planned, strict=True):
+        for run in row.runs:
+            path = folder / run.name
+            if run.status == "finished":
+                continue
+            if run.status == "running":
+                raise UserError(f"{path}: another process writes to it. Wait for its end, or stop it.")
+            if checkpoint_in(path):
+                arguments = ["resume", str(path)]
+            else:
+                if path.exists():  # of a run that came to nothing that can be gone on from
+                    shutil.rmtree(path)
+                arguments = [*asked.command(of_point.point, run.seed), "--run-dir", str(path)]
+            jobs.append(
+                Job(
+                    name=run.name,
+                    folder=path,
+                    log=folder / f"{run.name}.log",
+                    arguments=arguments,
+                    kind=of_point.kind,
+                    devices=of_point.devices,
+                )
+            )
+    return jobs
+
+
+def _conclude(rows: Sequence[Row], folder: Path, console: Console, *, stopped: bool) -> int:
+    """Prints the table. Returns the exit status."""
+    console.print()
+    print_rows(console, rows)
+    say(console, f"sweep folder: {folder}")
+    if all(run.status == "finished" for row in rows for run in row.runs):
+        return 0
+    say(console, f"go on with: launch resume {folder}")
+    return INTERRUPTED if stopped else 1

@@ -1,0 +1,77 @@
+"""A sweep's points as runs: each checked as the run itself would be, before any has started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from launch.command_line.parse import parse_words
+from launch.commands.train import checked
+from launch.output.announce import untimed
+from launch.sweep.grid import Point
+from launch.sweep.record import Asked
+from pipeline.config import build
+from pipeline.config.build import build_run, num_stages
+from pipeline.config.devices import local_devices, num_cores
+from pipeline.config.settings import Settings
+from pipeline.errors import UserError
+from workers.cluster import joins_cluster
+
+CLUSTER = "cluster"
+"""The kind of devices of runs that join a cluster: Ray finds them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A point that can run.
+
+    Attributes:
+        kind: of the devices that it runs on: "cpu", "cuda" or ``CLUSTER``.
+        devices: cores, or GPUs, that a run takes; of a cluster 1.
+    """
+
+    point: Point
+    kind: str
+    devices: int
+
+
+def plan(asked: Asked) -> list[Planned]:
+    """The points of a sweep.
+
+    Raises:
+        UserError, ResourcesError: as the first run would that cannot be; or two points are the same run.
+    """
+    planned: list[Planned] = []
+    seen: dict[str, Point] = {}
+    for point in asked.grid.points():
+        settings = checked(build.expand_baseline(parse_words(asked.command(point, asked.seeds[0])).run))
+        same = seen.setdefault(repr(settings), point)
+        if same is not point:
+            raise UserError(f"--sweep: {same.name} and {point.name} are the same run. Leave one of them out.")
+        planned.append(_planned(point, settings))
+    return planned
+
+
+def _planned(point: Point, settings: Settings) -> Planned:
+    dataset = build.open_data(settings)
+    settings = build.resolve(settings, dataset)
+    pipe = settings.pipeline
+    if joins_cluster(settings):
+        return Planned(point=point, kind=CLUSTER, devices=1)
+    devices = local_devices(pipe.device, pipe.threads, pipe.precision)
+    build_run(untimed(settings), devices, dataset=dataset)
+    stages = min(num_stages(settings, devices.count), devices.count)  # more of them take turns
+    return Planned(point=point, kind=devices.kind, devices=stages * (pipe.threads if devices.kind == "cpu" else 1))
+
+
+def numbers_of(kind: str, at_once: int | None) -> list[str]:
+    """The devices of a kind, by what a process is told to see of them.
+
+    Of a cluster, whose devices Ray hands out, places for ``at_once`` runs, one where that is not said.
+    """
+    if kind == CLUSTER:
+        return [str(number) for number in range(at_once or 1)]
+    if kind == "cpu":
+        return [str(number) for number in range(num_cores())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(local_devices("cuda", 1).count)]
