@@ -62,6 +62,26 @@ def test_what_limits_is_named_with_what_helps(
     assert str(verdict(stages, seconds)) == said
 
 
+@pytest.mark.parametrize(
+    ("feeders", "reading", "said"),
+    [
+        (1, 0.31, "input could feed 3.2 times as much"),
+        (2, 0.04, "input could feed 25 times as much"),
+        (1, 0.95, "input could hardly feed more"),
+        (0, None, "input could feed 20 times as much"),  # the first stage reads, for 5 % of its time
+    ],
+)
+def test_how_much_more_the_input_could_feed_is_told(feeders: int, reading: float | None, said: str) -> None:
+    stages = loads((1, 0.33, 0.05, 0.0), (3, 0.98, 0.0, 0.0))
+    found = verdict(stages, dict.fromkeys(range(4), 1.0), feeders=feeders, reading=reading)
+    assert str(found) == f"stage 2 limits (busy 98%); moving layer 2 to stage 1 (`partition` 2 2): +50%; {said}"
+
+
+def test_input_that_limits_has_no_headroom() -> None:
+    found = verdict(loads((2, 0.6, 0.38, 0.0), (2, 0.6, 0.4, 0.0)), feeders=1, reading=0.99)
+    assert found.headroom is None and "could" not in str(found)
+
+
 def test_what_much_can_be_done_about_is_grave() -> None:
     even = dict.fromkeys(range(4), 1.0)
     assert verdict(loads((1, 0.3, 0.0, 0.0), (3, 0.98, 0.0, 0.0)), even).grave

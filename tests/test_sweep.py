@@ -1,4 +1,4 @@
-"""`launch PRESET … --sweep …`: a grid of real runs, each a process of its own, and one table; it goes on where it was."""
+"""`launch PRESET … --sweep …`: a grid of real runs, each a process of its own, and one table; it can go on."""
 
 from __future__ import annotations
 

@@ -17,6 +17,8 @@ from pipeline.runtime.checkpointing import Checkpointing, Pacer, pacer_of
 from pipeline.runtime.feeder import Tokens, messages, trace_token
 from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import Clock
+from pipeline.telemetry.machine import MachineProbe
+from pipeline.telemetry.reports import FeederStatus
 from pipeline.telemetry.trace import TraceWish
 from pipeline.transport.edges import EdgeGroups, Ends
 from workers.signals import die_of_sigterm
@@ -45,20 +47,21 @@ class FeederWorker:
         self._pacer: Pacer | None = None
         self._tokens = Tokens()
         self._ends = Ends()
+        self._clock, self._machine = Clock(), MachineProbe(torch.device("cpu"))
         self._interrupted = threading.Event()
         self._one_at_a_time = threading.Lock()
 
     def begin(self, checkpointing: Checkpointing) -> None:
         """Takes up its part of the run; ``feed`` says from where on."""
         self._ends.break_off()
-        self._ends = Ends()
+        self._ends, self._clock = Ends(), Clock()
         self._pacer, self._tokens = pacer_of(self.spec, checkpointing), Tokens()
         self._interrupted = threading.Event()
 
     def connect(self, groups: EdgeGroups) -> None:
         """Joins the run's process groups and opens the channel to stage 1."""
         rank = self.spec.num_stages + self.number
-        self._ends = groups.join(rank, torch.device("cpu"), Clock(), address=ray.util.get_node_ip_address())
+        self._ends = groups.join(rank, torch.device("cpu"), self._clock, address=ray.util.get_node_ip_address())
 
     def feed(self, passes: Sequence[Pass]) -> None:
         """Sends the batches of these passes. Returns when the last one has been handed over."""
@@ -73,6 +76,7 @@ class FeederWorker:
                     interrupted=self._interrupted.is_set,
                     pacer=self._pacer,
                     tokens=self._tokens if self.number == 0 else None,
+                    clock=self._clock,
                 ):
                     sender.send(message)
         except BaseException as error:
@@ -80,6 +84,10 @@ class FeederWorker:
                 return  # after a stop from another feeder, stage 1 takes nothing more
             self._ends.break_off()
             raise
+
+    def poll(self) -> FeederStatus:
+        """Where its time went; answered while ``feed`` works."""
+        return FeederStatus(account=self._clock.read(), machine=self._machine.read())
 
     def checkpoint(self) -> None:
         """Has a checkpoint be saved before the next batch."""

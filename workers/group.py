@@ -36,6 +36,7 @@ from workers.coordinator import HOLDS
 from workers.coordinator import NAME as COORDINATOR
 from workers.crew import Crew, feeder_name, this_node
 from workers.failures import WorkerUnreachableError, culprit, failure_of, is_explained
+from workers.feeders import Feeders
 from workers.names import StageName
 from workers.salvage import salvage
 from workers.stacks import whereabouts
@@ -127,6 +128,7 @@ class RayWorkers:
         self._asked_at: dict[StageName, float] = {}
         self._traces: list[StageTrace] = []
         self._shared_saved: Any = None  # an open question to the coordinator
+        self._feeders = Feeders()
         self._arrivals = Arrivals(self._checkpointing.folder)
         self._fetch = _FETCH
         self._contact = Contact(self._spec.settings.pipeline.stall_timeout)
@@ -294,6 +296,8 @@ class RayWorkers:
                 # Copied: Ray's arrays are views of the whole answer, and one that is kept would keep it all.
                 said = copy.deepcopy(ray.get(ref))
                 offset = self._offset(described, self._asked_at[name], said.at, answered[ref])
+                if name.stage == 0:
+                    said.status.feeders = self._feeders.ask(self._crew.feeders)
                 polled.append((said.status, [aligned(report, offset) for report in said.reports]))
                 self._traces += [replace(trace, offset=offset) for trace in said.traces]
                 self._arrivals.heard(described, self._crew.stages[name], said.saved, saving=said.saving)

@@ -26,7 +26,8 @@ from launch.output.mirror import Mirror, check_mirror
 from launch.output.progress import ProgressLine
 from launch.output.run import Run
 from launch.output.run_folder import RunFolder, command_line, new_path, run_name
-from launch.output.summary import summarise
+from launch.output.summary import shares_cores, summarise
+from launch.output.troubles import Troubles
 from launch.output.wishes import CHECKPOINT_WISH, TRACE_WISH, Wishes, read_trace_wish
 from launch.signals import INTERRUPTED, Interrupt, heard_by
 from pipeline.checkpoints.folder import CheckpointFolder, Manifest
@@ -176,7 +177,16 @@ def _carry_out(
         failure.kept = as_kept(None, folder.path)
         raise failure
     spec = output.spec
-    summary = summarise(spec, dataset, result, output.course, command=job.command, began=job.began)
+    summary = summarise(
+        spec,
+        dataset,
+        result,
+        output.course,
+        command=job.command,
+        began=job.began,
+        reading=display.reading,
+        warnings=[*([display.hint] if display.hint else []), *output.troubles.said],
+    )
     where = folder.finish(result, summary)
     if result.status == "finished" and job.checkpointing.folder is not None:
         checkpoints = CheckpointFolder(job.checkpointing.folder)
@@ -262,6 +272,7 @@ class _Output(Observer):
         self._trace_wishes = Wishes(folder.path / TRACE_WISH)
         self.course = Course()
         self.now: Now | None = None
+        self.troubles = Troubles(lambda sentence: warn(as_flags(sentence)), shared=shares_cores(spec))
 
     def pass_finished(self, report: PassReport) -> None:
         self._folder.observe(report)
@@ -271,6 +282,7 @@ class _Output(Observer):
         if statuses and time.perf_counter() - self._last_look >= self._log_every:
             self._last_look = time.perf_counter()
             self._display.follow(statuses)
+            self.troubles.look(statuses)
             self._folder.follow(statuses, self._display.meters)
             self.now = self._display.now
             self._folder.show(self.now)
@@ -313,6 +325,7 @@ class _Output(Observer):
 
     def divided(self, spec: RunSpec) -> None:
         self.spec = spec
+        self.troubles.divide(shared=shares_cores(spec))
         self._display.divide(spec)
         self._folder.divide(spec)
 

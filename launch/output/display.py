@@ -19,7 +19,7 @@ from launch.output.console import counted, say
 from launch.output.layer_table import LayerRow, accuracy_sentence, percent, print_layers
 from launch.output.live import Now
 from launch.output.logs.figures import SHARES, step_of
-from launch.output.logs.meters import Meter
+from launch.output.logs.meters import InputMeter, Meter
 from launch.output.run_folder import MODEL
 from launch.output.summary import limit_of
 from pipeline.checkpoints.folder import Manifest
@@ -56,6 +56,9 @@ class Display:
     ) -> None:
         self._named = named
         self._warned = False
+        self.hint = ""
+        """What limits the run, where much could be done about it and it has been said."""
+        self._input = InputMeter()
         self._spec, self._num_batches, self._console = spec, spec.steps_per_epoch, console
         self._num_images = num_images
         self._start = _Start(began) if verbose else None
@@ -105,6 +108,11 @@ class Display:
         """Of each stage, over the last seconds."""
         return self._meters
 
+    @property
+    def reading(self) -> float | None:
+        """The share of the layers' training in which the busiest feeder read; None where there is none."""
+        return self._input.overall
+
     def divide(self, spec: RunSpec) -> None:
         """The run goes on in the stages of ``spec``."""
         self._spec = spec
@@ -142,6 +150,8 @@ class Display:
         for status, meter in zip(statuses, self._meters, strict=True):
             meter.add(status)
         first = statuses[0]
+        if first.kind in (Kind.TRAIN, Kind.VALIDATE):
+            self._input.add(first.feeders)
         if first.kind is Kind.TRAIN:
             self._warn_once()
             self._progress.update(self._layers_task, completed=first.epoch + (first.step + 1) / self._num_batches)
@@ -250,7 +260,7 @@ class Display:
         seen = [account for account in accounts if account is not None]
         if len(seen) < len(accounts) or self._spec.settings.pipeline.executor == "serial":
             return None
-        return limit_of(self._spec, seen, self._history.layer_seconds(epochs=1))
+        return limit_of(self._spec, seen, self._history.layer_seconds(epochs=1), self._input.share)
 
     def _warn_once(self) -> None:
         """Says what limits the run where much could be done about it, once it has trained for a while."""
@@ -259,7 +269,8 @@ class Display:
         found = self._verdict()
         self._warned = found is not None
         if found is not None and found.grave:
-            self.say(f"hint: {self._named(str(found))}")
+            self.hint = str(found)
+            self.say(f"hint: {self._named(self.hint)}")
 
 
 class _Start:

@@ -36,13 +36,23 @@ _SKIPPED = 1000  # files that the summary names; skipped.csv beside it has all
 
 
 def summarise(
-    spec: RunSpec, dataset: Dataset, result: RunResult, course: Course, *, command: str, began: float
+    spec: RunSpec,
+    dataset: Dataset,
+    result: RunResult,
+    course: Course,
+    *,
+    command: str,
+    began: float,
+    reading: float | None = None,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The summary of a finished, interrupted or failed run. Figures that it did not come to are None.
 
     Args:
         course: the states that the run was in.
         began: when the command was typed, in seconds since 1970.
+        reading: the share of time in which the busiest feeder read, where that is known.
+        warnings: what was said of the machines and of what limits, while the run went on.
     """
     settings = spec.settings
     epochs = result.history.epochs(Kind.VALIDATE)
@@ -90,7 +100,8 @@ def summarise(
             )
             for index in range(spec.num_layers)
         ],
-        "speed": _speed(spec, dataset, result),
+        "speed": _speed(spec, dataset, result, reading),
+        "warnings": list(warnings),
         "seconds": {"total": time.time() - began, "start_up": _start_up(result, began), **result.seconds},
         "restarts": course.restarts,
         "states": course.seconds(),
@@ -129,7 +140,7 @@ def _layer(
     }
 
 
-def _speed(spec: RunSpec, dataset: Dataset, result: RunResult) -> dict[str, Any] | None:
+def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, reading: float | None) -> dict[str, Any] | None:
     """Speed of the layers' training, validation included: from its first batch to its last, start-up apart.
 
     Of a run that went on from a checkpoint it is that of the part behind it.
@@ -149,14 +160,16 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult) -> dict[str, Any]
     slowest = busy.index(max(busy))
     # Others are at work before the slowest stage has its first batch, and after its last one.
     fill_seconds = (begun[slowest] - min(begun)) + (max(ended) - ended[slowest])
+    limit = limit_of(spec, stages, history.layer_seconds(), reading)
     return {
         "images_per_second": images / wall,
         "measured_speedup": sum(busy) / wall,
         "ideal_speedup": ideal_speedup(_phase_seconds(spec, result), fill_seconds),
         "fill_seconds": fill_seconds,
         "wall_seconds": wall,
-        "limit": str(limit_of(spec, stages, history.layer_seconds())),
-        "cores_shared": _shares_cores(spec),
+        "limit": str(limit),
+        "input_headroom": limit.headroom,
+        "cores_shared": shares_cores(spec),
         "stages": [
             {
                 "stage": number + 1,
@@ -172,12 +185,15 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult) -> dict[str, Any]
     }
 
 
-def limit_of(spec: RunSpec, accounts: Sequence[TimeBreakdown], seconds: Mapping[int, float] | None) -> Verdict:
+def limit_of(
+    spec: RunSpec, accounts: Sequence[TimeBreakdown], seconds: Mapping[int, float] | None, reading: float | None = None
+) -> Verdict:
     """What holds a run back.
 
     Args:
         accounts: of every stage, over the same stretch of the run.
         seconds: computing time of every layer over some steps, where it is known.
+        reading: as of ``pipeline.planning.limits.verdict``.
     """
     loads = [
         StageLoad(
@@ -188,11 +204,11 @@ def limit_of(spec: RunSpec, accounts: Sequence[TimeBreakdown], seconds: Mapping[
         )
         for layers, account in zip(spec.stages, accounts, strict=True)
     ]
-    cores = num_cores() if _shares_cores(spec) else None
-    return verdict(loads, seconds, cores=cores, feeders=spec.settings.pipeline.feeders)
+    cores = num_cores() if shares_cores(spec) else None
+    return verdict(loads, seconds, cores=cores, feeders=spec.settings.pipeline.feeders, reading=reading)
 
 
-def _shares_cores(spec: RunSpec) -> bool:
+def shares_cores(spec: RunSpec) -> bool:
     """Whether CPU stages outnumber this machine's cores."""
     return spec.device == "cpu" and spec.num_stages * spec.settings.pipeline.threads > num_cores()
 

@@ -7,13 +7,14 @@ simulating it; here it has been measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.planning.predict import moves
 
 _WAITS = 0.1  # share of a stage's time from which on waiting is what limits, where it can be told for what
 _WORTH = 0.02  # what a change must gain to be spoken of
 _GRAVE = 0.1  # what it must gain for a warning
+_HARDLY = 1.1  # times as much as input feeds, below which it could not feed more to speak of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class Verdict:
         stage: the stage that limits, 0-based; None where something else does.
         gain: by which share ``advice`` makes the pipeline faster, where that can be told.
         grave: whether a person should be told who does not look at the live table.
+        headroom: how many times as much the input could feed; None where that is not known, or input limits.
     """
 
     limit: str
@@ -47,9 +49,18 @@ class Verdict:
     stage: int | None = None
     gain: float = 0.0
     grave: bool = False
+    headroom: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.limit}; {self.advice}" if self.advice else self.limit
+        return "; ".join(part for part in (self.limit, self.advice, self._input) if part)
+
+    @property
+    def _input(self) -> str:
+        if self.headroom is None:
+            return ""
+        if self.headroom < _HARDLY:
+            return "input could hardly feed more"
+        return f"input could feed {self.headroom:.{0 if self.headroom >= 10 else 1}f} times as much"
 
 
 def verdict(
@@ -58,6 +69,7 @@ def verdict(
     *,
     cores: int | None = None,
     feeders: int = 1,
+    reading: float | None = None,
 ) -> Verdict:
     """What limits a pipeline.
 
@@ -65,7 +77,8 @@ def verdict(
         loads: of every stage, first to last.
         seconds: computing time of every layer over the same steps; None where it is not known.
         cores: that the stages share, where those are fewer than the stages.
-        feeders: workers that read.
+        feeders: workers that read; 0: the first stage does it, and waits meanwhile.
+        reading: the share of time in which the busiest feeder reads and batches; None where it is not known.
     """
     busiest = max(range(len(loads)), key=lambda stage: loads[stage].utilisation)
     first, most = loads[0], loads[busiest]
@@ -85,13 +98,15 @@ def verdict(
             f"try `feeders` {feeders + 1}",
             grave=True,
         )
-    said = f"stage {busiest + 1} limits (busy {most.utilisation:.0%})"
+    reads = reading if feeders else first.wait_in
+    headroom = 1 / reads if reads else None
+    said = Verdict(f"stage {busiest + 1} limits (busy {most.utilisation:.0%})", stage=busiest, headroom=headroom)
     if len(loads) == 1 or seconds is None:
-        return Verdict(said, stage=busiest)
+        return said
     what, gain = _best_move([load.layers for load in loads], seconds)
     if gain < _WORTH:
-        return Verdict(said, "no layer on another stage would make it faster", busiest)
-    return Verdict(said, f"moving {what}: +{gain:.0%}", busiest, gain, gain >= _GRAVE)
+        return replace(said, advice="no layer on another stage would make it faster")
+    return replace(said, advice=f"moving {what}: +{gain:.0%}", gain=gain, grave=gain >= _GRAVE)
 
 
 def _best_move(stages: Sequence[range], seconds: Mapping[int, float]) -> tuple[str, float]:

@@ -64,6 +64,7 @@ def messages(
     interrupted: Callable[[], bool] = lambda: False,
     pacer: Pacer | None = None,
     tokens: Tokens | None = None,
+    clock: Clock | None = None,
 ) -> Iterator[Message]:
     """The batches of all passes, one pass behind the other without a pause; control tokens come from feeder 0.
 
@@ -73,6 +74,7 @@ def messages(
         pacer: says when a checkpoint is due; None: the run saves none. One more is saved at the end of the layers'
             training, which more epochs may follow, and before the stop of an interrupted run.
         tokens: that are to go between two batches; feeder 0 sends them.
+        clock: a feeder's own, on which reading and batching count as busy.
     """
     paces = pacer is not None and part[0] == 0
     for kind, epoch, first in passes:
@@ -82,7 +84,8 @@ def messages(
             if part[0] == 0:
                 yield Message(kind, epoch)
             continue
-        for batch in source.batches(_SPLITS[kind], epoch=epoch, batch_size=batch_size, part=part, first=first):
+        batches = source.batches(_SPLITS[kind], epoch=epoch, batch_size=batch_size, part=part, first=first)
+        for batch in batches if clock is None else _timed(batches, clock):
             if interrupted():
                 break
             # Within an evaluation nothing changes: what is due then waits for its end.
@@ -98,6 +101,16 @@ def messages(
         if pacer is not None:
             yield Message(Kind.CHECKPOINT)
         yield Message(Kind.STOP)
+
+
+def _timed(batches: Iterable[Batch], clock: Clock) -> Iterator[Batch]:
+    source = iter(batches)
+    while True:
+        with clock.measure(TimeCategory.BUSY):
+            batch = next(source, None)
+        if batch is None:
+            return
+        yield batch
 
 
 class Passes:

@@ -30,6 +30,7 @@ from pipeline.runtime.feeder import IMAGES
 from pipeline.runtime.parts import Kept, go_on, parts_of
 from pipeline.runtime.passes import START, coming, trained_steps
 from pipeline.telemetry.clock import Clock, TimeCategory
+from pipeline.telemetry.machine import MachineProbe
 from pipeline.telemetry.memory import bytes_now
 from pipeline.telemetry.reports import PassReport, Status, StepTimes
 from pipeline.telemetry.steps import BusyMeter, StepLog
@@ -80,6 +81,7 @@ class Stage:
         self._report, self._clock = report, clock
         self._log = StepLog(clock, device)
         self.tracer = Tracer(clock, index, told=traced, profiler=profiler)
+        self._machine = MachineProbe(device)
         for layer in self.layers:
             layer.mark = partial(self.tracer.mark, layer.index)
         self._layer_seconds = {layer.index: 0.0 for layer in self.layers}  # of the running training pass
@@ -349,6 +351,7 @@ class Stage:
             device=str(self.device),
             restored=self._restored,
             memory=bytes_now(self.device),
+            machine=self._machine.read(),
         )
 
     def keep_only(self, best: int, upto: int) -> None:

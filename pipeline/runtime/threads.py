@@ -29,7 +29,7 @@ from pipeline.runtime.passes import Pass
 from pipeline.runtime.process import configure_process
 from pipeline.runtime.stage import Stage
 from pipeline.telemetry.clock import Clock
-from pipeline.telemetry.reports import PassReport, Status
+from pipeline.telemetry.reports import FeederStatus, PassReport, Status
 from pipeline.telemetry.trace import StageTrace, TraceWish
 from pipeline.transport.channel import LocalChannel, Receiver
 
@@ -81,9 +81,10 @@ class ThreadWorkers:
             )
             for index, device in enumerate(devices)
         ]
+        self._feed_clocks = [Clock() for _ in range(settings.feeders)]
         self._feeds = [
-            self._channel(f"feeder {number + 1} → stage 1", Clock(), self._clocks[0])
-            for number in range(settings.feeders)
+            self._channel(f"feeder {number + 1} → stage 1", clock, self._clocks[0])
+            for number, clock in enumerate(self._feed_clocks)
         ]
         self._edges = [
             self._channel(f"stage {index + 1} → stage {index + 2}", self._clocks[index], self._clocks[index + 1])
@@ -158,6 +159,7 @@ class ThreadWorkers:
                 interrupted=self._interrupted.is_set,
                 pacer=self._pacer,
                 tokens=self._tokens if number == 0 else None,
+                clock=self._feed_clocks[number],
             ):
                 self._feeds[number].send(message)
         except PeerLostError:
@@ -200,6 +202,7 @@ class ThreadWorkers:
             status = stage.status()
             status.waiting = inbox.waiting
             polled.append((status, take(reports)))
+        polled[0][0].feeders = [FeederStatus(account=clock.read()) for clock in self._feed_clocks]
         return polled
 
     def wait(self, seconds: float) -> bool:

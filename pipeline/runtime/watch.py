@@ -24,6 +24,7 @@ from pipeline.runtime.observer import Observer
 from pipeline.runtime.parts import Kept
 from pipeline.runtime.states import RunState
 from pipeline.telemetry.clock import Clock, TimeCategory
+from pipeline.telemetry.machine import MachineProbe
 from pipeline.telemetry.memory import bytes_now
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.steps import BusyMeter
@@ -49,6 +50,7 @@ class Watch:
         self._observer = observer
         self._clock = Clock()
         self._busy = BusyMeter(self._clock, self._device)
+        self._machine = MachineProbe(self._device)
         name = str(self._device)
         self._status = Status(stage=0, account=self._clock.read(), losses=[math.nan] * spec.num_layers, device=name)
         self._result = result_of(spec, checkpointing, [name])
@@ -163,7 +165,7 @@ class Watch:
             self._status.kind, self._status.epoch, self._status.step = kind, epoch, batch.step
             with self._busy.step():
                 yield batch
-            self._status.account = self._clock.read()
+            self._status.account, self._status.machine = self._clock.read(), self._machine.read()
             self._observer.progressed([replace(self._status, losses=list(self._status.losses))])
 
     def between(self, layers: Sequence[LocalLayer]) -> Iterator[LocalLayer]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.kind import Kind
 from pipeline.telemetry.clock import TimeBreakdown
+from pipeline.telemetry.machine import MachineReading
 from pipeline.telemetry.offset import Offset
 
 
@@ -27,6 +28,8 @@ class Status:
         restored: whether it has taken the best epoch's weights.
         account: the stage's clock.
         replica: which of the stage's workers, 0-based.
+        machine: what its machine is doing, read some seconds ago; None where the system does not tell.
+        feeders: of the first stage, those that feed it; none where it reads for itself.
     """
 
     stage: int
@@ -41,6 +44,21 @@ class Status:
     device: str = ""
     restored: bool = False
     replica: int = 0
+    machine: MachineReading | None = None
+    feeders: list[FeederStatus] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeederStatus:
+    """A feeder right now.
+
+    Attributes:
+        account: its clock: busy with reading and batching, copying, waiting for room in the first stage's queue.
+        machine: as of a stage.
+    """
+
+    account: TimeBreakdown
+    machine: MachineReading | None = None
 
 
 @dataclass(kw_only=True)
