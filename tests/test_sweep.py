@@ -20,7 +20,7 @@ from launch.cli import main
 from launch.output.seeds import chance
 from launch.sweep.grid import Point
 from launch.sweep.processes import Devices
-from tests.support_cli import launch
+from tests.support_cli import ROOT, launch
 
 _SMALL = ("cff-vit", "--executor", "serial", "--dim", "16", "--heads", "2", "--depth", "2", "--readout-epochs", "1")
 _SHORT = (*_SMALL, "--max-steps", "12")
@@ -224,6 +224,37 @@ def test_a_mistake_is_one_message_before_anything_starts(
     printed = capsys.readouterr()
     assert status == 2 and said in " ".join(printed.err.split()), printed
     assert not printed.out and not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seeds": []}, "has no arguments, seeds or values"),
+        ({"arguments": []}, "has no arguments, seeds or values"),
+        ({"axes": {"readout-norm": ["yes"]}, "switches": ["readout-norm"]}, "has no arguments, seeds or values"),
+        ({"arguments": ["cff-vitt"]}, "unknown preset 'cff-vitt'. Did you mean 'cff-vit'?"),
+        ({"axes": 3}, "sweep.json: cannot be read"),
+        ({"format": 9}, "sweep.json: format 9; this version reads 1."),
+    ],
+)
+def test_a_damaged_sweep_is_a_sentence(change: dict[str, Any], said: str, tmp_path: Path, capsys: Any) -> None:
+    whole = {"arguments": ["cff-vit"], "plugins": [], "axes": {}, "switches": [], "seeds": [0], "format": 1}
+    (tmp_path / "sweep.json").write_text(json.dumps({**whole, **change}))
+    assert main(["resume", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_sweep_goes_on_as_it_was_asked_for(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "sweep.json").write_text("{}")
+    assert main(["resume", str(tmp_path), "--epochs", "80", "--lr", "1"]) == 2
+    assert "is a sweep, which goes on as it was asked for. Leave out --epochs, --lr." in capsys.readouterr().err
+
+
+def test_a_plug_in_of_the_runs_is_known_to_their_sweep(tmp_path: Path, capsys: Any) -> None:
+    plugin = str(ROOT / "examples" / "plugin_tiles.py")
+    command = ["--plugin", plugin, *_SHORT, "--data", "tiles", "--seeds", "2", "--run-dir", str(tmp_path / "sweep")]
+    assert main([*command, "--dry-run"]) == 0
+    assert "2 runs in" in capsys.readouterr().out
 
 
 def test_a_run_s_folder_and_flags_are_those_of_its_point() -> None:

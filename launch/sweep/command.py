@@ -9,7 +9,6 @@ and its early stopping would be worth them; a grid has neither.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,15 +21,14 @@ from launch.command_line.options import take_options
 from launch.command_line.parse import RunArguments
 from launch.command_line.sweep_flags import SweepFlags
 from launch.commands.train import Interrupts
-from launch.output.console import counted, make_console, say
+from launch.output.console import counted, make_console, say, warn
 from launch.output.going_on import lock_of
-from launch.output.kept import checkpoint_in
 from launch.output.run_folder import is_sweep, new_path
 from launch.output.tables import print_table
 from launch.signals import INTERRUPTED, heard_by
 from launch.sweep import record
 from launch.sweep.grid import read_count, read_grid
-from launch.sweep.points import Planned, numbers_of, plan
+from launch.sweep.points import Planned, jobs_of, numbers_of, plan
 from launch.sweep.processes import Devices, Job, Processes
 from launch.sweep.progress import Progress
 from launch.sweep.record import Asked, Row
@@ -116,66 +114,39 @@ def _carry_out(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_of(folder)
-        record.write(folder, asked, record.rows_of(folder, asked))
     except OSError as error:
         raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror}). Choose another.") from error
-    with lock:
-        jobs = _jobs(asked, planned, folder)
-        interrupts = Interrupts()
-        finished = len(asked.seeds) * len(planned) - len(jobs)
-        if finished:
+    try:
+        jobs, interrupts = jobs_of(asked, planned, folder), Interrupts()
+        if finished := len(asked.seeds) * len(planned) - len(jobs):
             say(aside, f"{counted(finished, 'run')} of before: finished, and not run again")
-        numbers = {kind: numbers_of(kind, at_once) for kind in {job.kind for job in jobs}}
+        _note(folder, asked)
         with heard_by(interrupts.hear), Progress(aside, len(jobs)) as progress:
 
             def ended(job: Job, status: int) -> None:
                 progress.ended(job, status)
-                record.write(folder, asked, record.rows_of(folder, asked))
+                _note(folder, asked)
 
             interrupts.begun = True
-            processes = Processes(
-                Devices(numbers),
+            Processes(
+                Devices({kind: numbers_of(kind, at_once) for kind in {job.kind for job in jobs}}),
                 at_once=at_once,
                 began=progress.began,
                 ended=ended,
                 looked=progress.looked,
                 stopped=interrupts.asked.is_set,
-            )
-            processes.run(jobs)
+            ).run(jobs)
         return _conclude(record.rows_of(folder, asked), folder, console, stopped=interrupts.asked.is_set())
+    finally:
+        lock.release()
 
 
-def _jobs(asked: Asked, planned: Sequence[Planned], folder: Path) -> list[Job]:
-    """The runs that are not finished: those that were cut off from their checkpoints on.
-
-    Raises:
-        UserError: one goes on in another process.
-    """
-    jobs = []
-    for row, of_point in zip(record.rows_of(folder, asked), planned, strict=True):
-        for run in row.runs:
-            path = folder / run.name
-            if run.status == "finished":
-                continue
-            if run.status == "running":
-                raise UserError(f"{path}: another process writes to it. Wait for its end, or stop it.")
-            if checkpoint_in(path):
-                arguments = ["resume", str(path)]
-            else:
-                if path.exists():  # of a run that came to nothing that can be gone on from
-                    shutil.rmtree(path)
-                arguments = [*asked.command(of_point.point, run.seed), "--run-dir", str(path)]
-            jobs.append(
-                Job(
-                    name=run.name,
-                    folder=path,
-                    log=folder / f"{run.name}.log",
-                    arguments=arguments,
-                    kind=of_point.kind,
-                    devices=of_point.devices,
-                )
-            )
-    return jobs
+def _note(folder: Path, asked: Asked) -> None:
+    """Writes down how far the sweep is."""
+    try:
+        record.write(folder, asked, record.rows_of(folder, asked))
+    except OSError as error:
+        warn(f"{folder}: what its runs came to is not written there ({error.strerror}). They go on.")
 
 
 def _conclude(rows: Sequence[Row], folder: Path, console: Console, *, stopped: bool) -> int:

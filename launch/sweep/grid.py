@@ -23,7 +23,8 @@ _NOT_SWEPT = {
 }
 _DIGITS = 4
 _NO_NAME = re.compile(r"[^\w.+=,-]+")
-_SWITCHED = {"on": "--{}", "off": "--no-{}"}
+SWITCHED = {"on": "--{}", "off": "--no-{}"}
+"""What may be typed for a switch, and the flag that it becomes."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Point:
         """
         found = []
         for name, value in self.values.items():
-            found += [_SWITCHED[value].format(name)] if name in switches else [f"--{name}", *shlex.split(value)]
+            found += [SWITCHED[value].format(name)] if name in switches else [f"--{name}", *shlex.split(value)]
         return [*found, f"--{SEED}", str(seed)]
 
 
@@ -121,7 +122,7 @@ def _axis(text: str, flags: Mapping[str, Flag]) -> Axis:
         )
     if twice := next((value for value in values if values.count(value) > 1), None):
         raise UserError(f"--sweep {text}: {twice} is there twice.")
-    if flags[name].switch != "no" and (wrong := next((value for value in values if value not in _SWITCHED), None)):
+    if flags[name].switch != "no" and (wrong := next((value for value in values if value not in SWITCHED), None)):
         raise UserError(f"--sweep {text}: {name} is on or off, not {wrong}.")
     return Axis(name, values)
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import RunError
+
 _LOOK = 0.2  # seconds between two looks
 _LAST_WORD = 15.0  # seconds that a run has to end when it is stopped at once
 
@@ -91,7 +93,11 @@ class Processes:
         self._running: list[_Running] = []
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Returns when all have ended, or those that went on when they were to stop."""
+        """Returns when all have ended, or those that went on when they were to stop.
+
+        Raises:
+            RunError: a process cannot be started; none goes on then.
+        """
         waiting, told = list(jobs), False
         with self._none_left():
             while self._running or (waiting and not self._stopped()):
@@ -112,15 +118,18 @@ class Processes:
         if devices is None:
             return False
         seen = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if job.kind == "cuda" else {}
-        with job.log.open("ab") as log:
-            process = subprocess.Popen(  # noqa: S603 (this program itself)
-                [sys.executable, "-m", "launch", *job.arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **seen},
-                process_group=0,  # a terminal's Ctrl-C is this process's to pass on
-            )
+        try:
+            with job.log.open("ab") as log:
+                process = subprocess.Popen(  # noqa: S603 (this program itself)
+                    [sys.executable, "-m", "launch", *job.arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **seen},
+                    process_group=0,  # a terminal's Ctrl-C is this process's to pass on
+                )
+        except OSError as error:
+            raise RunError(f"{job.name}: cannot be started ({error.strerror}).") from error
         self._running.append(_Running(job, process, devices))
         self._began(job)
         return True

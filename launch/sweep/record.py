@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from launch.output.run_folder import SWEEP, write_json
 from launch.output.saved_runs import SavedRun, open_one
-from launch.sweep.grid import Axis, Grid, Point
+from launch.sweep.grid import SWITCHED, Axis, Grid, Point
 from pipeline import plain_json
 from pipeline.errors import UserError
 from pipeline.registry import STRICT
@@ -34,7 +34,7 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
     "seconds": ("seconds", "total"),
 }
 """What a sweep tells of each run, and where summary.json has it."""
-NOT_BEGUN = "not begun"
+NOT_BEGUN, CUT_OFF = "not begun", "cut off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,13 @@ class Asked:
         axes = tuple(Axis(name, tuple(values)) for name, values in self.axes.items())
         return Grid(axes=axes, seeds=tuple(self.seeds))
 
+    def words(self, point: Point, seed: int) -> list[str]:
+        """What follows `launch` for a run, but for plug-ins and where it goes."""
+        return [*self.arguments, *point.flags(frozenset(self.switches), seed)]
+
     def command(self, point: Point, seed: int) -> list[str]:
-        """What follows `launch` for a run, but for where it goes."""
-        plugins = [word for plugin in self.plugins for word in ("--plugin", plugin)]
-        return [*self.arguments, *plugins, *point.flags(frozenset(self.switches), seed)]
+        """As ``words``, with the plug-ins."""
+        return [*self.words(point, seed), *(word for plugin in self.plugins for word in ("--plugin", plugin))]
 
 
 _ASKED = TypeAdapter(Asked)
@@ -98,7 +101,7 @@ class Row:
 
 
 def rows_of(folder: Path, asked: Asked) -> list[Row]:
-    """Every point of a sweep as it is now. Raises UserError where a run folder is damaged."""
+    """Every point of a sweep as it is now."""
     return [
         Row(point, [_came(folder / point.run_name(seed), seed) for seed in asked.grid.seeds])
         for point in asked.grid.points()
@@ -108,7 +111,10 @@ def rows_of(folder: Path, asked: Asked) -> list[Row]:
 def _came(folder: Path, seed: int) -> Came:
     if not (folder / "config.json").is_file():
         return Came(folder.name, seed, NOT_BEGUN, dict.fromkeys(FIGURES))
-    run: SavedRun = open_one(folder)
+    try:
+        run: SavedRun = open_one(folder)
+    except UserError:  # it was cut off before it had written what it is, or is about to write that
+        return Came(folder.name, seed, CUT_OFF, dict.fromkeys(FIGURES))
     return Came(folder.name, seed, run.status, {name: run.value(*path) for name, path in FIGURES.items()})
 
 
@@ -159,6 +165,9 @@ def read(folder: Path) -> Asked:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder / SWEEP}: cannot be read ({reason}). Give a folder that --sweep left.") from error
+    typed = [value for name in asked.switches for value in asked.axes.get(name, [])]
+    if not (asked.arguments and asked.seeds and all(asked.axes.values()) and set(typed) <= SWITCHED.keys()):
+        raise UserError(f"{folder / SWEEP}: has no arguments, seeds or values. Give a folder that --sweep left.")
     if asked.format != _FORMAT:
         raise UserError(f"{folder / SWEEP}: format {asked.format}; this version reads {_FORMAT}.")
     return asked

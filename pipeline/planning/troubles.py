@@ -45,12 +45,12 @@ def load_between(before: Sequence[MachineReading], now: Sequence[MachineReading]
     """
     ended = {one.process: one for one in now}
     pairs = [(one, ended[one.process]) for one in before if one.process in ended]
-    seconds = max((last.at - first.at for first, last in pairs), default=0.0)
-    if seconds <= 0:
+    first, last = max(pairs, key=lambda pair: pair[1].at - pair[0].at, default=(None, None))
+    if first is None or last is None or last.at <= first.at:
         return None
-    first, last = max(pairs, key=lambda pair: pair[1].at - pair[0].at)
-    own = sum(last.own - first.own for first, last in pairs)
-    delayed = sum((last.delayed or 0.0) - (first.delayed or 0.0) for first, last in pairs)
+    seconds = last.at - first.at
+    own = sum(end.own - begin.own for begin, end in pairs)
+    delayed = sum((end.delayed or 0.0) - (begin.delayed or 0.0) for begin, end in pairs)
     return MachineLoad(
         name=last.name,
         cores=last.cores,
