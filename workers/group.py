@@ -36,7 +36,7 @@ from workers.coordinator import HOLDS
 from workers.coordinator import NAME as COORDINATOR
 from workers.crew import Crew, feeder_name, this_node
 from workers.failures import WorkerUnreachableError, culprit, failure_of, is_explained
-from workers.feeders import Feeders
+from workers.feeder_status import FeederStatuses
 from workers.names import StageName
 from workers.salvage import salvage
 from workers.stacks import whereabouts
@@ -128,7 +128,7 @@ class RayWorkers:
         self._asked_at: dict[StageName, float] = {}
         self._traces: list[StageTrace] = []
         self._shared_saved: Any = None  # an open question to the coordinator
-        self._feeders = Feeders()
+        self._feeders = FeederStatuses()
         self._arrivals = Arrivals(self._checkpointing.folder)
         self._fetch = _FETCH
         self._contact = Contact(self._spec.settings.pipeline.stall_timeout)

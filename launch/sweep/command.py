@@ -134,6 +134,7 @@ def _carry_out(
                 began=progress.began,
                 ended=ended,
                 looked=progress.looked,
+                stopping=progress.stopping,
                 stopped=interrupts.asked.is_set,
             ).run(jobs)
         return _conclude(record.rows_of(folder, asked), folder, console, stopped=interrupts.asked.is_set())

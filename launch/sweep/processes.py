@@ -75,6 +75,7 @@ class Processes:
         began, ended: told of every job; of the end with the exit status, negative the number of the signal that
             ended it.
         looked: told some times a second which jobs go on.
+        stopping: told once, when those that go on are asked to stop.
         stopped: whether no more are to be started, and those that go on are to stop.
     """
 
@@ -86,10 +87,12 @@ class Processes:
         began: Callable[[Job], None],
         ended: Callable[[Job, int], None],
         looked: Callable[[Sequence[Job]], None],
+        stopping: Callable[[], None],
         stopped: Callable[[], bool],
     ) -> None:
         self._devices, self._at_once = devices, at_once
-        self._began, self._ended, self._looked, self._stopped = began, ended, looked, stopped
+        self._began, self._ended, self._looked = began, ended, looked
+        self._stopping, self._stopped = stopping, stopped
         self._running: list[_Running] = []
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -105,6 +108,7 @@ class Processes:
                     waiting.pop(0)
                 if self._stopped() and not told:
                     told = True
+                    self._stopping()
                     self._signal(signal.SIGTERM)
                 self._collect()
                 self._looked([one.job for one in self._running])

@@ -48,6 +48,10 @@ class Progress:
         self._ended += 1
         say(self._console, f"{job.name}: {_outcome(job, status)} ({self._ended} of {self._total})")
 
+    def stopping(self) -> None:
+        """Runs that go on are asked to stop."""
+        say(self._console, "stopping: the runs that go on save their checkpoints …")
+
     def looked(self, jobs: Sequence[Job]) -> None:
         """These runs go on."""
         if self._live is not None:

@@ -15,7 +15,7 @@ from pipeline.telemetry.reports import FeederStatus
 _EVERY = 1.0  # seconds between two questions to a feeder
 
 
-class Feeders:
+class FeederStatuses:
     """The latest word of every feeder, by its number."""
 
     def __init__(self) -> None:
