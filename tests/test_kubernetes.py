@@ -125,7 +125,7 @@ def test_the_jobs_command_begins_the_run_and_goes_on_with_it_after_the_head_was_
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert len(list(tmp_path.glob("run.*"))) == 1  # kept aside
+    assert len(list(tmp_path.glob("run.[0-9]*"))) == 1  # kept aside
     again = subprocess.run(command, env=environment, cwd=ROOT, check=False, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "going on from epoch" in again.stdout
