@@ -5,16 +5,13 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import shutil
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from pipeline.config.build import num_stages
@@ -24,13 +21,12 @@ from pipeline.config.settings import PipelineSettings, Settings
 from pipeline.errors import ResourcesError, RunError
 from pipeline.runtime.allocator import ENVIRONMENT
 
+if TYPE_CHECKING:
+    from workers.private import PrivateCluster  # it imports Ray, which takes a second
+
 _CONNECT_TIMEOUT = 5.0
-_OBJECT_STORE = 256 << 20  # bytes; only set-up, metrics and weights pass through it
 _DEFAULT_PORT = 6379
-_LOOPBACK = "127.0.0.1"
 _SIGACTION = 512  # bytes that hold a C library's struct sigaction, whichever it is
-_ATTEMPTS = 3  # to start Ray
-_TOO_SLOW = "timed out during startup"
 _SOON, _LEAVE = 10.0, 60.0  # seconds that Ray usually takes to end at most, and that it may take
 _LOOK = 0.1  # seconds between two looks at a thread, in which signals are heard
 
@@ -76,7 +72,7 @@ class StartingCluster:
     def _prepare(self) -> None:
         self._devices: Devices | None = None
         self._error: BaseException | None = None
-        self._session: Path | None = None
+        self._private: PrivateCluster | None = None
         self._ready, self._finished = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="ray", daemon=True)
 
@@ -100,9 +96,22 @@ class StartingCluster:
         return f"http://{url}" if url else None
 
     @property
+    def token(self) -> str | None:
+        """What a private cluster asks for, also its dashboard."""
+        return self._private.token if self._private is not None else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is worth knowing of the cluster."""
+        from workers.tokens import exposed_token  # noqa: PLC0415 (it imports Ray, which is here by now)
+
+        exposed = exposed_token() if not self.is_private else None
+        return [exposed] if exposed is not None else []
+
+    @property
     def is_private(self) -> bool:
         """Whether Ray was started here, for this run alone."""
-        return self._session is not None
+        return self._private is not None
 
     def renew(self) -> None:
         """Ends what is left of Ray after one of its processes has died, and starts it anew. Errors as of ``wait``."""
@@ -148,7 +157,7 @@ class StartingCluster:
 
             ours = not ray.is_initialized()  # a notebook or a test may keep its own, which this leaves alone
             with _handlers_kept():
-                self._devices, self._session = _join_or_start(self._settings)
+                self._devices, self._private = _join_or_start(self._settings)
         except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
             self._error = error
         self._ready.set()
@@ -157,8 +166,8 @@ class StartingCluster:
             ray.shutdown()
         if told:
             os.environ.pop(_UNASKED, None)
-        if self._session is not None and not self.failed:
-            _remove_session(self._session)
+        if self._private is not None:
+            self._private.forget(keep_logs=self.failed)
 
 
 @contextmanager
@@ -204,8 +213,8 @@ def ray_cluster(settings: Settings) -> Iterator[Devices]:
         yield starting.wait()
 
 
-def _join_or_start(settings: Settings) -> tuple[Devices, Path | None]:
-    """What is there, and the folder of Ray's session where that was started here."""
+def _join_or_start(settings: Settings) -> tuple[Devices, PrivateCluster | None]:
+    """What is there, and the private cluster where one was started."""
     import ray  # noqa: PLC0415
 
     pipe = settings.pipeline
@@ -227,7 +236,9 @@ def _join_or_start(settings: Settings) -> tuple[Devices, Path | None]:
         coordinators = 1 if settings.method.shared_versions(num_layers(settings), 1) is not None else 0
         # Ray counts a node's GPUs in a way of its own, which may find none where torch finds some.
         gpus = devices.count if devices.kind == "cuda" else None
-        return devices, _start_here(cores + pipe.feeders + coordinators, gpus, dashboard=pipe.dashboard)
+        from workers.private import PrivateCluster  # noqa: PLC0415 (it imports Ray)
+
+        return devices, PrivateCluster(cores + pipe.feeders + coordinators, gpus, dashboard=pipe.dashboard)
     join(address)
     return _cluster_devices(pipe), None
 
@@ -236,18 +247,18 @@ def join(address: str) -> None:
     """Has this process join the cluster there.
 
     Raises:
-        ResourcesError: it cannot be reached.
+        ResourcesError: it cannot be reached, or asks for another token.
     """
     import ray  # noqa: PLC0415
 
+    from workers.tokens import check_token  # noqa: PLC0415 (it imports Ray)
+
     _reach(address)
     try:
+        check_token(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        if os.environ.get("RAY_AUTH_MODE") is None:
-            reason += " (one that asks for a token, as Ray's do by default, needs RAY_AUTH_MODE=token here)"
-        raise ResourcesError(_unreachable(address, reason)) from error
+        raise ResourcesError(_unreachable(address, str(error).splitlines()[0])) from error
 
 
 def _cluster_devices(settings: PipelineSettings) -> Devices:
@@ -260,67 +271,6 @@ def _cluster_devices(settings: PipelineSettings) -> Devices:
     if settings.device == "cuda" or (settings.device == "auto" and gpus):
         return Devices("cuda", gpus)
     return Devices("cpu", max(1, int(there.get("CPU", 1)) // settings.threads))
-
-
-def _start_here(num_cpus: int, num_gpus: int | None, *, dashboard: bool) -> Path | None:
-    """Starts a Ray cluster of this machine alone; gives its session's folder, where Ray tells it.
-
-    Args:
-        num_gpus: None: as many as Ray itself finds.
-        dashboard: whether its dashboard is started, and its metrics can be asked for.
-
-    Raises:
-        ResourcesError: it cannot be started.
-    """
-    import ray  # noqa: PLC0415
-    from ray._private import services  # noqa: PLC0415
-
-    # Ray's processes form groups of their own. A signal to the launching process's group, as `timeout` and shells send
-    # it, would end them before the run has saved its checkpoint. They end with the launching process in any case.
-    popen: Any = services.ConsolePopen
-    services.ConsolePopen = partial(popen, process_group=0)  # type: ignore[misc, assignment]
-    try:
-        return _start_patiently(ray, num_cpus, num_gpus, dashboard=dashboard)
-    finally:
-        services.ConsolePopen = popen  # type: ignore[misc]
-
-
-def _start_patiently(ray: Any, num_cpus: int, num_gpus: int | None, *, dashboard: bool) -> Path | None:
-    for attempt in range(_ATTEMPTS):
-        try:
-            context = ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                object_store_memory=_OBJECT_STORE,
-                include_dashboard=dashboard,
-                dashboard_host=_LOOPBACK,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-        except Exception as error:  # Ray raises nothing more special
-            # It gives its processes 30 seconds, which a busy machine may not have for them.
-            if _TOO_SLOW in str(error) and attempt < _ATTEMPTS - 1:
-                continue
-            raise ResourcesError(
-                f"Ray cannot be started on this machine: {str(error).strip() or type(error).__name__} Wait until it is "
-                "less busy, or use `executor` threads, which needs no Ray."
-            ) from error
-        else:
-            break
-    folder = getattr(context, "address_info", {}).get("session_dir")  # Ray's types do not know of it
-    return Path(folder) if folder else None
-
-
-def _remove_session(folder: Path) -> None:
-    """Removes what Ray wrote for a private cluster: logs and sockets, that every run would leave behind for ever.
-
-    What a process of Ray's that is still ending writes meanwhile may stay.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    latest = folder.parent / "session_latest"
-    if latest.is_symlink() and latest.readlink() == folder:
-        latest.unlink(missing_ok=True)
 
 
 def _reach(address: str) -> None:

@@ -90,7 +90,8 @@ def run(
         if starting is not None:
             devices = starting.wait()
             if starting.dashboard is not None:
-                say(aside, f"Ray's dashboard: {starting.dashboard}")
+                token = f", which asks for the token {starting.token}" if starting.token is not None else ""
+                say(aside, f"Ray's dashboard: {starting.dashboard}{token}")
         else:
             pipe = settings.pipeline
             devices = local_devices(pipe.device, pipe.threads, pipe.precision)
@@ -150,6 +151,8 @@ def _carry_out(
     pipe = spec.settings.pipeline
     if pipe.executor == "threads" and spec.device == "cpu" and spec.num_stages > num_cores():
         warn(f"{spec.num_stages} stages share {counted(num_cores(), 'core')}: they will take turns.")
+    for sentence in job.cluster.warnings if job.cluster is not None else []:
+        warn(sentence)
     folder.list_skipped(left_out(dataset))
     announce(aside, spec, dataset)
     num_images = dataset.images_per_pass("train", spec.settings.train.batch_size)
