@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from pipeline.config.partition import partition
 from pipeline.config.run_spec import RunSpec
@@ -133,14 +135,13 @@ class Pair:
     lines: list[multiprocessing.connection.Connection] = field(default_factory=list, init=False)
 
     def __enter__(self) -> Self:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
-        self._store = store  # it and the counter live as long as the pair
+        self._folder = tempfile.TemporaryDirectory()  # it and the counter live as long as the pair
         edge = Edge(_EDGE, 0, 1, self.payload, self.transport)
-        groups = EdgeGroups((edge,), 2, "127.0.0.1", store.port, self.stall_timeout, self.depth)
+        groups = EdgeGroups((edge,), 2, self.stall_timeout, self.depth)
         num_sent = self._num_sent = _CONTEXT.Value("q", 0)
         for rank, work in enumerate((self.sending, self.receiving)):
             ours, theirs = _CONTEXT.Pipe()
-            arguments = (rank, self.prepare, work, groups, num_sent, theirs)
+            arguments = (rank, self.prepare, work, groups, Path(self._folder.name, "store"), num_sent, theirs)
             process = _CONTEXT.Process(target=_end, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -153,6 +154,7 @@ class Pair:
             process.kill()
             process.join(10)
             line.close()
+        self._folder.cleanup()
 
     def expect(self, rank: int, word: str, timeout: float = 30.0) -> None:
         """Waits until an end tells ``word``."""
@@ -190,6 +192,7 @@ def _end(
     prepare: Callable[[int], None] | None,
     work: Work,
     groups: EdgeGroups,
+    store: Path,
     num_sent: Any,
     line: multiprocessing.connection.Connection,
 ) -> None:
@@ -198,13 +201,20 @@ def _end(
     try:
         if prepare is not None:
             prepare(rank)
-        ends = groups.join(rank, CPU, clock)
+        ends = groups.join(rank, CPU, clock, file_store(store, groups))
         clock.restart()
         line.send(("returned", work(End(clock, num_sent, ends, line))))
         line.poll(30)  # the channel stays open until the test has heard both ends
     except BaseException:  # noqa: BLE001 - whatever it was, the test is to see it
         line.send(("raised", traceback.format_exc()))
         line.poll(30)
+
+
+def file_store(path: Path, groups: EdgeGroups) -> FileStore:
+    """Where ranks on one machine meet."""
+    store = FileStore(str(path), groups.num_ranks)
+    store.set_timeout(timedelta(seconds=30))
+    return store
 
 
 class Watching(Observer):

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pipeline.errors import PeerLostError
 from pipeline.kind import Kind
@@ -27,7 +27,7 @@ from pipeline.transport.base import DeviceKind, Edge
 from pipeline.transport.buffers import NcclBuffer
 from pipeline.transport.edges import EdgeGroups
 from pipeline.transport.message import HEADER_BYTES, Message, message_bytes, pack
-from tests.support import CPU, End, Pair, run_pair
+from tests.support import CPU, End, Pair, file_store, run_pair
 from tests.test_channel import NOTICE, receive_varied, same, send_varied, small, varied
 
 
@@ -140,13 +140,11 @@ def test_a_dead_sender_is_noticed_by_the_header_that_does_not_come() -> None:
 # Three and four stages in a row
 
 
-def stage(rank: int, num_stages: int, port: int) -> Any:
+def stage(rank: int, groups: EdgeGroups, store: Path) -> Any:
     """In a process of its own: joins its neighbours, and passes messages on when asked."""
     torch.set_num_threads(1)
     recorded()
-    edges = tuple(Edge(f"edge {n}", n, n + 1, 1 << 16, "header-first") for n in range(num_stages - 1))
-    groups = EdgeGroups(edges, num_stages, "127.0.0.1", port, 60.0, 1)
-    ends = groups.join(rank, CPU, Clock())
+    ends = groups.join(rank, CPU, Clock(), file_store(store, groups))
     joined = list(calls)
 
     def pass_on(count: int) -> tuple[list[Call], bool]:
@@ -164,12 +162,15 @@ def stage(rank: int, num_stages: int, port: int) -> Any:
 
 
 @pytest.mark.parametrize("num_stages", [3, 4])
-def test_stages_in_a_row_make_every_connection_in_one_order_before_anything_is_posted(num_stages: int) -> None:
+def test_stages_in_a_row_make_every_connection_in_one_order_before_anything_is_posted(
+    num_stages: int, tmp_path: Path
+) -> None:
     """Symptom: a middle stage had receives posted on its first edge while its second one was still made."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    edges = tuple(Edge(f"edge {n}", n, n + 1, 1 << 16, "header-first") for n in range(num_stages - 1))
+    groups, store = EdgeGroups(edges, num_stages, 60.0, 1), tmp_path / "store"
     context = multiprocessing.get_context("forkserver")
     children: list[Child[int, tuple[list[Call], bool]]] = [
-        Child(f"stage {rank + 1}", stage, rank, num_stages, store.port, context=context) for rank in range(num_stages)
+        Child(f"stage {rank + 1}", stage, rank, groups, store, context=context) for rank in range(num_stages)
     ]
     try:
         for child in children:
@@ -179,9 +180,9 @@ def test_stages_in_a_row_make_every_connection_in_one_order_before_anything_is_p
         for child in children:
             child.close()
     assert all(good for _, good in answers)
-    groups = [[group for name, group, _ in joined if name == "new_group"] for joined, _ in answers]
-    edges = [name for n in range(num_stages - 1) for name in (f"edge {n} (headers)", f"edge {n}")]
-    assert groups == [edges] * num_stages
+    made = [[group for name, group, _ in joined if name == "new_group"] for joined, _ in answers]
+    in_order = [name for n in range(num_stages - 1) for name in (f"edge {n} (headers)", f"edge {n}")]
+    assert made == [in_order] * num_stages
     for joined, _ in answers:
         names = [name for name, _, _ in joined]
         posted = [number for number, name in enumerate(names) if name in ("isend", "irecv")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -21,6 +22,7 @@ from pipeline.telemetry.machine import MachineProbe
 from pipeline.telemetry.reports import FeederStatus
 from pipeline.telemetry.trace import TraceWish
 from pipeline.transport.edges import EdgeGroups, Ends
+from workers.rendezvous import meeting
 from workers.signals import die_of_sigterm
 
 
@@ -58,10 +60,12 @@ class FeederWorker:
         self._pacer, self._tokens = pacer_of(self.spec, checkpointing), Tokens()
         self._interrupted = threading.Event()
 
-    def connect(self, groups: EdgeGroups) -> None:
-        """Joins the run's process groups and opens the channel to stage 1."""
+    def connect(self, groups: EdgeGroups, first: Any) -> None:
+        """Joins the run's process groups and opens the channel to stage 1; ``first`` as ``StageWorker.connect``."""
         rank = self.spec.num_stages + self.number
-        self._ends = groups.join(rank, torch.device("cpu"), self._clock, address=ray.util.get_node_ip_address())
+        with meeting(first, groups) as store:
+            address = ray.util.get_node_ip_address()
+            self._ends = groups.join(rank, torch.device("cpu"), self._clock, store, address=address)
 
     def feed(self, passes: Sequence[Pass]) -> None:
         """Sends the batches of these passes. Returns when the last one has been handed over."""

@@ -201,12 +201,12 @@ class RayWorkers:
         feeders = {feeder_name(number): feeder for number, feeder in sorted(self._crew.feeders.items())}
         names, workers = [*stages, *feeders], [*stages.values(), *feeders.values()]
         first, one = names[0], workers[0]
-        host, port = self._all({first: one.open_store.remote()})[0]
         edges = edges_of(self._spec, self._all({first: one.edge_bytes.remote()})[0])
         pipe = self._spec.settings.pipeline
         self._observer.waits_for("joining neighbours")
-        groups = EdgeGroups(edges, len(workers), host, port, pipe.stall_timeout, pipe.queue_depth)
-        self._all({name: worker.connect.remote(groups) for name, worker in zip(names, workers, strict=True)})
+        groups = EdgeGroups(edges, len(workers), pipe.stall_timeout, pipe.queue_depth)
+        self._all({first: one.open_exchange.remote(groups.secret)})
+        self._all({name: worker.connect.remote(groups, one) for name, worker in zip(names, workers, strict=True)})
         self.devices = self._all({name: stage.describe.remote() for name, stage in stages.items()})
         self._places = dict(zip(stages, self._all({name: s.where.remote() for name, s in stages.items()}), strict=True))
         here = this_node()

@@ -7,12 +7,10 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import ray
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from pipeline.checkpoints.saver import SavedFile
 from pipeline.config.run_spec import RunSpec
@@ -36,6 +34,7 @@ from workers.coordinator import RemoteState
 from workers.feeder import open_source
 from workers.names import StageName
 from workers.parts import HasParts
+from workers.rendezvous import Exchange, Said, meeting
 from workers.signals import die_of_sigterm
 from workers.stacks import show_on_demand
 
@@ -76,7 +75,7 @@ class StageWorker(HasParts):
         self._source = open_source(spec) if reads else None
         self._shared: RemoteState | None = None
         self._ends = Ends()
-        self._store: TCPStore | None = None
+        self._exchange: Exchange | None = None
         self._begun: _Begun | None = None
 
     def begin(self, checkpointing: Checkpointing, coordinator: Any = None, attempt: int = 0) -> None:
@@ -140,24 +139,30 @@ class StageWorker(HasParts):
         """Its node, by Ray's id, and its process there."""
         return str(ray.get_runtime_context().get_node_id()), os.getpid()
 
-    def open_store(self) -> tuple[str, int]:
-        """Opens the store at which all workers meet; returns its host and port. Asked of the first stage."""
-        host = ray.util.get_node_ip_address()
-        timeout = timedelta(seconds=self.spec.settings.pipeline.stall_timeout)
-        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-        return host, self._store.port
+    def open_exchange(self, secret: bytes) -> None:
+        """Has the workers that know this secret meet here. Asked of the first stage."""
+        self._exchange = Exchange(secret)
+
+    def exchange(self, secret: bytes, said: Said, heard: int) -> Said:
+        """As ``Exchange.exchange``. Asked of the first stage."""
+        assert self._exchange is not None, "open_exchange() comes first"
+        return self._exchange.exchange(secret, said, heard)
 
     def edge_bytes(self) -> list[int]:
         """The largest message on each edge. Asked of the first stage: the dry run needs modules of torch that take two
         seconds to import, which whoever asks has no other use for, and a stage's optimizer has them already."""
         return edge_bytes(self.spec)
 
-    def connect(self, groups: EdgeGroups) -> None:
-        """Joins the run's process groups and opens the channels to both neighbours."""
+    def connect(self, groups: EdgeGroups, first: Any) -> None:
+        """Joins the run's process groups and opens the channels to both neighbours.
+
+        Args:
+            first: the first stage's actor, where the workers meet.
+        """
         own = self._now
-        self._ends = groups.join(
-            self.name.stage, self._device, own.clock, self._store, address=ray.util.get_node_ip_address()
-        )
+        with meeting(first, groups) as store:
+            address = ray.util.get_node_ip_address()
+            self._ends = groups.join(self.name.stage, self._device, own.clock, store, address=address)
         if own.reader is not None:
             own.inbox = own.reader
         elif self.name.stage == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
+import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -12,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from launch.bench.protocol import CannotRunError
 from pipeline.errors import RunError
@@ -161,9 +163,9 @@ class _SocketEnd(End):
 class _ChannelEnd(End):
     """A channel as stages have it, an edge for each size."""
 
-    def __init__(self, rank: int, groups: EdgeGroups, sizes: Sequence[int]) -> None:
+    def __init__(self, rank: int, groups: EdgeGroups, store: Path, sizes: Sequence[int]) -> None:
         on_gpus = "cpu" not in CARRIERS[groups.edges[0].transport].devices
-        self._rank, self._groups = rank, groups
+        self._rank, self._groups, self._file = rank, groups, store
         self._device = torch.device("cuda", rank) if on_gpus else _CPU
         self._messages = [_message(size, self._device) for size in sizes]
 
@@ -171,7 +173,9 @@ class _ChannelEnd(End):
         """Meets the other end."""
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        self._ends = self._groups.join(self._rank, self._device, Clock())
+        store = FileStore(str(self._file), self._groups.num_ranks)
+        store.set_timeout(timedelta(seconds=_TIMEOUT))
+        self._ends = self._groups.join(self._rank, self._device, Clock(), store)
 
     def turn(self, index: int, until: float) -> int:
         if self._rank == 0:
@@ -294,14 +298,15 @@ def channel(transport: Transport, sizes: Sequence[int], *, depth: int) -> Iterat
     """
     if "cpu" not in CARRIERS[transport].devices and torch.cuda.device_count() < 2:
         raise CannotRunError(f"{transport} needs 2 GPUs, this machine has {torch.cuda.device_count()}")
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_TIMEOUT))
     payloads = [message_bytes(_message(size, torch.device("meta"))) for size in sizes]
     edges = tuple(
         Edge(f"{size} bytes", 0, 1, payload, transport) for size, payload in zip(sizes, payloads, strict=True)
     )
-    groups = EdgeGroups(edges, 2, "127.0.0.1", store.port, _TIMEOUT, depth)
-    makers: list[dict[str, Callable[[], End]]] = [
-        {transport: partial(_ChannelEnd, rank, groups, sizes)} for rank in (0, 1)
-    ]
-    with Processes(transport, makers) as processes:
-        yield processes
+    groups = EdgeGroups(edges, 2, _TIMEOUT, depth)
+    with tempfile.TemporaryDirectory(prefix="localpipe-bench-") as folder:
+        store = Path(folder, "store")
+        makers: list[dict[str, Callable[[], End]]] = [
+            {transport: partial(_ChannelEnd, rank, groups, store, sizes)} for rank in (0, 1)
+        ]
+        with Processes(transport, makers) as processes:
+            yield processes

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
+from torch.distributed import Store  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from pipeline.registry import Registered, Registry
 from pipeline.telemetry.clock import Clock
@@ -42,7 +42,8 @@ class Meeting:
     """What a rank has when edges are opened, by all ranks at the same time.
 
     Attributes:
-        store: at which all ranks meet.
+        store: at which all ranks meet, and nobody else.
+        secret: what the ranks know, and nobody else.
         device: this rank's.
         timeout: seconds without a message after which a neighbour counts as stuck.
         queue_depth: messages that may wait on an edge.
@@ -51,7 +52,8 @@ class Meeting:
 
     rank: int
     num_ranks: int
-    store: TCPStore
+    store: Store
+    secret: bytes
     device: torch.device
     clock: Clock
     timeout: float

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
+import secrets
+from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
+from torch.distributed import Store  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from pipeline.errors import ResourcesError
 from pipeline.telemetry.clock import Clock
@@ -34,36 +35,49 @@ class Ends:
 
 @dataclass(frozen=True)
 class EdgeGroups:
-    """All edges of a run, and the store at which its workers meet."""
+    """All edges of a run.
+
+    Attributes:
+        timeout: seconds without a message after which a neighbour counts as stuck.
+        queue_depth: messages that may wait on an edge.
+        secret: by which the ranks know each other. It must reach all of them, and nobody else.
+    """
 
     edges: tuple[Edge, ...]
     num_ranks: int
-    host: str
-    port: int
     timeout: float
     queue_depth: int
+    secret: bytes = field(default_factory=partial(secrets.token_bytes, 32), repr=False)
 
     def join(
         self,
         rank: int,
         device: torch.device,
         clock: Clock,
-        store: TCPStore | None = None,
+        store: Store,
         *,
         address: str | None = None,
     ) -> Ends:
         """Opens the channels of a rank, all ranks at the same time.
 
         Args:
-            store: where the rank opened the store itself; all others connect to it.
+            store: at which all ranks meet, and nobody else. Nothing of it is needed any more afterwards.
             address: this machine's in the network that messages are to take; None: whichever gloo finds.
 
         Raises:
             ResourcesError: two ends do not have what the transport between them needs.
+            PeerLostError: what is at the other end of an edge is not of this run, or does not answer in time.
         """
-        store = store or TCPStore(self.host, self.port, is_master=False, timeout=timedelta(seconds=self.timeout))
         meeting = Meeting(
-            rank, self.num_ranks, store, device, clock, self.timeout, queue_depth=self.queue_depth, address=address
+            rank=rank,
+            num_ranks=self.num_ranks,
+            store=store,
+            secret=self.secret,
+            device=device,
+            clock=clock,
+            timeout=self.timeout,
+            queue_depth=self.queue_depth,
+            address=address,
         )
         joined: dict[Edge, Sender | ReceivingEnd | None] = {}
         for carrier in in_turn():

@@ -22,6 +22,7 @@ from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.base import CARRIERS, Carrier, DeviceKind, Edge, Meeting
 from pipeline.transport.buffers import Buffer, HostBuffer, NcclBuffer
 from pipeline.transport.channel import ReceivingEnd, Sender
+from pipeline.transport.membership import check_member
 from pipeline.transport.message import Message, pack, sequence_of, unpack
 
 _SIOCGIFADDR = 0x8915  # Linux: address of a network interface
@@ -167,7 +168,7 @@ class Distributed(Carrier):
         for edge in edges:
             group = _new_group([edge.sender, edge.receiver], "gloo", edge.header_name, meeting.timeout)
             if meeting.rank in (edge.sender, edge.receiver):
-                _warm(edge, meeting.rank, group, torch.device("cpu"))
+                check_member(edge, meeting.rank, group, meeting.secret)
             makers[edge] = self.prepare(meeting, edge, group)
         if meeting.device.type == "cuda":
             torch.cuda.synchronize(meeting.device)

@@ -6,12 +6,10 @@ import signal
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.multiprocessing
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from launch.bench.backprop import loader, rank
 from launch.bench.backprop.batches import PortionsFromLoader, in_memory
@@ -68,7 +66,6 @@ class WorkerGroup:
     def __init__(self, title: str, name: str, job: Job, dataset: Dataset | None) -> None:
         self._title, self._job = title, job
         self._folder = tempfile.TemporaryDirectory(prefix="localpipe-bench-")
-        self._store: TCPStore | None = None
         self._members: list[_Member] = []
         self._queues: list[Any] = []  # kept: a process that starts opens them by names that end with them
         try:
@@ -78,18 +75,14 @@ class WorkerGroup:
             raise
 
     def _start(self, name: str, dataset: Dataset | None) -> None:
-        job, port = self._job, 0
-        if job.num_ranks > 1:
-            timeout = timedelta(seconds=job.spec.settings.pipeline.stall_timeout)
-            self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timeout)
-            port = self._store.port
+        job, store = self._job, Path(self._folder.name, "store")  # no other user reaches the folder
         if dataset is not None:
             sources = in_memory(job, dataset)
         else:
             self._queues = [_FORKED.Queue(maxsize=_AHEAD) for _ in range(job.num_ranks)]
             sources = [PortionsFromLoader(queue) for queue in self._queues]
         for number in range(job.num_ranks):
-            self._begin(job.rank_name(number), f"{name} rank {number + 1}", rank.work, number, port, sources[number])
+            self._begin(job.rank_name(number), f"{name} rank {number + 1}", rank.work, number, store, sources[number])
         if dataset is None:
             self._begin("the loader", f"{name} loader", loader.read, self._queues)
 
@@ -155,7 +148,6 @@ class WorkerGroup:
             member.child.close()
         self._members.clear()
         self._queues.clear()
-        self._store = None
         self._folder.cleanup()
 
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from launch.bench.backprop.batches import Portions
 from launch.bench.backprop.final_messages import print_into
@@ -39,11 +40,11 @@ Question = tuple[Any, ...]
 """("round", warm-up steps, steps), whose answer is a ``Share``, or ("weights",)."""
 
 
-def work(job: Job, rank: int, port: int, portions: Portions, said: str) -> Callable[[Question], Any]:
+def work(job: Job, rank: int, store: Path, portions: Portions, said: str) -> Callable[[Question], Any]:
     """In a rank's process: joins the others. Returns what answers questions.
 
     Args:
-        port: of the store at which the ranks meet.
+        store: the file by which the ranks meet.
         said: file for what libraries print.
     """
     print_into(said)
@@ -53,7 +54,7 @@ def work(job: Job, rank: int, port: int, portions: Portions, said: str) -> Calla
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if job.num_ranks > 1:
-        _join(job, rank, port)
+        _join(job, rank, store)
     here = _trainer(job, rank)
     give_back(device)
     return partial(_answer, here, portions)
@@ -76,11 +77,12 @@ def _trainer(job: Job, rank: int) -> Trainer:
             return Pipelined(job, rank)
 
 
-def _join(job: Job, rank: int, port: int) -> None:
+def _join(job: Job, rank: int, file: Path) -> None:
     timeout = timedelta(seconds=job.spec.settings.pipeline.stall_timeout)
     # All ranks are on this machine, whose own name may have no address that gloo can use.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    store = TCPStore("127.0.0.1", port, is_master=False, timeout=timeout)
+    store = FileStore(str(file), job.num_ranks)
+    store.set_timeout(timeout)
     backend = "cpu:gloo,cuda:nccl" if job.spec.device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=job.num_ranks, timeout=timeout)
 
