@@ -60,6 +60,13 @@ class Launched:
                 found[int(entry.name)] = command
         return found
 
+    def end(self) -> None:
+        """Ends it at once, with all that belongs to it."""
+        for pid in [*self.descendants(), *([self.process.pid] if self.process.poll() is None else [])]:
+            with contextlib.suppress(ProcessLookupError):  # it ended while we looked
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
     def assert_nothing_left(self, seconds: float = 60) -> None:
         """Every process that the command started is gone, soon after it has ended."""
         end = time.monotonic() + seconds
@@ -68,8 +75,8 @@ class Launched:
         assert not left, left
 
 
-def launch(folder: Path, *arguments: str) -> Launched:
-    """Starts `launch` with arguments."""
+def launch(folder: Path, *arguments: str, shared: bool = False) -> Launched:
+    """Starts `launch` with arguments; ``shared`` by several tests, it does not end with the one that starts it."""
     output = folder / "output.txt"
     # As in a terminal: a shell that starts the tests in the background lets them, and theirs, ignore these.
     ours = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -87,7 +94,8 @@ def launch(folder: Path, *arguments: str) -> Launched:
         signal.signal(signal.SIGINT, ours[0])
         signal.signal(signal.SIGHUP, ours[1])
     launched = Launched(process, output)
-    _launched.append(launched)
+    if not shared:
+        _launched.append(launched)
     return launched
 
 
@@ -101,8 +109,4 @@ def in_fresh_python(program: str) -> str:
 def end_all() -> None:
     """Ends what a test that failed has left running, with all that belongs to it."""
     while _launched:
-        launched = _launched.pop()
-        for pid in [*launched.descendants(), *([launched.process.pid] if launched.process.poll() is None else [])]:
-            with contextlib.suppress(ProcessLookupError):  # it ended while we looked
-                os.kill(pid, signal.SIGKILL)
-        launched.process.wait()
+        _launched.pop().end()
