@@ -16,8 +16,8 @@ from pipeline.data.loader import Dataset
 from pipeline.errors import UserError
 from pipeline.planning.predict import Planner, Site, listed, shown
 from pipeline.planning.profile import Profile, profile_here
-from workers.cluster import joins_cluster
 from workers.profiling import profile_cluster
+from workers.where import where
 
 
 def resolve_partition(settings: Settings, dataset: Dataset, devices: Devices, console: Console) -> Settings:
@@ -66,7 +66,7 @@ def take_profile(settings: Settings, dataset: Dataset, devices: Devices) -> tupl
             f"{settings.method.kind} trains layers one after the other, and what can be timed and predicted is layers "
             "that learn at the same time. Use --partition even, or give the layers of each stage."
         )
-    if settings.pipeline.executor == "ray" and joins_cluster(settings):
+    if settings.pipeline.executor == "ray" and where(settings.pipeline).joined:
         return spec, profile_cluster(spec, devices)
     # GPUs do not slow each other down; stages beyond the layers there are would have nothing to do.
     num_busy = min(devices.count, spec.num_layers) if devices.kind == "cpu" else 1

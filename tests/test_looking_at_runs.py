@@ -122,11 +122,11 @@ def test_a_run_on_a_cluster_is_watched_without_its_folder(tmp_path: Path, monkey
     with ray_head(monkeypatch) as address:
         run = tmp_path / "here" / "the-run"
         flags = ["--dim", "16", "--heads", "2", "--depth", "2", "--epochs", "100000", "--stages", "2"]
-        begun = launch(tmp_path / "here", "cff-vit", *flags, "--ray-address", address, "--run-dir", str(run))
+        begun = launch(tmp_path / "here", "cff-vit", *flags, "--address", address, "--run-dir", str(run))
         begun.wait_for("epoch 3/")
 
         def top(*arguments: str) -> tuple[int, str]:
-            watching = launch(tmp_path / "elsewhere", "top", *arguments, "--ray-address", address)
+            watching = launch(tmp_path / "elsewhere", "top", *arguments, "--address", address)
             return watching.finish(60), watching.text()
 
         status, text = top()

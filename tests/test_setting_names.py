@@ -36,7 +36,8 @@ _FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _NAMED = re.compile(r"`([\w.]+)`")
 FOREIGN = {
     "--batch-size": ("pipeline/errors.py", "says what the command line makes of a message"),
-    "--head": ("workers/cluster.py", "of `ray start`"),
+    "--gcs-address": ("workers/where.py", "of Ray's own processes"),
+    "--head": ("workers/where.py", "of `ray start`"),
     "--ignore-scripts": ("pipeline/data/packages.py", "of npm"),
     "--silent": ("pipeline/data/packages.py", "of npm"),
     "--pack-destination": ("pipeline/data/packages.py", "of npm"),

@@ -156,9 +156,9 @@ def test_gpus_that_the_table_does_not_know_go_by_their_ids() -> None:
     assert gpu_chain(["3", "7", "1"], links_in(PAIRS)) == ["1", "3", "7"]
 
 
-def test_stages_go_node_by_node_from_the_driver_s_and_there_gpu_by_gpu() -> None:
+def test_stages_go_node_by_node_and_there_gpu_by_gpu() -> None:
     places = [Place(node, gpu) for gpu in "2031" for node in ("z", "here", "a")]
-    order = [places[index] for index in stage_order(places, "here", {"z": links_in(PAIRS)})]
+    order = [places[index] for index in stage_order(places, ["here", "b", "a", "z"], {"z": links_in(PAIRS)})]
     assert order == [
         *(Place("here", gpu) for gpu in "0123"),
         *(Place("a", gpu) for gpu in "0123"),
@@ -168,7 +168,7 @@ def test_stages_go_node_by_node_from_the_driver_s_and_there_gpu_by_gpu() -> None
 
 def test_stages_that_share_a_gpu_are_neighbours() -> None:
     places = [Place("a", gpu) for gpu in ("1", "0", "1", "0", "1")]
-    assert stage_order(places, "a", {}) == [1, 3, 0, 2, 4]
+    assert stage_order(places, ["a"], {}) == [1, 3, 0, 2, 4]
 
 
 def test_a_node_without_nvidia_smi_has_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,12 @@ import ctypes
 import logging
 import os
 import signal
-import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
 
 from pipeline.config.build import num_stages
 from pipeline.config.checks import num_layers
@@ -20,12 +19,12 @@ from pipeline.config.devices import Devices, local_devices, num_cores
 from pipeline.config.settings import PipelineSettings, Settings
 from pipeline.errors import ResourcesError, RunError
 from pipeline.runtime.allocator import ENVIRONMENT
+from workers.hosts import Host, hosts
+from workers.where import knock, unreachable, where
 
 if TYPE_CHECKING:
     from workers.private import PrivateCluster  # it imports Ray, which takes a second
 
-_CONNECT_TIMEOUT = 5.0
-_DEFAULT_PORT = 6379
 _SIGACTION = 512  # bytes that hold a C library's struct sigaction, whichever it is
 _SOON, _LEAVE = 10.0, 60.0  # seconds that Ray usually takes to end at most, and that it may take
 _LOOK = 0.1  # seconds between two looks at a thread, in which signals are heard
@@ -50,11 +49,6 @@ _RAY_ENVIRONMENT = {
 }
 
 
-def joins_cluster(settings: Settings) -> bool:
-    """Whether a run through Ray joins a cluster that is there, which may have other devices than this machine."""
-    return (settings.pipeline.ray_address or os.environ.get("RAY_ADDRESS") or "local") != "local"
-
-
 class StartingCluster:
     """Ray for a run, joined or started in a thread of its own while the caller does something else. A context manager.
 
@@ -77,6 +71,10 @@ class StartingCluster:
         self._thread = threading.Thread(target=self._keep, name="ray", daemon=True)
 
     def __enter__(self) -> Self:
+        """Errors as of ``wait``, where they show at once."""
+        pipe, ray = self._settings.pipeline, sys.modules.get("ray")
+        if pipe.ray_address is not None or ray is None or not ray.is_initialized():
+            knock(where(pipe).address)
         self._thread.start()
         return self
 
@@ -94,6 +92,10 @@ class StartingCluster:
 
         url = ray._private.worker.get_dashboard_url() if self._settings.pipeline.dashboard else None
         return f"http://{url}" if url else None
+
+    def hosts(self) -> list[Host]:
+        """The machines of a cluster that was joined; none of a private one, which is this machine."""
+        return [] if self.is_private else hosts()
 
     @property
     def token(self) -> str | None:
@@ -218,13 +220,11 @@ def _join_or_start(settings: Settings) -> tuple[Devices, PrivateCluster | None]:
     import ray  # noqa: PLC0415
 
     pipe = settings.pipeline
-    if pipe.ray_address is not None:
-        _reach(pipe.ray_address)
+    place = where(pipe)
     if ray.is_initialized():
         return _cluster_devices(pipe), None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a training run calls nobody
-    address = pipe.ray_address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
+    if not place.joined:
         devices = local_devices(pipe.device, pipe.threads, pipe.precision)
         # Metrics that nobody can look at cost a core some per mille, and a port.
         metrics = {"RAY_enable_metrics_collection": str(int(pipe.dashboard))}
@@ -239,7 +239,7 @@ def _join_or_start(settings: Settings) -> tuple[Devices, PrivateCluster | None]:
         from workers.private import PrivateCluster  # noqa: PLC0415 (it imports Ray)
 
         return devices, PrivateCluster(cores + pipe.feeders + coordinators, gpus, dashboard=pipe.dashboard)
-    join(address)
+    join(place.address)
     return _cluster_devices(pipe), None
 
 
@@ -250,15 +250,16 @@ def join(address: str) -> None:
         ResourcesError: it cannot be reached, or asks for another token.
     """
     import ray  # noqa: PLC0415
+    from ray.exceptions import AuthenticationError  # noqa: PLC0415
 
     from workers.tokens import check_token  # noqa: PLC0415 (it imports Ray)
 
-    _reach(address)
+    knock(address)
     try:
         check_token(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ResourcesError(_unreachable(address, str(error).splitlines()[0])) from error
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
+        raise ResourcesError(unreachable(address, str(error).splitlines()[0])) from error
 
 
 def _cluster_devices(settings: PipelineSettings) -> Devices:
@@ -271,22 +272,3 @@ def _cluster_devices(settings: PipelineSettings) -> Devices:
     if settings.device == "cuda" or (settings.device == "auto" and gpus):
         return Devices("cuda", gpus)
     return Devices("cpu", max(1, int(there.get("CPU", 1)) // settings.threads))
-
-
-def _reach(address: str) -> None:
-    """Knocks at the address first: Ray itself would try for a minute."""
-    if address in ("auto", "local"):
-        return
-    target = urlsplit(address if "://" in address else f"//{address}")
-    try:
-        host, port = target.hostname, target.port or (10001 if target.scheme == "ray" else _DEFAULT_PORT)
-        socket.create_connection((host or "", port), timeout=_CONNECT_TIMEOUT).close()
-    except (OSError, ValueError) as error:
-        raise ResourcesError(_unreachable(address, str(error))) from error
-
-
-def _unreachable(address: str, reason: str) -> str:
-    return (
-        f"The Ray cluster at {address} cannot be reached: {reason}. Start one with `ray start --head`, correct "
-        "`ray_address` or RAY_ADDRESS, or leave both out to run on this machine alone."
-    )

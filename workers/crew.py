@@ -22,6 +22,7 @@ from pipeline.runtime.observer import Observer
 from workers.coordinator import NAME as COORDINATOR
 from workers.coordinator import CoordinatorWorker
 from workers.feeder import FeederWorker
+from workers.hosts import hosts
 from workers.names import StageName
 from workers.placement import bundles_of, described, look, missing, runtime_env
 from workers.stage import StageWorker
@@ -167,7 +168,10 @@ class Crew:
             seen = ask(looks)
             places = [Place(node, gpu) for node, (gpu, _) in zip(nodes, seen, strict=True)]
             links = {node: links_in(told) for node, (_, told) in zip(nodes, seen, strict=True) if told}
-        return stage_order(places, this_node(), links)
+        # The launching process's node is the first: feeders are there. Then by address: neighbours tend to be near.
+        here = this_node()
+        order = sorted((host.node for host in hosts()), key=lambda node: node != here)
+        return stage_order(places, order, links)
 
     def close(self, *, ray_is_there: bool) -> None:
         """Ends every actor at once, and gives their places back."""

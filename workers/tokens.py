@@ -18,6 +18,7 @@ from ray.exceptions import AuthenticationError
 from pipeline.errors import ResourcesError
 
 _TIMEOUT = 5.0  # seconds for an answer
+_CLIENT_HELLO = "/ray.rpc.RayletDriver/ClusterInfo"
 _HOW = (
     "Set RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token or in RAY_AUTH_TOKEN; "
     "`ray get-auth-token` prints it on the head."
@@ -28,19 +29,24 @@ def check_token(address: str) -> None:
     """Asks the cluster whether it takes this process's token. Ray itself would try for minutes.
 
     Args:
-        address: host and port of the cluster's head, or auto: the one that Ray finds on this machine.
+        address: host and port of the cluster's head, or auto: the one that Ray finds on this machine; or ray://HOST:PORT,
+            the server that Ray's client talks to.
 
     Raises:
         ResourcesError: it does not.
     """
-    if "://" in address:  # Ray's client talks to a server of its own
+    is_client = address.startswith("ray://")
+    if "://" in address and not is_client:
         return
     if address == "auto":
         setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as Ray does for this one
         address = services.canonicalize_bootstrap_address(address) or address
     try:
         setup.ensure_token_if_auth_enabled(create_token_if_missing=False)
-        with init_grpc_channel(address, GLOBAL_GRPC_OPTIONS) as channel:
+        with init_grpc_channel(address.removeprefix("ray://"), GLOBAL_GRPC_OPTIONS) as channel:
+            if is_client:  # an empty question: it looks at the token first
+                channel.unary_unary(_CLIENT_HELLO)(b"", timeout=_TIMEOUT)
+                return
             NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=_TIMEOUT)
     except AuthenticationError as error:
         raise ResourcesError(f"RAY_AUTH_MODE is token, and there is no token here. {_HOW}") from error

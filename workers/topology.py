@@ -32,15 +32,15 @@ class Place:
     gpu: str
 
 
-def stage_order(places: Sequence[Place], here: str, links: Mapping[str, Links]) -> list[int]:
+def stage_order(places: Sequence[Place], nodes: Sequence[str], links: Mapping[str, Links]) -> list[int]:
     """The places, by their indices, in the order in which stages take them: stage 1 the first.
 
     Args:
-        here: the launching process's node, which comes first: feeders are there.
+        nodes: in the order in which stages take them.
         links: of every node on which they are known.
     """
     order: list[int] = []
-    for node in sorted({place.node for place in places}, key=lambda node: (node != here, node)):
+    for node in sorted({place.node for place in places}, key=nodes.index):
         gpus = {place.gpu for place in places if place.node == node}
         for gpu in gpu_chain(gpus, links.get(node, {})):
             order += [index for index, place in enumerate(places) if place == Place(node, gpu)]

@@ -11,6 +11,10 @@ import tyro
 RunFolderArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 """A run folder, given without a name."""
 
+Address = Annotated[str | None, tyro.conf.arg(name="address", metavar="ADDRESS")]
+Cluster = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Detach = tyro.conf.FlagCreatePairsOff[bool]
+
 DataDir = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
 
 
@@ -95,7 +99,7 @@ class ResumeArguments:
     """How activations travel. Default: auto."""
     feeders: int | None = None
     """Workers that read the images. Default: as before."""
-    ray_address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    ray_address: Address = None
     """Ray cluster to join. Default: as before."""
     dashboard: bool | None = None
     """Also start the private cluster's dashboard. Default: as before."""
@@ -111,6 +115,10 @@ class ResumeArguments:
     """How many are kept. Default: as before."""
     mirror: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
     """Where the run folder is copied to. Default: as before."""
+    cluster: Cluster = None
+    """A cluster.yaml: go on there, from the run's folder on its head, else from this one, which is sent there first."""
+    detach: Detach = False
+    """On a cluster: end when the run goes on. `launch attach` shows and fetches it."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-q"])] = False
     """-q: print the result and warnings alone."""
     verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-v"])] = False
@@ -123,7 +131,7 @@ class TopArguments:
 
     run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     """Run folder, or a run's name on a cluster. Default: the run in runs/ that goes on, of several the newest."""
-    ray_address: str | None = None
+    ray_address: Address = None
     """Ray cluster on which the run goes on: its folder need not be seen from here. HOST:PORT on one of the cluster's
     machines, ray://HOST:10001 elsewhere, or auto. Default: RAY_ADDRESS where no run goes on in runs/."""
     once: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -185,3 +193,23 @@ class CheckpointArguments:
     """Run folder."""
     wait: float = 120.0
     """Seconds to wait for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachArguments:
+    """Shows a run that was started with --cluster, from its first line on, and fetches its folder when it is over.
+    Ctrl-C stops the run, which saves a checkpoint; a second one leaves it. Closing the terminal leaves it going on."""
+
+    cluster: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """The cluster.yaml."""
+    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
+    """Its name, or folder. Default: the newest one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownArguments:
+    """Ends Ray on every machine of a cluster, removes the copy of the private key that `ray up` left on its head, and
+    gives a cloud's machines back. Runs that go on there end without a checkpoint: stop them first."""
+
+    cluster: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """The cluster.yaml."""

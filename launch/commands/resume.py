@@ -13,7 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from launch.command_line.arguments import CheckpointArguments, ResumeArguments
+from launch.command_line.setting_names import as_flags
 from launch.commands.train import Interrupts, Job, carry_out, checked, checkpointing_of, open_dataset
+from launch.output.announce import opening
 from launch.output.console import counted, make_console, say, warn
 from launch.output.going_on import is_locked
 from launch.output.logs.figures import steps_at
@@ -35,6 +37,7 @@ from pipeline.runtime.keeper import history_of
 from pipeline.runtime.passes import described
 from pipeline.runtime.resume import cut_of, going_on
 from workers.cluster import StartingCluster
+from workers.where import where
 
 _CHANGES_BITS = ("lr", "precision")
 """What may change although the numbers change with it, from the checkpoint on."""
@@ -67,7 +70,7 @@ def resume_run(arguments: ResumeArguments, console: Console, *, began: float, in
     with ExitStack() as stack:
         stack.enter_context(heard_by(interrupts.hear))
         on_ray = settings.pipeline.executor == "ray"
-        say(aside, f"opening {settings.data.data}{', starting Ray' if on_ray else ''} …")
+        say(aside, as_flags(opening(settings, where(settings.pipeline) if on_ray else None)))
         starting = stack.enter_context(StartingCluster(settings)) if on_ray else None
         settings, dataset = open_dataset(settings, aside)
         if dataset.index.content_hash != saved["data"]["content_hash"]:

@@ -135,7 +135,7 @@ def _going() -> list[Path]:
 def _newest() -> Path:
     going = _going()
     if not going:
-        raise UserError(f"{RUNS}: no run goes on there. Give a run folder, or --ray-address with a cluster.")
+        raise UserError(f"{RUNS}: no run goes on there. Give a run folder, or --address with a cluster.")
     return max(going, key=lambda run: (run / "config.json").stat().st_mtime)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from launch.command_line.parse import RunArguments
 from launch.command_line.setting_names import as_flags
 from launch.output import live
-from launch.output.announce import announce, dry_run
+from launch.output.announce import announce, dry_run, opening
 from launch.output.console import counted, make_console, say, warn
 from launch.output.data_lines import left_out, warnings
 from launch.output.display import Display, print_summary
@@ -49,7 +49,8 @@ from pipeline.runtime.recovery import recovering
 from pipeline.runtime.states import Course, RunState
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.trace import StageTrace, TraceWish
-from workers.cluster import StartingCluster, joins_cluster
+from workers.cluster import StartingCluster
+from workers.where import where
 
 
 def train(arguments: RunArguments, console: Console, *, began: float) -> int:
@@ -83,8 +84,8 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(heard_by(interrupts.hear))
         on_ray = settings.pipeline.executor == "ray"
-        needs_ray = on_ray and (not arguments.dry_run or joins_cluster(settings))
-        say(aside, f"opening {settings.data.data}{', starting Ray' if needs_ray else ''} …")
+        needs_ray = on_ray and (not arguments.dry_run or where(settings.pipeline).joined)
+        say(aside, as_flags(opening(settings, where(settings.pipeline) if needs_ray else None)))
         starting = stack.enter_context(StartingCluster(settings)) if needs_ray else None
         settings, dataset = open_dataset(settings, aside)
         if starting is not None:
@@ -158,7 +159,10 @@ def _carry_out(
     num_images = dataset.images_per_pass("train", spec.settings.train.batch_size)
     result: RunResult | None
     failure: RunError | None = None
-    with Display(spec, num_images, aside, began=job.began, verbose=verbose, named=as_flags) as display:
+    hosts = job.cluster.hosts() if job.cluster is not None else []
+    with Display(
+        spec, num_images, aside, began=job.began, verbose=verbose, named=as_flags, joined=bool(hosts)
+    ) as display:
         output = _Output(spec, folder, display, interrupts, mirror)
         try:
             interrupts.begun = True
@@ -189,6 +193,7 @@ def _carry_out(
         began=job.began,
         reading=display.reading,
         warnings=[*([display.hint] if display.hint else []), *output.troubles.said],
+        hosts=hosts,
     )
     where = folder.finish(result, summary)
     if result.status == "finished" and job.checkpointing.folder is not None:
@@ -247,7 +252,7 @@ def _train(job: Job, observer: Observer) -> RunResult:
 
 
 def _on_board(job: Job, output: _Output) -> AbstractContextManager[object]:
-    """On a cluster that others can join, they can see where the run is (`launch top --ray-address`)."""
+    """On a cluster that others can join, they can see where the run is (`launch top --address`)."""
     if job.cluster is None or job.cluster.is_private:
         return nullcontext()
     from workers.board import Board  # noqa: PLC0415 (it imports Ray, which is there by now)

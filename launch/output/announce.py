@@ -16,9 +16,24 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
 from pipeline.nets.sizes import num_parameters
+from workers.where import Where
 
 BY_TEST = "the test images choose the epoch that is kept, so their accuracy says too much"
 """What ``--validation test`` does, wherever its figures are printed."""
+
+
+def opening(settings: Settings, place: Where | None) -> str:
+    """The first line: what is opened, and where Ray is. It names settings.
+
+    Args:
+        place: None for a run without Ray.
+    """
+    line = f"opening {settings.data.data}"
+    if place is None:
+        return f"{line} …"
+    if not place.joined:
+        return f"{line}, starting Ray …"
+    return f"{line}, joining the Ray cluster at {place.address} ({place.why}) …"
 
 
 def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:

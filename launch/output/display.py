@@ -42,6 +42,7 @@ class Display:
         began: when the command was typed, in seconds since 1970.
         verbose: whether to say where workers are and how long each part of the start took.
         named: replaces the settings that a sentence names by what a person types.
+        joined: whether the run is on a cluster that it has joined.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Display:
         began: float,
         verbose: bool = False,
         named: Callable[[str], str] = str,
+        joined: bool = False,
     ) -> None:
         self._named = named
         self._warned = False
@@ -60,7 +62,7 @@ class Display:
         """What limits the run, where much could be done about it and it has been said."""
         self._input = InputMeter()
         self._spec, self._num_batches, self._console = spec, spec.steps_per_epoch, console
-        self._num_images = num_images
+        self._num_images, self._joined = num_images, joined
         self._start = _Start(began) if verbose else None
         self._history = History(spec.num_layers)
         self._steps: dict[int, int] = {}  # of an epoch, as far as they were trained in this part of the run
@@ -260,7 +262,8 @@ class Display:
         seen = [account for account in accounts if account is not None]
         if len(seen) < len(accounts) or self._spec.settings.pipeline.executor == "serial":
             return None
-        return limit_of(self._spec, seen, self._history.layer_seconds(epochs=1), self._input.share)
+        seconds = self._history.layer_seconds(epochs=1)
+        return limit_of(self._spec, seen, seconds, self._input.share, joined=self._joined)
 
     def _warn_once(self) -> None:
         """Says what limits the run where much could be done about it, once it has trained for a while."""
@@ -300,6 +303,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str, *, nam
 
     Args:
         named: replaces the settings that a sentence names by what a person types.
+        joined: whether the run is on a cluster that it has joined.
     """
     console.print()
     data, best = summary["data"], summary["best_epoch"]

@@ -24,6 +24,7 @@ from pipeline.runtime.history import RunResult
 from pipeline.runtime.states import Course
 from pipeline.telemetry.clock import TimeBreakdown, TimeCategory
 from pipeline.telemetry.reports import LayerReport
+from workers.hosts import Host
 
 _FORMAT = 2
 _BEST = {
@@ -45,6 +46,7 @@ def summarise(
     began: float,
     reading: float | None = None,
     warnings: Sequence[str] = (),
+    hosts: Sequence[Host] = (),
 ) -> dict[str, Any]:
     """The summary of a finished, interrupted or failed run. Figures that it did not come to are None.
 
@@ -53,6 +55,7 @@ def summarise(
         began: when the command was typed, in seconds since 1970.
         reading: the share of time in which the busiest feeder read, where that is known.
         warnings: what was said of the machines and of what limits, while the run went on.
+        hosts: machines of the cluster that the run has joined, if it has.
     """
     settings = spec.settings
     epochs = result.history.epochs(Kind.VALIDATE)
@@ -100,12 +103,23 @@ def summarise(
             )
             for index in range(spec.num_layers)
         ],
-        "speed": _speed(spec, dataset, result, reading),
+        "speed": _speed(spec, dataset, result, reading, joined=bool(hosts)),
         "warnings": list(warnings),
         "seconds": {"total": time.time() - began, "start_up": _start_up(result, began), **result.seconds},
         "restarts": course.restarts,
         "states": course.seconds(),
         "machine": machine(),
+        "hosts": [
+            {
+                "name": host.name,
+                "address": host.address,
+                "cores": host.cores,
+                "gpus": host.gpus,
+                "memory_gib": host.memory_gib,
+                "stages": [at + 1 for at, device in enumerate(result.devices) if device.split()[0] == host.address],
+            }
+            for host in hosts
+        ],
     }
 
 
@@ -140,7 +154,9 @@ def _layer(
     }
 
 
-def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, reading: float | None) -> dict[str, Any] | None:
+def _speed(
+    spec: RunSpec, dataset: Dataset, result: RunResult, reading: float | None, *, joined: bool
+) -> dict[str, Any] | None:
     """Speed of the layers' training, validation included: from its first batch to its last, start-up apart.
 
     Of a run that went on from a checkpoint it is that of the part behind it.
@@ -160,7 +176,7 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, reading: float | 
     slowest = busy.index(max(busy))
     # Others are at work before the slowest stage has its first batch, and after its last one.
     fill_seconds = (begun[slowest] - min(begun)) + (max(ended) - ended[slowest])
-    limit = limit_of(spec, stages, history.layer_seconds(), reading)
+    limit = limit_of(spec, stages, history.layer_seconds(), reading, joined=joined)
     return {
         "images_per_second": images / wall,
         "measured_speedup": sum(busy) / wall,
@@ -169,7 +185,7 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, reading: float | 
         "wall_seconds": wall,
         "limit": str(limit),
         "input_headroom": limit.headroom,
-        "cores_shared": shares_cores(spec),
+        "cores_shared": not joined and shares_cores(spec),
         "stages": [
             {
                 "stage": number + 1,
@@ -186,7 +202,12 @@ def _speed(spec: RunSpec, dataset: Dataset, result: RunResult, reading: float | 
 
 
 def limit_of(
-    spec: RunSpec, accounts: Sequence[TimeBreakdown], seconds: Mapping[int, float] | None, reading: float | None = None
+    spec: RunSpec,
+    accounts: Sequence[TimeBreakdown],
+    seconds: Mapping[int, float] | None,
+    reading: float | None = None,
+    *,
+    joined: bool,
 ) -> Verdict:
     """What holds a run back.
 
@@ -194,6 +215,7 @@ def limit_of(
         accounts: of every stage, over the same stretch of the run.
         seconds: computing time of every layer over some steps, where it is known.
         reading: as of ``pipeline.planning.limits.verdict``.
+        joined: whether it is on a cluster that it has joined, whose Ray gives a core to one stage alone.
     """
     loads = [
         StageLoad(
@@ -204,7 +226,7 @@ def limit_of(
         )
         for layers, account in zip(spec.stages, accounts, strict=True)
     ]
-    cores = num_cores() if shares_cores(spec) else None
+    cores = num_cores() if not joined and shares_cores(spec) else None
     return verdict(loads, seconds, cores=cores, feeders=spec.settings.pipeline.feeders, reading=reading)
 
 

@@ -31,7 +31,8 @@ from pipeline.data.loader import Dataset
 from pipeline.errors import UserError
 from pipeline.planning.predict import Change, Planner, Prediction, Site, Stages
 from pipeline.planning.profile import LayerCost, Profile
-from workers.cluster import joins_cluster, ray_cluster
+from workers.cluster import ray_cluster
+from workers.where import where
 
 _MOST_DEVICES = 64
 _MOST_MEASURED = 4  # stages
@@ -72,7 +73,7 @@ def plan(arguments: list[str], console: Console) -> None:
     with ProgressLine(console) as line:
         dataset = build.open_data(settings, progress=line.report)
     settings = build.resolve(settings, dataset)
-    joins = settings.pipeline.executor == "ray" and joins_cluster(settings)
+    joins = settings.pipeline.executor == "ray" and where(settings.pipeline).joined
     pipe = settings.pipeline
     with ExitStack() as stack:
         if joins:

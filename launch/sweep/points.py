@@ -22,7 +22,7 @@ from pipeline.config.build import build_run, num_stages
 from pipeline.config.devices import local_devices, num_cores
 from pipeline.config.settings import Settings
 from pipeline.errors import UserError
-from workers.cluster import joins_cluster
+from workers.where import where
 
 CLUSTER = "cluster"
 """The kind of devices of runs that join a cluster: Ray finds them."""
@@ -66,7 +66,7 @@ def _planned(point: Point, settings: Settings) -> Planned:
     dataset = build.open_data(settings)
     settings = build.resolve(settings, dataset)
     pipe = settings.pipeline
-    if joins_cluster(settings):
+    if where(settings.pipeline).joined:
         return Planned(point=point, kind=CLUSTER, devices=1)
     devices = local_devices(pipe.device, pipe.threads, pipe.precision)
     build_run(untimed(settings), devices, dataset=dataset)

@@ -167,8 +167,9 @@ class PipelineSettings:
     dashboard: bool = False
     """Also start the private cluster's dashboard, where Ray has this run's figures among its metrics. On this machine
     alone."""
-    ray_address: str | None = field(default=None, metadata={"metavar": "ADDRESS"})
-    """Ray cluster to join, such as auto or ray://head:10001. Default: $RAY_ADDRESS, else a private one here."""
+    ray_address: str | None = field(default=None, metadata={"flag": "address", "metavar": "ADDRESS"})
+    """Ray cluster to join, such as auto or ray://head:10001; local: one that is started here for this run alone.
+    Default: $RAY_ADDRESS, else that of a Ray node that runs here, else local."""
     resource_timeout: float = 60.0
     """Seconds to wait for the devices that the stages ask for."""
     stall_timeout: float = 300.0

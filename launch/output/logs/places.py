@@ -18,7 +18,7 @@ from pipeline.config import settings as settings_module
 from pipeline.config.saved import flattened
 from pipeline.config.settings import Settings
 from pipeline.errors import UserError
-from workers.cluster import joins_cluster
+from workers.where import where
 
 SINKS: dict[str, type[Sink]] = {
     sink.kind: sink for sink in (TensorBoard, RayMetrics, WeightsAndBiases, MLflow, Trackio)
@@ -64,7 +64,7 @@ class Logs:
 def kinds_of(settings: Settings) -> list[str]:
     """Where a run's figures go: to Ray's metrics too where somebody may look at those."""
     pipe = settings.pipeline
-    looked_at = pipe.executor == "ray" and (pipe.dashboard or joins_cluster(settings))
+    looked_at = pipe.executor == "ray" and (pipe.dashboard or where(settings.pipeline).joined)
     return [*settings.log, *([RayMetrics.kind] if looked_at else [])]
 
 

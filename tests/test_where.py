@@ -1,0 +1,93 @@
+"""Which cluster a run is on: the one that is named, else the one that runs here, else its own."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.cli import main
+from pipeline.config.settings import PipelineSettings
+from workers.where import where
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ray's temporary folder, and nothing in the environment."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    return tmp_path / "ray"
+
+
+@pytest.fixture
+def raylet(tmp_path: Path) -> Iterator[str]:
+    """The address of a cluster of which a process here is a node: it has a raylet's name and arguments."""
+    program, address = tmp_path / "raylet", "192.0.2.1:6379"
+    shutil.copy(shutil.which("bash") or "/bin/bash", program)
+    process = subprocess.Popen([program, "-c", "read", "raylet", f"--gcs-address={address}"], stdin=subprocess.PIPE)
+    yield address
+    process.kill()
+    process.communicate()
+
+
+def test_without_a_word_and_without_a_node_here_a_run_has_a_cluster_of_its_own(folder: Path) -> None:
+    assert not where(PipelineSettings()).joined
+
+
+def test_a_node_that_runs_here_is_joined(folder: Path, raylet: str) -> None:
+    (folder / "ray_current_cluster").write_text(raylet)
+    place = where(PipelineSettings())
+    assert (place.address, place.why.split(";")[0]) == ("auto", "a Ray node runs on this machine")
+
+
+def test_a_node_that_is_gone_is_not_waited_for(folder: Path) -> None:
+    """Ray leaves its note behind where it is killed."""
+    (folder / "ray_current_cluster").write_text("192.0.2.1:6379")
+    assert not where(PipelineSettings()).joined
+
+
+def test_a_private_cluster_of_another_run_is_not_joined(folder: Path, raylet: str) -> None:
+    assert not where(PipelineSettings()).joined
+
+
+def test_a_name_goes_before_the_environment_and_that_before_a_node_here(
+    folder: Path, raylet: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "ray_current_cluster").write_text(raylet)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
+    assert where(PipelineSettings()).address == "ray://elsewhere:10001"
+    assert where(PipelineSettings(ray_address="auto")).address == "auto"
+    assert not where(PipelineSettings(ray_address="local")).joined
+
+
+def test_the_first_line_says_which_cluster_and_why(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{taken.getsockname()[1]}")
+        assert main(["cff-vit"]) == 1
+    said = capsys.readouterr().out.splitlines()[0]
+    assert "joining the Ray cluster at 127.0.0.1:" in said and said.endswith("(RAY_ADDRESS is set) …")
+
+
+def test_a_cluster_of_other_machines_is_not_waited_for(capsys: Any) -> None:
+    """Symptom: Ray tried for a minute, and then said that it cannot connect."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        assert main(["cff-vit", "--address", address]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {address} is the cluster of other machines")
+    assert "--address ray://127.0.0.1:10001" in said
+
+
+@pytest.mark.parametrize("given", [["--ray-address", "nowhere:1:2"], ["--ray-address=nowhere:1:2"]])
+def test_the_flag_s_old_name_is_still_taken(given: list[str], capsys: Any) -> None:
+    assert main(["cff-vit", *given]) == 1
+    assert "The Ray cluster at nowhere:1:2 cannot be reached" in capsys.readouterr().err
