@@ -5,6 +5,7 @@ Nothing is imported here that takes time: `launch --version` and a misspelt name
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     began = process_began() if argv is None else time.time()
     try:
-        plugins, arguments = take_options(given, "--plugin", "a Python file, or the name of a module")
+        plugins, arguments = take_options(_renamed(given), "--plugin", "a Python file, or the name of a module")
         return _dispatch(arguments, plugins, make_console(), began)
     except UserError as error:
         return _refuse(error, 2)
@@ -59,6 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(make_console(sys.stderr), "stopped")
         return INTERRUPTED
+
+
+def _renamed(arguments: list[str]) -> list[str]:
+    """With the names that flags have now, for scripts that know those of before."""
+    return [re.sub(r"^--ray-address(?==|$)", "--address", argument) for argument in arguments]
 
 
 def _refuse(error: Exception, status: int) -> int:
@@ -101,9 +107,17 @@ def _launch(name: str, arguments: list[str], plugins: list[str], console: Consol
     sweep_flags, words = take_sweep([name, *arguments])
     parsed = with_plugins(parse_words(words), plugins)
     if sweep_flags.asked:
+        if parsed.cluster is not None:
+            raise UserError("--cluster: a sweep runs where it is typed. Type it on the head: ray exec FILE 'launch …'.")
         from launch.sweep.command import sweep  # noqa: PLC0415
 
         return sweep(sweep_flags, words, parsed, plugins, console)
+    if parsed.cluster is not None:
+        from launch.cluster.commands import run_there  # noqa: PLC0415
+
+        typed = [name, *arguments, *(word for plugin in plugins for word in ("--plugin", plugin))]
+        with heard_by(Interrupt()):
+            return run_there(parsed, typed, parsed.cluster, console)
     from launch.commands.train import train  # noqa: PLC0415
 
     with heard_by(Interrupt()):
@@ -188,6 +202,10 @@ def _resume(arguments: list[str]) -> Work:
     from launch.output.run_folder import is_sweep  # noqa: PLC0415
 
     parsed, began = parse(ResumeArguments, arguments, command="launch resume"), process_began()
+    if (cluster := parsed.cluster) is not None:
+        from launch.cluster.commands import resume_there  # noqa: PLC0415
+
+        return lambda console: resume_there(parsed, arguments, cluster, console)
     if is_sweep(parsed.run):
         from launch.sweep.command import go_on  # noqa: PLC0415
 
@@ -213,6 +231,24 @@ def _trace(arguments: list[str]) -> Work:
 
     parsed = parse(TraceArguments, arguments, command="launch trace")
     return lambda console: trace(parsed, console)
+
+
+def _attach(arguments: list[str]) -> Work:
+    from launch.cluster.commands import attach  # noqa: PLC0415
+    from launch.command_line.arguments import AttachArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+
+    parsed = parse(AttachArguments, arguments, command="launch attach")
+    return lambda console: attach(parsed.cluster, parsed.run, console)
+
+
+def _down(arguments: list[str]) -> Work:
+    from launch.cluster.commands import down  # noqa: PLC0415
+    from launch.command_line.arguments import DownArguments  # noqa: PLC0415
+    from launch.command_line.parse import parse  # noqa: PLC0415
+
+    parsed = parse(DownArguments, arguments, command="launch down")
+    return lambda console: down(parsed.cluster, console)
 
 
 def _dashboard(arguments: list[str]) -> Work:
@@ -285,6 +321,8 @@ COMMANDS: dict[str, Command] = {
         usage="RUN", about="go on from a run's last checkpoint, with any number of stages; with a sweep", begin=_resume
     ),
     "checkpoint": Command(usage="RUN", about="have a run that goes on save a checkpoint now", begin=_checkpoint),
+    "attach": Command(usage="FILE [RUN]", about="show and fetch a run that --cluster FILE started", begin=_attach),
+    "down": Command(usage="FILE", about="end Ray on every machine of a cluster.yaml", begin=_down),
     "top": Command(usage="[RUN]", about="the live table of a run that goes on elsewhere", begin=_top),
     "trace": Command(usage="RUN", about="what every stage of a run that goes on does when, for Perfetto", begin=_trace),
     "runs": Command(usage="[RUN…]", about="a table of runs: how far, how good, how fast", begin=_runs),

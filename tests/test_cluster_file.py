@@ -1,10 +1,16 @@
-"""What cluster.yaml and the compose files have Ray do on the machines that they name."""
+"""What cluster.yaml and the compose files have Ray do on the machines that they name, and `launch` reads in them."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+
+from launch.cli import main
+from launch.cluster.cluster_file import read_cluster
+from pipeline.config.settings import CheckpointSettings
+from tools.await_workers import failure_in, wanted_workers
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
@@ -14,6 +20,61 @@ def test_no_worker_is_left_out() -> None:
     """Version 2 of the autoscaler started all but one of a local provider's workers."""
     (start,) = [command for command in CLUSTER["head_start_ray_commands"] if "ray start" in command]
     assert re.search(r"\bRAY_enable_autoscaler_v2=0 \S+/ray start --head\b", start)
+
+
+def test_a_job_that_is_stopped_has_time_to_save() -> None:
+    """Symptom: `ray job stop` lost everything: by default Ray kills a job after three seconds."""
+    (start,) = [command for command in CLUSTER["head_start_ray_commands"] if "ray start" in command]
+    (seconds,) = re.findall(r"\bRAY_JOB_STOP_WAIT_TIME_S=(\d+) ", start)
+    assert float(seconds) > CheckpointSettings().stop_timeout
+
+
+def test_launch_reads_what_it_needs_of_it() -> None:
+    cluster = read_cluster(ROOT / "cluster.yaml")
+    assert (cluster.head, cluster.workers) == ("192.168.1.10", ("192.168.1.11", "192.168.1.12"))
+    assert (cluster.user, cluster.key) == ("ubuntu", Path("~/.ssh/localpipe").expanduser())
+    assert cluster.stop_head == cluster.stop_worker == "~/localpipe/.venv/bin/ray stop"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("provider: [", "is no such file"),
+        ("cluster_name: x", "lacks 'provider'"),
+        ("provider: {type: local, worker_ips: []}\nauth: {ssh_user: x}", "lacks 'head_ip'"),
+        ("provider: {type: local, head_ip: h, worker_ips: []}\nauth: {}", "lacks 'ssh_user'"),
+        (
+            "provider: {type: local, head_ip: h}\nauth: {ssh_user: x}\ndocker: {container_name: y, image: z}",
+            "has a docker section",
+        ),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_file_that_is_no_cluster_is_a_sentence(text: str | None, said: str, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "c.yaml"
+    if text is not None:
+        file.write_text(text)
+    for command in (["cff-vit", "--cluster", str(file)], ["attach", str(file)], ["down", str(file)]):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {file}: {said}")
+
+
+def test_all_workers_of_the_file_are_waited_for() -> None:
+    assert "tools/await_workers.py" in CLUSTER["head_start_ray_commands"][-1]
+    assert wanted_workers(CLUSTER) == 2
+    kinds = {"head": {"min_workers": 0}, "a": {"min_workers": 3}, "b": {}}
+    assert wanted_workers({"provider": {"type": "aws"}, "head_node_type": "head", "available_node_types": kinds}) == 3
+
+
+def test_what_a_worker_failed_of_is_found_in_rays_log() -> None:
+    before, error = [f"line {number}" for number in range(40)], "\x1b[31mmake: no rule\x1b[0m"
+    log = "\n".join(
+        [*before, error, "VVINFO -- Full command is `ssh …`", "New status: update-failed", "!!!", "failed with 2"]
+    )
+    assert failure_in(log)[-3:] == ["line 39", "make: no rule", "New status: update-failed"]
+    assert len(failure_in(log)) == 20
+    assert failure_in("\n".join(before)) == []
 
 
 def test_workers_join_the_port_of_the_head() -> None:

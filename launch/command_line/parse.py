@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar, get_type_hints
 
 import tyro
 
+from launch.command_line.arguments import Cluster, Detach
 from launch.command_line.flags import Flag, field_texts, flags_of
 from launch.command_line.help import EXIT_STATUSES, HELP, HELP_ALL, Page, print_page
 from launch.command_line.options import take_options
@@ -66,7 +67,7 @@ _STEP_DIGITS, _SHOWN = 9, 40
 
 FIRST = (
     *("data", "epochs", "batch-size", "lr", "seed", "stages", "device", "precision", "executor", "run-dir"),
-    *("config", "sweep", "seeds", "dry-run", "quiet", "verbose"),
+    *("cluster", "config", "sweep", "seeds", "dry-run", "quiet", "verbose"),
 )
 """Flags of a run that its short help shows."""
 
@@ -86,6 +87,10 @@ class RunArguments:
     run: Settings
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Check everything, print what would run, and start nothing."""
+    cluster: Cluster = None
+    """A cluster.yaml: train there, as a Ray job on its head, and fetch the run folder. Ctrl-C stops the run there."""
+    detach: Detach = False
+    """On a cluster: end when the run has been started. `launch attach` shows and fetches it."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-q"])] = False
     """-q: print the result and warnings alone."""
     verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-v"])] = False

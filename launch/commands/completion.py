@@ -13,6 +13,8 @@ import tyro
 from launch.analyse.figures import Wishes
 from launch.bench.arguments import BenchArguments
 from launch.command_line.arguments import (
+    AttachArguments,
+    DownArguments,
     EvalArguments,
     ExportArguments,
     ListArguments,
@@ -58,6 +60,8 @@ def print_completion(arguments: list[str]) -> None:
         "bench": BenchArguments,
         "doctor": DoctorArguments,
         "slurm": JobArguments,
+        "attach": AttachArguments,
+        "down": DownArguments,
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "completion")
