@@ -174,16 +174,23 @@ def test_a_run_whose_connection_is_lost_goes_on_and_is_fetched_by_attach(hosts: 
     ("host", "address", "token", "said"),
     [
         (0, "{head}:6379", {}, "From here give --address ray://{head}:10001"),
-        (0, "ray://{head}:10001", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _WRONG}, "the one from here is another"),
-        pytest.param(0, "ray://{head}:10001", {}, "RAY_AUTH_MODE is not token here", marks=pytest.mark.exhaustive),
+        (
+            0,
+            "ray://{head}:10001",
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _WRONG},
+            "asks for its token, not the one in RAY_AUTH_TOKEN",
+        ),
+        pytest.param(
+            0, "ray://{head}:10001", {}, "asks for its token, this process gives none", marks=pytest.mark.exhaustive
+        ),
         pytest.param(
             1,
             "auto",
             {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _WRONG},
-            "the one from here is another",
+            "asks for its token, not the one in RAY_AUTH_TOKEN",
             marks=pytest.mark.exhaustive,
         ),
-        (1, "auto", {"RAY_AUTH_MODE": "token", "HOME": "/nowhere"}, "there is none here"),
+        (1, "auto", {"RAY_AUTH_MODE": "token", "HOME": "/nowhere"}, "there is no token here"),
     ],
 )
 def test_an_address_or_a_token_that_cannot_do_is_one_line_at_once(

@@ -286,7 +286,7 @@ def test_a_wrong_or_missing_token_is_one_line(tmp_path: Path, monkeypatch: pytes
             monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64) if given == "wrong" else monkeypatch.delenv(
                 "RAY_AUTH_TOKEN", raising=False
             )
-            launched = launch(tmp_path, "cff-vit", "--dry-run", "--ray-address", address)
+            launched = launch(tmp_path, "cff-vit", "--dry-run", "--address", address)
             timer = threading.Timer(120, launched.process.kill)  # Ray itself tried for minutes
             timer.start()
             assert launched.finish() == 1, launched.text()

@@ -96,7 +96,7 @@ def test_shellcheck_has_nothing_to_say(capsys: Any, tmp_path: Path) -> None:
         (["cff-vit", "--setup", "one\ntwo"], "--setup takes one line"),
         (["cff-vit", "--", "--dry-run"], "starts nothing anyway"),
         (["cff-vit", "--", "--executor", "serial"], "--executor serial: a job of `launch slurm` trains on Ray"),
-        (["cff-vit", "--", "--ray-address", "auto"], "--ray-address auto: the job starts a Ray cluster of its own"),
+        (["cff-vit", "--", "--address", "auto"], "--address auto: the job starts a Ray cluster of its own"),
         (["cff-vit", "--", "--device", "cuda"], "--device cuda: the job asks for no GPU"),
         (["cff-vit", "--", "--batch-size", "1"], "--batch-size 1: a contrastive loss compares"),
         (["cff-vit", "--", "--stages", "9"], "--stages 9"),

@@ -118,13 +118,13 @@ attend python -m launch.slurm.joined "$address" "$SLURM_JOB_NUM_NODES" "$join_ti
 before=$(last_checkpoint)
 if [ -n "$before" ]; then
     say "going on with $run"
-    attend launch resume "$run" --ray-address "$address"
+    attend launch resume "$run" --address "$address"
 else
     if [ -e "$run" ] && ((${SLURM_RESTART_COUNT:-0} > 0)); then
         say "$run has no checkpoint yet: it is kept as $run.lost-$SLURM_RESTART_COUNT, and the run begins anew"
         mv -- "$run" "$run.lost-$SLURM_RESTART_COUNT"
     fi
-    attend launch "${arguments[@]}" --run-dir "$run" --ray-address "$address"
+    attend launch "${arguments[@]}" --run-dir "$run" --address "$address"
 fi
 
 if [ -n "$limit" ] && ((status == 130)); then

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 SEED = "seed"
 _NOT_SWEPT = {
     "run-dir": "it says where the sweep goes",
-    "ray-address": "all runs of a sweep are where it is",
+    "address": "all runs of a sweep are where it is",
     "mirror": "each run of a sweep has a folder of its own there",
 }
 _DIGITS = 4
