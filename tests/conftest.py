@@ -121,6 +121,14 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_other_ray() -> Iterator[None]:
+    """Runs of tests start Ray for themselves, also where a node of somebody's cluster runs on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "local")
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_settings() -> Settings:
     """Digits, four small encoder layers, 2 epochs of 40 steps with validation, then readouts and test."""

@@ -187,7 +187,6 @@ def test_a_machine_on_which_ray_does_not_start_is_one_message(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert main(["cff-vit", "--run-dir", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert not left
@@ -208,7 +207,6 @@ def old_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bf16_on_a_gpu_that_would_crawl_is_refused_before_anything_starts(
     executor: str, old_gpus: None, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was started"))

@@ -119,7 +119,6 @@ def test_a_private_cluster_is_told_of_the_gpus_that_torch_finds(
 ) -> None:
     """Symptom: Ray found no GPU, where torch found some, and the run waited for them in vain."""
     given: dict[str, Any] = {}
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("workers.cluster.local_devices", lambda *asked: devices)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", lambda **options: given.update(options))
