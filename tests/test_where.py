@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import pytest
 from launch.cli import main
 from pipeline.config.settings import PipelineSettings
 from workers.where import where
+
+_NOBODY = 65534
 
 
 @pytest.fixture
@@ -25,15 +30,26 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "ray"
 
 
+@contextmanager
+def node(user: int | None = None) -> Iterator[str]:
+    """The address of a cluster of which a process here, this user's or another's, is a node: it has a raylet's name
+    and arguments."""
+    address = "192.0.2.1:6379"
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        Path(place).chmod(0o755)
+        program = Path(place, "raylet")
+        shutil.copy(shutil.which("bash") or "/bin/bash", program)
+        command = [program, "-c", "read", "raylet", f"--gcs-address={address}"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd="/", user=user)
+        yield address
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture
-def raylet(tmp_path: Path) -> Iterator[str]:
-    """The address of a cluster of which a process here is a node: it has a raylet's name and arguments."""
-    program, address = tmp_path / "raylet", "192.0.2.1:6379"
-    shutil.copy(shutil.which("bash") or "/bin/bash", program)
-    process = subprocess.Popen([program, "-c", "read", "raylet", f"--gcs-address={address}"], stdin=subprocess.PIPE)
-    yield address
-    process.kill()
-    process.communicate()
+def raylet() -> Iterator[str]:
+    with node() as address:
+        yield address
 
 
 def test_without_a_word_and_without_a_node_here_a_run_has_a_cluster_of_its_own(folder: Path) -> None:
@@ -50,6 +66,14 @@ def test_a_node_that_is_gone_is_not_waited_for(folder: Path) -> None:
     """Ray leaves its note behind where it is killed."""
     (folder / "ray_current_cluster").write_text("192.0.2.1:6379")
     assert not where(PipelineSettings()).joined
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to run something as another user")
+def test_a_node_that_somebody_else_runs_here_is_not_joined(folder: Path) -> None:
+    """Whoever may write to Ray's folder in /tmp could have runs join a cluster of theirs."""
+    with node(user=_NOBODY) as address:
+        (folder / "ray_current_cluster").write_text(address)
+        assert not where(PipelineSettings()).joined
 
 
 def test_a_private_cluster_of_another_run_is_not_joined(folder: Path, raylet: str) -> None:

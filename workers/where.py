@@ -100,11 +100,15 @@ def _is_here(host: str, port: int) -> bool:
 
 
 def _clusters_here() -> set[str]:
-    """The clusters of this machine's nodes, private ones too, each as HOST:PORT of its head."""
+    """The clusters of this machine's nodes, private ones too, each as HOST:PORT of its head.
+
+    Those that this user or root has started: a cluster of somebody else's could send this process what it likes.
+    """
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended while we looked
-            if (process / "comm").read_text().strip() == "raylet":
+            ours = process.stat().st_uid in (os.getuid(), 0)
+            if ours and (process / "comm").read_text().strip() == "raylet":
                 words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 found |= {word.removeprefix("--gcs-address=") for word in words if word.startswith("--gcs-address=")}
     return found
