@@ -39,7 +39,7 @@ def node(user: int | None = None) -> Iterator[str]:
         Path(place).chmod(0o755)
         program = Path(place, "raylet")
         shutil.copy(shutil.which("bash") or "/bin/bash", program)
-        command = [program, "-c", "read", "raylet", f"--gcs-address={address}"]
+        command = [str(program), "-c", "read", "raylet", f"--gcs-address={address}"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd="/", user=user)
         yield address
         process.kill()
