@@ -25,9 +25,9 @@ def prepare_made_up(data_dir: Path, name: str, *, num_train: int, num_test: int)
     build(source, name=name, target=data_dir / name, progress=silent)
 
 
-def write_photos(folder: Path) -> None:
+def write_photos(folder: Path, *, seed: int = 0) -> None:
     """A folder of images by class, of several sizes, as a person's own."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     for name, level in (("cat", 60), ("dog", 180)):
         (folder / name).mkdir(parents=True)
         for number in range(160):

@@ -17,6 +17,7 @@ from pipeline.data import prepare
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import Dataset
 from pipeline.data.registry import DATASETS
+from pipeline.data.remote import is_url
 from pipeline.data.sources.base import Progress
 from pipeline.errors import UserError
 from pipeline.methods import BaselineSettings
@@ -107,6 +108,7 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
     """Settings that fit the data, no "auto" left in net and augmentation. Raises UserError where they do not fit."""
     index = dataset.index
     facts = DATASETS.get(settings.data.data)
+    by_name = facts is not None or is_url(settings.data.data)
     padding = settings.augment.crop_padding
     if padding == "auto":
         padding = facts.crop_padding if facts else min(index.shape[1:]) // 8
@@ -130,7 +132,7 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
         _shortened(settings, dataset),
         net=net,
         method=settings.method.resolve(layer_features(settings.method.adapt(net), index.shape)),
-        data=replace(settings.data, data=settings.data.data if facts else str(Path(settings.data.data).resolve())),
+        data=replace(settings.data, data=settings.data.data if by_name else str(Path(settings.data.data).resolve())),
         augment=replace(settings.augment, crop_padding=padding, flip=flip),
     )
 

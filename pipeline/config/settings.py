@@ -34,8 +34,9 @@ Compile = Literal["off", "on", "graphs", "auto"]
 class DataSettings:
     """The images a run learns from."""
 
-    data: str = field(default="digits", metadata={"metavar": "NAME|FOLDER"})
-    """Name of a data set (see `launch list`), or a folder of images by class or of WebDataset shards."""
+    data: str = field(default="digits", metadata={"metavar": "NAME|FOLDER|URL"})
+    """Name of a data set (see `launch list`), a folder of images by class or of WebDataset shards, or the URL of a
+    prepared folder, such as https://host/shards or s3://bucket/shards, which is copied to where data sets lie."""
     data_dir: str | None = field(default=None, metadata={"metavar": "FOLDER"})
     """Where prepared data sets lie. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
     image_size: int | None = None

