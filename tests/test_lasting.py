@@ -29,7 +29,7 @@ from pipeline.telemetry.reports import Status
 from tests.conftest import make_run
 from tests.test_embedding_equality import case
 from tests.test_equality import assert_same, serial
-from workers.failures import OwnClusterLostError
+from workers.failures import ClusterLostError
 from workers.names import StageName
 
 pytestmark = pytest.mark.timeout(600)  # a busy machine takes minutes to start workers
@@ -242,12 +242,12 @@ def test_where_ray_is_another_program_s_its_loss_ends_the_run(
     spec, _ = make_run(saving(small_settings), stages=2)
 
     def lost(*_: Any) -> RunResult:
-        raise OwnClusterLostError("host here lost")
+        raise ClusterLostError("host here lost")
 
     monkeypatch.setattr(lasting, "control", lost)
     monkeypatch.setattr(lasting, "RayWorkers", lambda *_: pytest.MonkeyPatch.context())  # any context will do
     for renew, mends in ((None, False), (lambda: None, True)):
-        with lasting.LastingWorkers(spec, renew) as workers, pytest.raises(OwnClusterLostError) as failure:
+        with lasting.LastingWorkers(spec, renew) as workers, pytest.raises(ClusterLostError) as failure:
             workers.train(Observer(), Checkpointing())
         assert failure.value.mends is mends
 

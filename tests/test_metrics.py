@@ -29,7 +29,7 @@ from pipeline.nets import VitSettings
 from pipeline.runtime.history import History
 from pipeline.telemetry import clock as clock_module
 from pipeline.telemetry.clock import Clock, TimeBreakdown, TimeCategory
-from pipeline.telemetry.reports import LayerReport, PassReport
+from pipeline.telemetry.reports import LayerReport, PassReport, Status
 from tests.support import CPU, changed, tiny_spec
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -494,3 +494,23 @@ def test_an_epochs_line_is_said_once_whichever_stage_reports_last(order: tuple[i
             report = PassReport(stage=stage, kind=kind, epoch=0, layers=[layer], account=clock.lap())
             display.observe(report)
     assert capsys.readouterr().out.count("loss 1.000 2.000, validation 1.000 2.000") == 1
+
+
+def test_a_run_that_goes_on_in_fewer_stages_is_shown_from_its_first_batch_on() -> None:
+    """Symptom: where the run was, in as many stages as before, was shown with as few meters, and the run ended."""
+    spec = tiny_spec(net=VitSettings(dim=8, heads=2, depth=2, patch=2), stages=2)
+    display = Display(spec, 12, Console(width=200, quiet=True), began=0.0)
+    clock = Clock()
+    clock.restart()
+
+    def seen(stages: int, kind: Kind | None) -> list[Status]:
+        return [Status(stage=stage, account=clock.read(), kind=kind, losses=[1.0]) for stage in range(stages)]
+
+    display.follow(seen(2, Kind.TRAIN))
+    display.divide(spec.in_stages(1))
+    display.follow(seen(1, None))
+    before = display.now
+    display.follow(seen(1, Kind.TRAIN))
+    after = display.now
+    assert before is None
+    assert after is not None and [stage.layers for stage in after.stages] == ["1–2"]

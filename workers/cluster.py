@@ -19,10 +19,10 @@ from pipeline.config.devices import Devices, local_devices, num_cores
 from pipeline.config.settings import PipelineSettings, Settings
 from pipeline.errors import ResourcesError, RunError
 from pipeline.runtime.allocator import ENVIRONMENT
-from workers.hosts import Host, hosts
 from workers.where import knock, unreachable, where
 
 if TYPE_CHECKING:
+    from workers.hosts import Host
     from workers.private import PrivateCluster  # it imports Ray, which takes a second
 
 _SIGACTION = 512  # bytes that hold a C library's struct sigaction, whichever it is
@@ -95,6 +95,8 @@ class StartingCluster:
 
     def hosts(self) -> list[Host]:
         """The machines of a cluster that was joined; none of a private one, which is this machine."""
+        from workers.hosts import hosts  # noqa: PLC0415 (it imports Ray, which is here by now)
+
         return [] if self.is_private else hosts()
 
     @property

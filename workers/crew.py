@@ -14,15 +14,15 @@ from ray.util.placement_group import (
     placement_group_table,
     remove_placement_group,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import NoRoomError
 from pipeline.runtime.observer import Observer
 from workers.coordinator import NAME as COORDINATOR
 from workers.coordinator import CoordinatorWorker
-from workers.feeder import FeederWorker
-from workers.hosts import hosts
+from workers.feeder import FeederWorker, check_source
+from workers.hosts import hosts, on_node, this_node
 from workers.names import StageName
 from workers.placement import bundles_of, described, look, missing, runtime_env
 from workers.stage import StageWorker
@@ -40,10 +40,14 @@ Ask = Callable[[dict[str, Any]], list[Any]]
 
 
 class Crew:
-    """The actors of a run. ``start_missing`` starts those that are not there, ``end`` ends some."""
+    """The actors of a run. ``start_missing`` starts those that are not there, ``end`` ends some.
 
-    def __init__(self, spec: RunSpec) -> None:
-        self._spec = spec
+    Args:
+        avoid: nodes by Ray's ids that no stage is to be on.
+    """
+
+    def __init__(self, spec: RunSpec, avoid: frozenset[str] = frozenset()) -> None:
+        self._spec, self._avoid = spec, avoid
         self._name = uuid.uuid4().hex[:8]
         self._group: PlacementGroup | None = None
         self._bundles: list[int] = []  # of the group, in the order of the stages
@@ -80,7 +84,8 @@ class Crew:
                 gpus = int(ray.cluster_resources().get("GPU", 0))
                 there = f"{gpus} GPU{'s' if gpus > 1 else ''}"
                 observer.notified(f"{len(wanted)} stages share {there}: they take turns.")
-            self._group = placement_group(wanted, strategy="PACK")
+            elsewhere = [_not_on(self._avoid)] * len(wanted) if self._avoid else None
+            self._group = placement_group(wanted, strategy="PACK", bundle_label_selector=elsewhere)
         group = self._group
         soon = min(_SOON, pipe.resource_timeout)
         if not ready(group, soon):
@@ -103,6 +108,8 @@ class Crew:
         wanted = bundles_of(self._spec, int(ray.cluster_resources().get("GPU", 0)))
         group = self._reserve(wanted, observer, ready)
         self._bundles = self._bundles or self._in_order(group, wanted, ask)
+        if not pipe.feeders and StageName(0) not in self.stages:
+            self._check_data(group, ask)
         if anew := self._missing():
             observer.waits_for(f"starting {anew}")
 
@@ -111,7 +118,7 @@ class Crew:
             return actor.remote(self._spec, *arguments)
 
         # Feeders work where the data was opened and checked. They and the coordinator take no core of their own.
-        here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
+        here = on_node(this_node())
         # They come first: they open the data, and so take longest to start.
         for number in range(pipe.feeders):
             if number not in self.feeders:
@@ -134,6 +141,13 @@ class Crew:
                     scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
                 )
         self.stages = dict(sorted(self.stages.items()))
+
+    def _check_data(self, group: PlacementGroup, ask: Ask) -> None:
+        """Whether the first stage can read the data where it will be, which may be another machine."""
+        node = placement_group_table(group)["bundles_to_node_id"][self._bundles[0]]
+        if node != this_node():
+            task: Any = ray.remote(check_source).options(num_cpus=0, scheduling_strategy=on_node(node))
+            ask({"the data": task.remote(self._spec)})
 
     def _missing(self) -> str:
         """What is to be started: "2 stages, 1 feeder and the coordinator"."""
@@ -168,10 +182,7 @@ class Crew:
             seen = ask(looks)
             places = [Place(node, gpu) for node, (gpu, _) in zip(nodes, seen, strict=True)]
             links = {node: links_in(told) for node, (_, told) in zip(nodes, seen, strict=True) if told}
-        # The launching process's node is the first: feeders are there. Then by address: neighbours tend to be near.
-        here = this_node()
-        order = sorted((host.node for host in hosts()), key=lambda node: node != here)
-        return stage_order(places, order, links)
+        return stage_order(places, [host.node for host in hosts()], links)
 
     def close(self, *, ray_is_there: bool) -> None:
         """Ends every actor at once, and gives their places back."""
@@ -186,10 +197,9 @@ class Crew:
         self._group = None
 
 
-def this_node() -> str:
-    """The launching process's node, by Ray's id."""
-    node: str = ray.get_runtime_context().get_node_id()
-    return node
+def _not_on(nodes: Collection[str]) -> dict[str, str]:
+    """As Ray asks for any other nodes."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"}
 
 
 def feeder_name(number: int) -> str:

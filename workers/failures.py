@@ -24,11 +24,20 @@ class WorkerDiedError(StageFailedError):
 
 
 class HostLostError(WorkerDiedError):
-    """A machine, or Ray on it, is gone, and all workers there with it."""
+    """A machine, or Ray on it, is gone, and all workers there with it.
+
+    Args:
+        nodes: those that are gone, by Ray's ids, where Ray itself may not know yet.
+    """
+
+    def __init__(self, message: str, nodes: frozenset[str] = frozenset()) -> None:
+        super().__init__(message)
+        self.nodes = nodes
 
 
-class OwnClusterLostError(HostLostError):
-    """A process of the private Ray cluster that this process started is gone; nothing can be started on it any more."""
+class ClusterLostError(HostLostError):
+    """A process of Ray's is gone without which nothing can be started any more: one that this process started for a
+    private cluster, or the head of one that was joined, or Ray on the launching machine."""
 
 
 class WorkerUnreachableError(StageFailedError):

@@ -11,9 +11,12 @@ import ray
 import torch
 
 from pipeline.config.build import open_folder
+from pipeline.config.checks import data_dir
 from pipeline.config.run_spec import RunSpec
+from pipeline.data import prepare
 from pipeline.data.loader import Dataset
-from pipeline.errors import PeerLostError, StageFailedError
+from pipeline.data.remote import is_url
+from pipeline.errors import PeerLostError, StageFailedError, UserError
 from pipeline.runtime.checkpointing import Checkpointing, Pacer, pacer_of
 from pipeline.runtime.feeder import Tokens, messages, trace_token
 from pipeline.runtime.passes import Pass
@@ -27,14 +30,32 @@ from workers.signals import die_of_sigterm
 
 
 def open_source(spec: RunSpec) -> Dataset:
-    """The run's data on this node. Raises StageFailedError where they are other data than the launching node's."""
-    source = open_folder(spec.settings, Path(spec.data_folder))
+    """The run's data on this node; of a data set at a URL a copy is made here where there is none.
+
+    Raises:
+        StageFailedError: there are none, or other data than where the run was launched; the message names the node.
+    """
+    data, folder = spec.settings.data, Path(spec.data_folder)
+    where = ray.util.get_node_ip_address()
+    try:
+        if is_url(data.data) and not folder.is_dir():
+            folder = prepare.resolve(data.data, data_dir=data_dir(spec.settings), strict=data.strict_data)
+        source = open_folder(spec.settings, folder)
+    except UserError as error:
+        raise StageFailedError(f"{spec.data_name} cannot be read on {where}: {error} {_ADVICE}") from error
     if source.index.content_hash != spec.content_hash:
-        raise StageFailedError(
-            f"{spec.data_folder} holds other data on {ray.util.get_node_ip_address()} than where the run was "
-            "launched. Prepare the same data set on every node that feeds."
-        )
+        raise StageFailedError(f"{folder} holds other data on {where} than where the run was launched. {_ADVICE}")
     return source
+
+
+_ADVICE = (
+    "Prepare the same data set on every node that feeds, or use `feeders` 1, which reads where the run is launched."
+)
+
+
+def check_source(spec: RunSpec) -> None:
+    """As ``open_source`` on the node where it is called, in a task before any worker is started."""
+    open_source(spec)
 
 
 class FeederWorker:

@@ -13,7 +13,6 @@ from typing import Any, Self
 import ray
 from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import plugins
 from pipeline.checkpoints.folder import SHARED, layer_file
@@ -34,9 +33,11 @@ from pipeline.transport.edges import EdgeGroups
 from workers.arrivals import Arrivals, mark, unmark
 from workers.coordinator import HOLDS
 from workers.coordinator import NAME as COORDINATOR
-from workers.crew import Crew, feeder_name, this_node
-from workers.failures import WorkerUnreachableError, culprit, failure_of, is_explained
+from workers.crew import Crew, feeder_name
+from workers.failures import ClusterLostError, WorkerUnreachableError, culprit, failure_of, is_explained
 from workers.feeder_status import FeederStatuses
+from workers.heartbeat import Door, Heartbeat
+from workers.hosts import living_hosts, on_node, this_node
 from workers.names import StageName
 from workers.salvage import salvage
 from workers.stacks import whereabouts
@@ -70,24 +71,31 @@ def train_ray(
 
 
 class RayWorkers:
-    """Implements ``pipeline.runtime.controller.WorkerGroup``. A context manager: on leaving it every actor is gone."""
+    """Implements ``pipeline.runtime.controller.WorkerGroup``. A context manager: on leaving it every actor is gone.
+
+    Args:
+        avoid: nodes by Ray's ids that no stage is to be on: they are lost, and Ray may not know.
+    """
 
     def __init__(
         self,
         spec: RunSpec,
         observer: Observer = Observer(),  # noqa: B008 (it has no state)
         checkpointing: Checkpointing = NO_CHECKPOINTS,
+        avoid: frozenset[str] = frozenset(),
     ) -> None:
         for plugin in plugins.loaded().values():
             ray.cloudpickle.register_pickle_by_value(plugin)  # no worker needs to have the file
         self._spec, self._observer, self._checkpointing = spec, observer, checkpointing
-        self._crew = Crew(spec)
+        self._crew = Crew(spec, avoid)
         self._attempt = -1
         self._running: dict[ray.ObjectRef[None], str] = {}  # unfinished work of stages and feeders, and whose it is
         self._cluster = OwnCluster()
+        self._heartbeat = None if self._cluster.is_there else Heartbeat(_doors(avoid), self._tell)
         self.devices: list[str] = []
         self._places: dict[str, tuple[str, int]] = {}  # node and process of every stage
         self._clocks: dict[str, OffsetEstimate] = {}  # of stages on other machines
+        self._lost: ClusterLostError | None = None
         self._out_of_reach: set[str] = set()  # workers that the attempt before could not ask any more
         self._hear_anew()
 
@@ -229,7 +237,7 @@ class RayWorkers:
         while waiting and not failures:
             done, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK)
             self._hear_interrupt()
-            self._cluster.check()
+            self._check_hosts()
             failures = _errors(done, names)
         if failures:
             self._running |= {ref: names[ref] for ref in waiting}
@@ -241,10 +249,23 @@ class RayWorkers:
         ready, end = group.ready(), time.perf_counter() + seconds
         while not ray.wait([ready], timeout=_LOOK)[0]:
             self._hear_interrupt()
-            self._cluster.check()
+            self._check_hosts()
             if time.perf_counter() > end:
                 return False
         return True
+
+    def _check_hosts(self) -> None:
+        """Raises HostLostError where a machine of the cluster is gone, or what Ray has there."""
+        self._cluster.check()
+        if self._heartbeat is not None:
+            try:
+                self._heartbeat.check({node for node, _ in self._places.values()} or None)
+            except ClusterLostError as error:
+                self._lost = error
+                raise
+
+    def _tell(self, sentence: str) -> None:
+        self._observer.notified(sentence)
 
     def _hear_interrupt(self) -> None:
         if self._observer.interrupted():
@@ -341,7 +362,7 @@ class RayWorkers:
 
     def wait(self, seconds: float) -> bool:
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)
-        self._cluster.check()
+        self._check_hosts()
         names = {ref: self._running.pop(ref) for ref in done}
         failures = _errors(done, names)
         if failures:
@@ -355,7 +376,7 @@ class RayWorkers:
             done, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK)
             failures = failures + _errors(done, others)
             try:
-                self._cluster.check()
+                self._check_hosts()
             except RunError as error:
                 return error
         cause = culprit(failures)
@@ -384,8 +405,7 @@ class RayWorkers:
         if node == this_node():
             found = whereabouts(pid)
         else:
-            there = NodeAffinitySchedulingStrategy(node, soft=False)
-            asked = ray.remote(whereabouts).options(num_cpus=0, scheduling_strategy=there).remote(pid)
+            asked = ray.remote(whereabouts).options(num_cpus=0, scheduling_strategy=on_node(node)).remote(pid)
             try:
                 found = ray.get(asked, timeout=_ELSEWHERE)
             except RayError:  # then the machine is what makes no headway
@@ -419,14 +439,14 @@ class RayWorkers:
 
     @property
     def has_cluster(self) -> bool:
-        """Whether Ray is there, as far as this process started it."""
-        return self._cluster.lost is None
+        """Whether Ray is there, as far as this process started it or nothing goes on without it."""
+        return self._cluster.lost is None and self._lost is None
 
     def salvage(self, epoch: int | None) -> Salvage:
         owners = {name.holds(self._spec): stage for name, stage in self._crew.stages.items()}
         if self._crew.coordinator is not None:
             owners[HOLDS] = self._crew.coordinator
-        if self._cluster.workers_end:
+        if self._cluster.workers_end or self._lost is not None:
             return Salvage(weights={}, last={}, lost=list(owners))
         return salvage(owners, epoch, self._fetch)
 
@@ -443,6 +463,8 @@ class RayWorkers:
 
     def close(self) -> None:
         """Ends every actor at once; what they had to say has been fetched."""
+        if self._heartbeat is not None:
+            self._heartbeat.close()
         # Without its own processes Ray would be waited for in vain; the workers end with what is left of it.
         self._crew.close(ray_is_there=self.has_cluster)
         self._running = {}
@@ -467,6 +489,19 @@ def _as_they_come(asked: Iterable[Any], seconds: float) -> dict[Any, float]:
         done, waiting = ray.wait(waiting, num_returns=1, timeout=left)
         come |= dict.fromkeys(done, time.time())
     return come
+
+
+def _doors(avoid: frozenset[str]) -> list[Door]:
+    """Where the machines of a cluster that was joined are knocked at."""
+    here, hosts = this_node(), living_hosts()
+    address, port = ray.get_runtime_context().gcs_address.rsplit(":", 1)
+    head = next((str(host) for host in hosts if host.address == address), address)
+    doors = [Door(name=head, address=address, port=int(port), process="head", node=None)]
+    for host in hosts:
+        if host.node not in avoid:
+            node = None if host.node == here else host.node
+            doors.append(Door(name=str(host), address=host.address, port=host.port, process="raylet", node=node))
+    return doors
 
 
 def _is_well(answer: Any) -> bool:

@@ -13,7 +13,7 @@ from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.controller import control
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.observer import Observer
-from workers.failures import OwnClusterLostError
+from workers.failures import ClusterLostError, HostLostError
 from workers.group import RayWorkers
 from workers.placement import room
 
@@ -30,6 +30,8 @@ class LastingWorkers:
     def __init__(self, spec: RunSpec, renew: Callable[[], None] | None = None) -> None:
         self._spec, self._renew = spec, renew
         self._group: RayWorkers | None = None
+        self._lost: frozenset[str] = frozenset()  # nodes by Ray's ids, which may not know it
+        self._began = False  # whether the run has had its workers
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -45,28 +47,36 @@ class LastingWorkers:
         try:
             workers = self._ready(observer, checkpointing)
             return control(self._spec, workers, observer, checkpointing)
-        except OwnClusterLostError as error:
+        except ClusterLostError as error:
             error.mends = self._renew is not None
+            raise
+        except HostLostError as error:
+            if error.nodes:  # Ray would start workers there again
+                self._lost |= error.nodes
+                self._end()
             raise
 
     def _ready(self, observer: Observer, checkpointing: Checkpointing) -> RayWorkers:
         """The workers, where the run begins this time."""
         group = self._group
-        if group is not None and group.has_cluster:
-            try:
+        try:
+            if group is not None and group.has_cluster:
                 group.begin(observer, checkpointing)
-            except NoRoomError as error:
-                return self._in_fewer_stages(error, observer, checkpointing)
-            return group
-        if group is not None:
-            self._end()
-            assert self._renew is not None, "the error said that nothing mends it"
-            observer.waits_for("starting Ray anew")
-            self._renew()
-        return self._start(observer, checkpointing)
+                return group
+            if group is not None:
+                self._end()
+                assert self._renew is not None, "the error said that nothing mends it"
+                observer.waits_for("starting Ray anew")
+                self._renew()
+            return self._start(observer, checkpointing)
+        except NoRoomError as error:
+            if not self._began:
+                raise
+            return self._in_fewer_stages(error, observer, checkpointing)
 
     def _start(self, observer: Observer, checkpointing: Checkpointing) -> RayWorkers:
-        self._group = self._stack.enter_context(RayWorkers(self._spec, observer, checkpointing))
+        self._group = self._stack.enter_context(RayWorkers(self._spec, observer, checkpointing, self._lost))
+        self._began = True
         return self._group
 
     def _end(self) -> None:
@@ -81,7 +91,7 @@ class LastingWorkers:
         """
         self._end()
         before, most = self._spec.num_stages, self._spec.num_stages - 1
-        while (count := room(self._spec, most)) > 0:
+        while (count := room(self._spec, most, self._lost)) > 0:
             self._spec = self._spec.in_stages(count)
             one = "stage" if count == 1 else "stages"
             observer.notified(f"There is room for {count} {one} of {before}. Going on in {count} {one}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Collection
 from typing import Any
 
 import ray
@@ -36,10 +37,15 @@ def bundles_of(spec: RunSpec, gpus: int) -> list[dict[str, float]]:
 
 
 def runtime_env(spec: RunSpec) -> dict[str, Any] | None:
-    """The environment of a stage's process where it is not the usual one; what the launching process has set stays."""
+    """The environment of a stage's process where it is not the usual one."""
     if spec.device == "cpu":
         return None
-    wanted = {**_GPU_ENVIRONMENT, **CARRIERS[spec.settings.pipeline.transport].environment}
+    return gpu_environment(spec.settings.pipeline.transport)
+
+
+def gpu_environment(transport: str) -> dict[str, Any]:
+    """That of a process that sends from GPU to GPU; what the launching process has set stays."""
+    wanted = {**_GPU_ENVIRONMENT, **CARRIERS[transport].environment}
     return {"env_vars": {name: os.environ.get(name, value) for name, value in wanted.items()}}
 
 
@@ -48,18 +54,22 @@ def look(with_links: bool) -> tuple[str, str]:
     return str(ray.get_gpu_ids()[0]), ask_nvidia_smi() if with_links else ""
 
 
-def room(spec: RunSpec, most: int) -> int:
-    """Stages that there is room for now, up to so many: what is free, as far as it lies on nodes that can hold one."""
+def room(spec: RunSpec, most: int, avoid: Collection[str] = ()) -> int:
+    """Stages that there is room for now, up to so many: what is free, as far as it lies on nodes that can hold one.
+
+    Args:
+        avoid: nodes by Ray's ids that none is to be on.
+    """
     kind, amount = ("CPU", spec.settings.pipeline.threads) if spec.device == "cpu" else ("GPU", 1)
     deadline = time.perf_counter() + _FREED
-    while (count := _room(kind, amount)) < most and time.perf_counter() < deadline:
+    while (count := _room(kind, amount, avoid)) < most and time.perf_counter() < deadline:
         time.sleep(_LOOK)
     return min(count, most)
 
 
-def _room(kind: str, amount: float) -> int:
-    on_nodes = sum(int(node["Resources"].get(kind, 0) // amount) for node in ray.nodes() if node["Alive"])
-    return min(on_nodes, int(ray.available_resources().get(kind, 0) // amount))
+def _room(kind: str, amount: float, avoid: Collection[str]) -> int:
+    free = ray._private.state.available_resources_per_node()  # of living nodes
+    return sum(int(there.get(kind, 0) // amount) for node, there in free.items() if node not in avoid)
 
 
 def described(bundles: list[dict[str, float]]) -> str:

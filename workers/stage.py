@@ -28,6 +28,7 @@ from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
 from pipeline.telemetry.profiler import StageProfiler
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.trace import StageTrace, TraceWish
+from pipeline.transport.base import DeviceKind
 from pipeline.transport.channel import Receiver
 from pipeline.transport.edges import EdgeGroups, Ends
 from workers.coordinator import RemoteState
@@ -69,7 +70,7 @@ class StageWorker(HasParts):
         die_of_sigterm()
         show_on_demand()
         self.spec, self.name = spec, name
-        self._device = _own_device(spec)
+        self._device = own_device("cuda" if spec.device == "cuda" else "cpu")
         configure_process(spec, self._device)
         reads = name.stage == 0 and not spec.settings.pipeline.feeders
         self._source = open_source(spec) if reads else None
@@ -254,9 +255,9 @@ class _Begun:
     inbox: Receiver | None = None
 
 
-def _own_device(spec: RunSpec) -> torch.device:
+def own_device(kind: DeviceKind) -> torch.device:
     """The GPU that Ray gave this actor. Ray names it as the node does, torch counts those that the process may see."""
-    if spec.device == "cpu":
+    if kind == "cpu":
         return torch.device("cpu")
     given, visible = str(ray.get_gpu_ids()[0]), os.environ.get("CUDA_VISIBLE_DEVICES")
     return torch.device("cuda", visible.split(",").index(given) if visible else int(given))

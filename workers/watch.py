@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ray.exceptions import RayError
 
-from workers.failures import OwnClusterLostError, failure_of
+from workers.failures import ClusterLostError, failure_of
 
 LOST_AFTER = 6.0
 """Seconds without a way to a worker after which the run ends: Ray mends a short interruption by itself."""
@@ -62,7 +62,7 @@ class OwnCluster:
 
     def __init__(self) -> None:
         self._processes = {pid: kind for pid, kind in _children() if kind in self._KINDS}
-        self.lost: OwnClusterLostError | None = None
+        self.lost: ClusterLostError | None = None
         self.workers_end = False
         """Whether the workers end as well: they do with the process that started them."""
 
@@ -72,13 +72,13 @@ class OwnCluster:
         return bool(self._processes)
 
     def check(self) -> None:
-        """Raises OwnClusterLostError once one of them has died."""
+        """Raises ClusterLostError once one of them has died."""
         if self.lost is None and self._processes:
             there = dict(_children())
             gone = [f"{kind} (process {pid})" for pid, kind in self._processes.items() if pid not in there]
             if gone:
                 self.workers_end = any(kind == "raylet" for pid, kind in self._processes.items() if pid not in there)
-                self.lost = OwnClusterLostError(
+                self.lost = ClusterLostError(
                     f"host {os.uname().nodename} lost: Ray's {' and '.join(gone)} has died: it can no "
                     "longer watch the workers there"
                 )

@@ -68,7 +68,8 @@ class Display:
         self._steps: dict[int, int] = {}  # of an epoch, as far as they were trained in this part of the run
         self._begun_at = 0.0  # epochs that were done when this part of the run began
         self._meters = [Meter() for _ in range(spec.num_stages)]
-        self._statuses: list[Status] = []
+        self._statuses: list[Status] = []  # since the run was divided into its present stages
+        self._begun_once = False
         self._begun = time.perf_counter()
         self._last_line = self._begun
         settings = spec.settings
@@ -119,6 +120,7 @@ class Display:
         """The run goes on in the stages of ``spec``."""
         self._spec = spec
         self._meters = [Meter() for _ in range(spec.num_stages)]
+        self._statuses = []
 
     def wait_for(self, what: str) -> None:
         """Says what the run waits for before its first batch."""
@@ -147,7 +149,9 @@ class Display:
             self._begun = time.perf_counter()  # start-up does not count into the time left
             if statuses[0].kind is Kind.TRAIN:
                 self._begun_at = statuses[0].epoch + statuses[0].step / self._num_batches
-            self._begin(statuses)
+            if not self._begun_once:
+                self._begin(statuses)
+            self._begun_once = True
         self._statuses = statuses
         for status, meter in zip(statuses, self._meters, strict=True):
             meter.add(status)

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +24,9 @@ from pipeline.runtime.history import RunResult
 from pipeline.runtime.states import Course
 from pipeline.telemetry.clock import TimeBreakdown, TimeCategory
 from pipeline.telemetry.reports import LayerReport
-from workers.hosts import Host
+
+if TYPE_CHECKING:
+    from workers.hosts import Host  # it imports Ray, which a run without it does not need
 
 _FORMAT = 2
 _BEST = {
