@@ -66,7 +66,7 @@ def take_profile(settings: Settings, dataset: Dataset, devices: Devices) -> tupl
             f"{settings.method.kind} trains layers one after the other, and what can be timed and predicted is layers "
             "that learn at the same time. Use --partition even, or give the layers of each stage."
         )
-    if settings.pipeline.executor == "ray" and where(settings.pipeline).joined:
+    if settings.pipeline.executor == "ray" and where(settings.pipeline.ray_address).joined:
         return spec, profile_cluster(spec, devices)
     # GPUs do not slow each other down; stages beyond the layers there are would have nothing to do.
     num_busy = min(devices.count, spec.num_layers) if devices.kind == "cpu" else 1

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from launch.cli import main
-from pipeline.config.settings import PipelineSettings
 from workers.where import where
 
 _NOBODY = 65534
@@ -53,19 +52,19 @@ def raylet() -> Iterator[str]:
 
 
 def test_without_a_word_and_without_a_node_here_a_run_has_a_cluster_of_its_own(folder: Path) -> None:
-    assert not where(PipelineSettings()).joined
+    assert not where(None).joined
 
 
 def test_a_node_that_runs_here_is_joined(folder: Path, raylet: str) -> None:
     (folder / "ray_current_cluster").write_text(raylet)
-    place = where(PipelineSettings())
+    place = where(None)
     assert (place.address, place.why.split(";")[0]) == ("auto", "a Ray node runs on this machine")
 
 
 def test_a_node_that_is_gone_is_not_waited_for(folder: Path) -> None:
     """Ray leaves its note behind where it is killed."""
     (folder / "ray_current_cluster").write_text("192.0.2.1:6379")
-    assert not where(PipelineSettings()).joined
+    assert not where(None).joined
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to run something as another user")
@@ -73,11 +72,11 @@ def test_a_node_that_somebody_else_runs_here_is_not_joined(folder: Path) -> None
     """Whoever may write to Ray's folder in /tmp could have runs join a cluster of theirs."""
     with node(user=_NOBODY) as address:
         (folder / "ray_current_cluster").write_text(address)
-        assert not where(PipelineSettings()).joined
+        assert not where(None).joined
 
 
 def test_a_private_cluster_of_another_run_is_not_joined(folder: Path, raylet: str) -> None:
-    assert not where(PipelineSettings()).joined
+    assert not where(None).joined
 
 
 def test_a_name_goes_before_the_environment_and_that_before_a_node_here(
@@ -85,9 +84,9 @@ def test_a_name_goes_before_the_environment_and_that_before_a_node_here(
 ) -> None:
     (folder / "ray_current_cluster").write_text(raylet)
     monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
-    assert where(PipelineSettings()).address == "ray://elsewhere:10001"
-    assert where(PipelineSettings(ray_address="auto")).address == "auto"
-    assert not where(PipelineSettings(ray_address="local")).joined
+    assert where(None).address == "ray://elsewhere:10001"
+    assert where("auto").address == "auto"
+    assert not where("local").joined
 
 
 def test_the_first_line_says_which_cluster_and_why(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

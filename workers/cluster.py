@@ -74,7 +74,7 @@ class StartingCluster:
         """Errors as of ``wait``, where they show at once."""
         pipe, ray = self._settings.pipeline, sys.modules.get("ray")
         if pipe.ray_address is not None or ray is None or not ray.is_initialized():
-            knock(where(pipe).address)
+            knock(where(pipe.ray_address).address)
         self._thread.start()
         return self
 
@@ -95,9 +95,9 @@ class StartingCluster:
 
     def hosts(self) -> list[Host]:
         """The machines of a cluster that was joined; none of a private one, which is this machine."""
-        from workers.hosts import hosts  # noqa: PLC0415 (it imports Ray, which is here by now)
+        from workers.hosts import living_hosts  # noqa: PLC0415 (it imports Ray, which is here by now)
 
-        return [] if self.is_private else hosts()
+        return [] if self.is_private else living_hosts()
 
     @property
     def token(self) -> str | None:
@@ -222,7 +222,7 @@ def _join_or_start(settings: Settings) -> tuple[Devices, PrivateCluster | None]:
     import ray  # noqa: PLC0415
 
     pipe = settings.pipeline
-    place = where(pipe)
+    place = where(pipe.ray_address)
     if ray.is_initialized():
         return _cluster_devices(pipe), None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a training run calls nobody
@@ -242,7 +242,9 @@ def _join_or_start(settings: Settings) -> tuple[Devices, PrivateCluster | None]:
 
         return devices, PrivateCluster(cores + pipe.feeders + coordinators, gpus, dashboard=pipe.dashboard)
     join(place.address)
-    return _cluster_devices(pipe), None
+    devices = _cluster_devices(pipe)
+    _check_hosts(devices)
+    return devices, None
 
 
 def join(address: str) -> None:
@@ -262,6 +264,40 @@ def join(address: str) -> None:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         raise ResourcesError(unreachable(address, str(error).splitlines()[0])) from error
+
+
+@contextmanager
+def joined_cluster(address: str) -> Iterator[None]:
+    """Ray's cluster at an address, whatever its machines have and hold: to look at it.
+
+    Raises:
+        ResourcesError: it cannot be reached.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray  # noqa: PLC0415
+
+    ours = not ray.is_initialized()
+    if ours:
+        with _handlers_kept():
+            join(address)
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _check_hosts(devices: Devices) -> None:
+    """Refuses a cluster whose machines differ in what a run's numbers depend on, as far as they may hold a worker.
+
+    Raises:
+        ResourcesError: they differ; the message names them.
+    """
+    from workers.hosts import living_hosts  # noqa: PLC0415 (it imports Ray, which is here by now)
+    from workers.software import require_same_software  # noqa: PLC0415
+
+    here, *others = living_hosts()
+    require_same_software([here, *(host for host in others if (host.gpus if devices.kind == "cuda" else host.cores))])
 
 
 def _cluster_devices(settings: PipelineSettings) -> Devices:

@@ -22,7 +22,7 @@ from pipeline.runtime.observer import Observer
 from workers.coordinator import NAME as COORDINATOR
 from workers.coordinator import CoordinatorWorker
 from workers.feeder import FeederWorker, check_source
-from workers.hosts import hosts, on_node, this_node
+from workers.hosts import living_hosts, on_node, this_node
 from workers.names import StageName
 from workers.placement import bundles_of, described, look, missing, runtime_env
 from workers.stage import StageWorker
@@ -182,7 +182,7 @@ class Crew:
             seen = ask(looks)
             places = [Place(node, gpu) for node, (gpu, _) in zip(nodes, seen, strict=True)]
             links = {node: links_in(told) for node, (_, told) in zip(nodes, seen, strict=True) if told}
-        return stage_order(places, [host.node for host in hosts()], links)
+        return stage_order(places, [host.node for host in living_hosts()], links)
 
     def close(self, *, ray_is_there: bool) -> None:
         """Ends every actor at once, and gives their places back."""

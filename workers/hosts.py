@@ -45,7 +45,7 @@ def this_node() -> str:
     return node
 
 
-def hosts() -> list[Host]:
+def living_hosts() -> list[Host]:
     """The machines that Ray counts as alive, in the order in which stages go over them: the launching one first, as
     feeders are there, then by address, as neighbours tend to be near."""
     found = [

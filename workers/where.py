@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.config.settings import PipelineSettings
 from pipeline.errors import ResourcesError
 
 LOCAL = "local"
@@ -32,10 +31,14 @@ class Where:
         return self.address != LOCAL
 
 
-def where(pipe: PipelineSettings) -> Where:
-    """Which cluster a run is on: the one that is named, else that of this machine, else one of its own."""
-    if pipe.ray_address is not None:
-        return Where(pipe.ray_address, "`ray_address`")
+def where(given: str | None) -> Where:
+    """Which cluster a run is on: the one that is named, else that of this machine, else one of its own.
+
+    Args:
+        given: the setting `ray_address`.
+    """
+    if given is not None:
+        return Where(given, "`ray_address`")
     if address := os.environ.get("RAY_ADDRESS"):
         return Where(address, "RAY_ADDRESS is set")
     if _node_here() is not None:

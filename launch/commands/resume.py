@@ -70,7 +70,7 @@ def resume_run(arguments: ResumeArguments, console: Console, *, began: float, in
     with ExitStack() as stack:
         stack.enter_context(heard_by(interrupts.hear))
         on_ray = settings.pipeline.executor == "ray"
-        say(aside, as_flags(opening(settings, where(settings.pipeline) if on_ray else None)))
+        say(aside, as_flags(opening(settings, where(settings.pipeline.ray_address) if on_ray else None)))
         starting = stack.enter_context(StartingCluster(settings)) if on_ray else None
         settings, dataset = open_dataset(settings, aside)
         if dataset.index.content_hash != saved["data"]["content_hash"]:

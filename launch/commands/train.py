@@ -84,8 +84,8 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(heard_by(interrupts.hear))
         on_ray = settings.pipeline.executor == "ray"
-        needs_ray = on_ray and (not arguments.dry_run or where(settings.pipeline).joined)
-        say(aside, as_flags(opening(settings, where(settings.pipeline) if needs_ray else None)))
+        needs_ray = on_ray and (not arguments.dry_run or where(settings.pipeline.ray_address).joined)
+        say(aside, as_flags(opening(settings, where(settings.pipeline.ray_address) if needs_ray else None)))
         starting = stack.enter_context(StartingCluster(settings)) if needs_ray else None
         settings, dataset = open_dataset(settings, aside)
         if starting is not None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -29,10 +29,15 @@ from launch.output.console import counted, say
 from launch.output.run_folder import command_line
 from pipeline.data.prepare import default_data_dir
 from pipeline.errors import RunError, UserError
+from workers.cluster import joined_cluster
+from workers.where import where
 
 _MADE_UP = "made-up-images"
 _ABOUT = """Is this machine fit for a run: a line for each thing that one needs, ok, warning or problem, with what to
 do. Exit status 1 where no run can work.
+
+launch doctor --address ADDRESS: the same of every host of a Ray cluster, whether they have the same software, and
+what the channels between neighbours do: MB/s, µs, losses.
 
 launch doctor --gpu: tests and measures everything a report on GPUs should say, step by step, into a folder that can be
 attached to an issue: no names, paths or addresses of yours are in it. With --device cpu the same in small sizes, to see
@@ -49,6 +54,9 @@ class DoctorArguments:
 
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write what was found to this file. Default: nothing is written."""
+    address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Ray cluster to look at, as auto or 10.0.0.1:6379; local: this machine alone. Default: $RAY_ADDRESS, else that of a
+    Ray node that runs here, else local."""
     gpu: tyro.conf.FlagCreatePairsOff[bool] = False
     """Test and measure everything, and write a report."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -80,10 +88,16 @@ def doctor(arguments: list[str], console: Console) -> None:
     asked = parse(DoctorArguments, arguments, command="launch doctor", default=DoctorArguments(), about=_ABOUT)
     if asked.gpu and not asked.minutes > 0:
         raise UserError(f"--minutes {asked.minutes:g}: must be above 0.")
-    machine = look()
-    findings = check(machine)
-    if asked.json is not None:
-        _write(asked.json, machine, findings)
+    if asked.gpu and asked.address is not None:
+        raise UserError("--gpu --address: --gpu measures this machine alone. Leave one of them out.")
+    place = where(asked.address)
+    if place.joined and not asked.gpu:
+        findings = _look_at_cluster(asked, place.address, console)
+    else:
+        machine = look()
+        findings = check(machine)
+        if asked.json is not None:
+            _write(asked.json, findings, {"machine": asdict(machine)})
     for finding in findings:
         say(console, line(finding))
     if asked.gpu:
@@ -151,8 +165,20 @@ def _measure(asked: DoctorArguments, machine: Machine, findings: Sequence[Findin
         raise RunError(f"{counted(len(failed), 'step')} failed: {', '.join(failed)}. The report says why.")
 
 
-def _write(file: Path, machine: Machine, findings: Sequence[Finding]) -> None:
-    values = {"format": 1, "machine": asdict(machine), "findings": [asdict(finding) for finding in findings]}
+def _look_at_cluster(asked: DoctorArguments, address: str, console: Console) -> list[Finding]:
+    say(console, f"looking at the hosts of {address} …")
+    with joined_cluster(address):
+        from launch.doctor.cluster import check_cluster, look_at_cluster  # noqa: PLC0415 (it imports Ray)
+
+        cluster = look_at_cluster(lambda said: say(console, said))
+    findings = check_cluster(cluster)
+    if asked.json is not None:
+        _write(asked.json, findings, cluster.values())
+    return findings
+
+
+def _write(file: Path, findings: Sequence[Finding], found: dict[str, Any]) -> None:
+    values = {"format": 1, **found, "findings": [asdict(finding) for finding in findings]}
     try:
         file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:

@@ -73,7 +73,7 @@ def plan(arguments: list[str], console: Console) -> None:
     with ProgressLine(console) as line:
         dataset = build.open_data(settings, progress=line.report)
     settings = build.resolve(settings, dataset)
-    joins = settings.pipeline.executor == "ray" and where(settings.pipeline).joined
+    joins = settings.pipeline.executor == "ray" and where(settings.pipeline.ray_address).joined
     pipe = settings.pipeline
     with ExitStack() as stack:
         if joins:

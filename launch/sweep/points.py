@@ -66,7 +66,7 @@ def _planned(point: Point, settings: Settings) -> Planned:
     dataset = build.open_data(settings)
     settings = build.resolve(settings, dataset)
     pipe = settings.pipeline
-    if where(settings.pipeline).joined:
+    if where(settings.pipeline.ray_address).joined:
         return Planned(point=point, kind=CLUSTER, devices=1)
     devices = local_devices(pipe.device, pipe.threads, pipe.precision)
     build_run(untimed(settings), devices, dataset=dataset)

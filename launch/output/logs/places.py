@@ -64,7 +64,7 @@ class Logs:
 def kinds_of(settings: Settings) -> list[str]:
     """Where a run's figures go: to Ray's metrics too where somebody may look at those."""
     pipe = settings.pipeline
-    looked_at = pipe.executor == "ray" and (pipe.dashboard or where(settings.pipeline).joined)
+    looked_at = pipe.executor == "ray" and (pipe.dashboard or where(settings.pipeline.ray_address).joined)
     return [*settings.log, *([RayMetrics.kind] if looked_at else [])]
 
 

@@ -1,0 +1,154 @@
+"""Runs on several machines: other software is refused, and a machine that is lost is named and done without.
+
+The machines are namespaces of this one, each with a cable of its own and a Ray started by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support_cli import ROOT
+from tests.support_hosts import Hosts, missing
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(missing() is not None, reason=missing() or ""),
+]
+
+_PORT = 6379
+_LONG = 120.0  # seconds: no more than that nothing hangs
+_WITH = ["env", "RAY_AUTH_MODE=disabled", "RAY_USAGE_STATS_ENABLED=0", "LOCALPIPE_DATA=/root/data", "COLUMNS=160"]
+_RUN = [
+    *("cff-vit", "--dim", "16", "--heads", "2", "--depth", "3", "--epochs", "40", "--readout-epochs", "1"),
+    *("--checkpoint-every", "25", "--resource-timeout", "3"),
+]
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    """Three machines of one core each in a Ray cluster, whose head is the first."""
+    with Hosts(3) as hosts:
+        for host in (1, 2, 3):
+            for room in ("pipeline", "workers", "launch"):
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / room, hosts.home(host) / "localpipe" / room, ignore=ignored)
+            where = ["--head", f"--port={_PORT}"] if host == 1 else [f"--address={hosts.address(1)}:{_PORT}"]
+            own = [f"--node-ip-address={hosts.address(host)}", "--num-cpus=1", "--object-store-memory=134217728"]
+            started = hosts.run(host, *_WITH, "ray", "start", *where, *own)
+            assert started.returncode == 0, started.stdout
+        yield hosts
+
+
+def launched(hosts: Hosts, *arguments: str) -> subprocess.Popen[str]:
+    """`launch` on the first machine."""
+    return hosts.start(1, *_WITH, "python", "-u", "-m", "launch", *arguments)
+
+
+def said_by(process: subprocess.Popen[str]) -> str:
+    """All that a command prints. It must end."""
+    try:
+        return process.communicate(timeout=_LONG)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"a command does not end:\n{process.communicate()[0]}") from None
+
+
+def joined(hosts: Hosts) -> list[str]:
+    return ["--ray-address", f"{hosts.address(1)}:{_PORT}"]
+
+
+def bits(hosts: Hosts, run: str) -> bytes:
+    return (hosts.home(1) / run / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(hosts: Hosts) -> bytes:
+    """What the serial loop learns."""
+    done = hosts.run(1, *_WITH, "python", "-m", "launch", *_RUN, "--executor", "serial", "--run-dir", "serial")
+    assert done.returncode == 0, done.stdout
+    return bits(hosts, "serial")
+
+
+def disturbed(hosts: Hosts, run: str, stages: int, disturb: Callable[[], None]) -> str:
+    """What a run prints that is disturbed in its tenth epoch. It must end well."""
+    process = launched(hosts, *_RUN, *joined(hosts), "--stages", str(stages), "--run-dir", run)
+    said: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("epoch 10/"):
+            disturb()
+    assert process.wait() == 0, "".join(said)
+    return "".join(said)
+
+
+def test_doctor_looks_at_every_host_and_between_them(hosts: Hosts) -> None:
+    said = said_by(launched(hosts, "doctor", *joined(hosts)))
+    one, two, three = (hosts.name(host) for host in (1, 2, 3))
+    assert f"launched on {one}" in said
+    channels = [line for line in said.splitlines() if " channel " in line]
+    assert len(channels) == 2 and all("gloo" in line and "MB/s" in line and "sent again" in line for line in channels)
+    assert "localpipe: 0.1.0 (files " in said and "on every host" in said
+    assert f"clock on {two}: " in said and f"clock on {three}: " in said
+
+
+def test_a_host_with_other_sources_is_refused_before_anything_is_started(hosts: Hosts) -> None:
+    file = hosts.home(3) / "localpipe" / "pipeline" / "rng.py"
+    before = file.read_text()
+    file.write_text(before + "# changed\n")
+    try:
+        process = launched(hosts, *_RUN, *joined(hosts), "--run-dir", "refused")
+        said = said_by(process)
+    finally:
+        file.write_text(before)
+    assert process.returncode == 1
+    last = said.splitlines()[-1]
+    assert last.startswith("error: The hosts of the cluster differ: localpipe is ")
+    assert f"{hosts.name(1)} ({hosts.address(1)})" in last and f"{hosts.name(3)} ({hosts.address(3)})" in last
+    assert not (hosts.home(1) / "refused").exists()
+
+
+def test_data_that_a_first_stage_elsewhere_lacks_are_said_before_anything_is_started(hosts: Hosts) -> None:
+    """Nothing has room on the launching machine, so with no feeder another one reads."""
+    busy = launched(hosts, *_RUN, *joined(hosts), "--stages", "1", "--epochs", "10000", "--run-dir", "busy")
+    assert busy.stdout is not None
+    for line in busy.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    try:
+        process = launched(hosts, *_RUN, *joined(hosts), "--stages", "2", "--feeders", "0", "--run-dir", "elsewhere")
+        said = said_by(process)
+    finally:
+        os.killpg(busy.pid, signal.SIGTERM)
+        said_by(busy)
+    assert process.returncode == 1
+    assert "digits cannot be read on " in said and "Prepare the same data set on every node that feeds" in said
+    assert not (hosts.home(1) / "elsewhere").exists()
+
+
+def test_where_rays_process_is_killed_the_host_is_named_and_done_without(hosts: Hosts, undisturbed: bytes) -> None:
+    said = disturbed(hosts, "killed", 3, lambda: _kill_raylet(hosts, 2))
+    assert f"host {hosts.name(2)} ({hosts.address(2)}) lost: Ray's raylet there has died" in said
+    assert "There is room for 2 stages of 3. Going on in 2 stages." in said
+    assert bits(hosts, "killed") == undisturbed
+
+
+def test_where_a_cable_is_cut_the_host_is_named_and_done_without(hosts: Hosts, undisturbed: bytes) -> None:
+    """On the two machines that the test before has left."""
+    said = disturbed(hosts, "cut", 2, lambda: hosts.cut(3))
+    host = f"host {hosts.name(3)} ({hosts.address(3)})"
+    assert f"{host} has not answered for " in said
+    assert f"{host} lost: it has not answered for " in said
+    assert "There is room for 1 stage of 2. Going on in 1 stage." in said
+    assert bits(hosts, "cut") == undisturbed
+
+
+def _kill_raylet(hosts: Hosts, host: int) -> None:
+    hosts.run(host, "bash", "-c", "kill -9 $(ps -eo pid,args | awk '/raylet\\/raylet /{print $1; exit}')")
