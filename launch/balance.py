@@ -1,8 +1,9 @@
-"""Timing a run's layers where its stages will work, and `--partition balanced`, which rests on it."""
+"""What is decided by measuring, where a run's stages will work: `--partition balanced` and `--queue-depth auto`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 from rich.console import Console
 
@@ -10,40 +11,116 @@ from launch.output.console import say
 from pipeline.config import build, checks
 from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
+from pipeline.config.partition import partition, sized
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import Settings
+from pipeline.config.settings import NEAR_DEPTH, Settings
 from pipeline.data.loader import Dataset
 from pipeline.errors import UserError
-from pipeline.planning.predict import Planner, Site, listed, shown
+from pipeline.planning.predict import Planner, Site, Stages, listed, shown
 from pipeline.planning.profile import Profile, profile_here
 from workers.profiling import profile_cluster
 from workers.where import where
 
+_NEAR = 1e-3  # seconds one way, which a queue of NEAR_DEPTH hides at any step that is worth a stage
 
-def resolve_partition(settings: Settings, dataset: Dataset, devices: Devices, console: Console) -> Settings:
-    """Settings with sizes in place of ``--partition balanced``; others as they are. Says what was decided.
 
-    With ``--stages auto`` it decides the number of stages as well: the fewest that are within 2 % of the fastest.
+def resolve_measured(settings: Settings, dataset: Dataset, devices: Devices, console: Console) -> Settings:
+    """Settings with numbers in place of ``--partition balanced`` and ``--queue-depth auto``; others as they are. Says
+    what was decided.
+
+    With ``--stages auto`` a balanced partition decides the number of stages as well: the fewest that are within 2 % of
+    the fastest.
 
     Raises:
+        ResourcesError: a channel between two hosts does not work.
         RunError: the layers could not be timed here.
     """
+    timed = _Timed(settings, dataset, devices)
+    site = Site(devices=devices.count)
+    if settings.pipeline.queue_depth == "auto":
+        site = measured_site(settings, devices)
+    settings = _resolve_partition(settings, timed, site, console)
+    return _resolve_depth(settings, timed, site, console)
+
+
+class _Timed:
+    """The layers' times, taken once and only if they are asked for."""
+
+    def __init__(self, settings: Settings, dataset: Dataset, devices: Devices) -> None:
+        self._settings, self._dataset, self.devices = settings, dataset, devices
+
+    @cached_property
+    def _taken(self) -> tuple[RunSpec, Profile]:
+        return take_profile(self._settings, self._dataset, self.devices)
+
+    @property
+    def planner(self) -> Planner:
+        return Planner(*self._taken)
+
+    @property
+    def seconds(self) -> float:
+        """That it took."""
+        return self._taken[1].took
+
+
+def measured_site(settings: Settings, devices: Devices) -> Site:
+    """The devices, and what is between them: as measured between the hosts of a cluster of several.
+
+    Raises:
+        ResourcesError: a channel between two hosts does not work.
+    """
+    if settings.pipeline.executor == "ray" and joins_cluster(settings):
+        from workers.channels import link_between_hosts  # noqa: PLC0415 (it imports Ray)
+
+        link = link_between_hosts("cuda" if devices.kind == "cuda" else "cpu")
+        if link is not None:
+            return Site(devices=devices.count, link=link.bytes_per_second, delay=link.delay)
+    return Site(devices=devices.count)
+
+
+def _resolve_partition(settings: Settings, timed: _Timed, site: Site, console: Console) -> Settings:
     pipe = settings.pipeline
     if pipe.partition != "balanced":
         return settings
-    num_layers, most = checks.num_layers(settings), build.num_stages(settings, devices.count)
+    num_layers, most = checks.num_layers(settings), build.num_stages(settings, site.devices)
     if most == 1 or (pipe.stages != "auto" and most == num_layers):  # there is but one way
         return _with_sizes(settings, (num_layers // most,) * most)
-    spec, profile = take_profile(settings, dataset, devices)
-    planner, site = Planner(spec, profile), Site(devices=devices.count)
+    planner = timed.planner
     stages = planner.choose(site) if pipe.stages == "auto" else planner.balanced(pipe.stages)
     prediction = planner.predict(stages, site)
     say(
         console,
-        f"timed {num_layers} layers in {profile.took:.0f} s: layers {shown(stages)} (--partition {listed(stages)}), "
+        f"timed {num_layers} layers in {timed.seconds:.0f} s: layers {shown(stages)} (--partition {listed(stages)}), "
         f"{prediction.images_per_second:,.0f} images/s predicted, limited by {prediction.limit}",
     )
     return _with_sizes(settings, tuple(len(layers) for layers in stages))
+
+
+def _resolve_depth(settings: Settings, timed: _Timed, site: Site, console: Console) -> Settings:
+    if settings.pipeline.queue_depth != "auto":
+        return settings
+    count = build.num_stages(settings, site.devices)
+    depth = NEAR_DEPTH
+    if site.delay > _NEAR and count > 1:
+        stages = launched_stages(timed.planner, settings, site)
+        depth = timed.planner.choose_depth(stages, site)
+        say(
+            console,
+            f"messages between hosts are {site.delay * 1e3:,.0f} ms under way: --queue-depth {depth}, "
+            f"{timed.planner.rate(stages, site, depth=depth):,.0f} images/s predicted",
+        )
+    return replace(settings, pipeline=replace(settings.pipeline, queue_depth=depth))
+
+
+def launched_stages(planner: Planner, settings: Settings, site: Site) -> Stages:
+    """The stages that `launch PRESET` with the same flags would have."""
+    pipe = settings.pipeline
+    if isinstance(pipe.partition, tuple):
+        return sized(pipe.partition)
+    if pipe.partition == "balanced" and pipe.stages == "auto" and pipe.executor != "serial":
+        return planner.choose(site)
+    count = build.num_stages(settings, site.devices)
+    return planner.balanced(count) if pipe.partition == "balanced" else partition(checks.num_layers(settings), count)
 
 
 def _with_sizes(settings: Settings, sizes: tuple[int, ...]) -> Settings:
@@ -64,7 +141,8 @@ def take_profile(settings: Settings, dataset: Dataset, devices: Devices) -> tupl
     if len(spec.phases) > 1:
         raise UserError(
             f"{settings.method.kind} trains layers one after the other, and what can be timed and predicted is layers "
-            "that learn at the same time. Use --partition even, or give the layers of each stage."
+            "that learn at the same time. Use --partition even or give the layers of each stage, and --queue-depth a "
+            "number."
         )
     if settings.pipeline.executor == "ray" and where(settings.pipeline.ray_address).joined:
         return spec, profile_cluster(spec, devices)

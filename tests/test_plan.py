@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from launch.balance import resolve_partition, take_profile
+from launch.balance import resolve_measured, take_profile
 from launch.cli import main
 from launch.plan import measure
 from launch.plan.report import verdict
@@ -95,6 +95,17 @@ def test_a_slow_link_asks_for_fewer_bytes() -> None:
     best = plan.changes(partition(2, 2), slow)[0]
     assert best.what == "`transfer_dtype` bf16"
     assert best.gain == pytest.approx(1, rel=1e-3)
+
+
+def test_a_long_way_asks_for_the_least_depth_that_hides_it() -> None:
+    """2 s a step of either stage, 7 s one way: 8 buffers are away for 16 s, and 6 lose a quarter."""
+    plan, far = planner([2, 2]), Site(devices=2, link=1e12, delay=7.0)
+    assert plan.predict(partition(2, 2), far).limit == Limit("link", 0)
+    assert plan.choose_depth(partition(2, 2), far) == 8
+    assert plan.choose_depth(partition(2, 2), Site(devices=2)) == 2
+    assert plan.rate(partition(2, 2), far, depth=2) == pytest.approx(6 * 3 / 16, rel=1e-2)
+    best = plan.changes(partition(2, 2), far)[0]
+    assert best.what == "`queue_depth` 8"
 
 
 def test_steps_that_vary_ask_for_a_deeper_queue() -> None:
@@ -241,7 +252,7 @@ def test_a_balanced_run_has_its_sizes_in_its_settings_and_the_serial_bits(small_
     asked = replace(small_settings, pipeline=pipe)
     dataset = build.open_data(asked)
     console = Console(record=True, width=200)
-    settings = resolve_partition(build.resolve(asked, dataset), dataset, Devices("cpu", 2), console)
+    settings = resolve_measured(build.resolve(asked, dataset), dataset, Devices("cpu", 2), console)
     sizes = settings.pipeline.partition
     assert isinstance(sizes, tuple)
     assert (sum(sizes), len(sizes), settings.pipeline.stages) == (4, 2, 2)
@@ -265,7 +276,7 @@ def test_where_there_is_but_one_way_nothing_is_timed(
     asked = replace(small_settings, pipeline=replace(small_settings.pipeline, partition="balanced", **values))
     dataset = build.open_data(asked)
     console = Console(record=True)
-    settings = resolve_partition(build.resolve(asked, dataset), dataset, Devices("cpu", devices), console)
+    settings = resolve_measured(build.resolve(asked, dataset), dataset, Devices("cpu", devices), console)
     assert settings.pipeline.partition == sizes
     assert not console.export_text()
 
@@ -273,7 +284,7 @@ def test_where_there_is_but_one_way_nothing_is_timed(
 def test_other_partitions_stay_as_they_are(small_settings: Settings) -> None:
     dataset = build.open_data(small_settings)
     for settings in (small_settings, divided(small_settings, 1, 3)):
-        assert resolve_partition(settings, dataset, Devices("cpu", 2), Console()) is settings
+        assert resolve_measured(settings, dataset, Devices("cpu", 2), Console()) is settings
 
 
 # ---------------------------------------------------------------------------------------------------------------------

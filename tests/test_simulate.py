@@ -80,6 +80,20 @@ def test_a_deeper_queue_lets_the_first_stage_run_further_ahead() -> None:
         assert sum(end < at for end in outcome.ended[0]) == 42 + depth + 1
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 8])
+@pytest.mark.parametrize("delay", [0.0, 0.7, 2.0, 5.0])
+def test_over_a_long_way_a_buffer_is_away_for_a_round_trip_and_a_step(depth: int, delay: float) -> None:
+    """Of depth + 1 buffers each takes a message, is worked on for 1 s, and is heard to be free a round trip later."""
+    outcome = simulate(stages_of([0.5, 1.0], queue_depth=depth, edges=(Edge(delay=delay),)), num_steps=300)
+    assert outcome.steps_per_second == pytest.approx(min(1.0, (depth + 1) / (2 * delay + 1.0)), rel=5e-3)
+
+
+def test_a_long_way_is_what_limits_until_the_queue_is_deep_enough() -> None:
+    far = stages_of([1.0, 1.0], queue_depth=2, edges=(Edge(delay=3.0),))
+    assert limit(far) == Limit("link", 0)
+    assert limit(replace(far, queue_depth=6)).kind == "stage"
+
+
 def test_a_shallow_queue_loses_by_jitter_what_a_deeper_one_keeps() -> None:
     rates = [
         simulate(stages_of([1.0] * 3, queue_depth=depth, jitter=0.3), num_steps=2000).steps_per_second

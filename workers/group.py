@@ -212,7 +212,7 @@ class RayWorkers:
         edges = edges_of(self._spec, self._all({first: one.edge_bytes.remote()})[0])
         pipe = self._spec.settings.pipeline
         self._observer.waits_for("joining neighbours")
-        groups = EdgeGroups(edges, len(workers), pipe.stall_timeout, pipe.queue_depth)
+        groups = EdgeGroups(edges, len(workers), pipe.stall_timeout, pipe.depth)
         self._all({first: one.open_exchange.remote(groups.secret)})
         self._all({name: worker.connect.remote(groups, one) for name, worker in zip(names, workers, strict=True)})
         self.devices = self._all({name: stage.describe.remote() for name, stage in stages.items()})

@@ -212,13 +212,13 @@ def _work(spec: RunSpec, index: int, shapes: Shapes) -> Callable[[None], int]:
         clock, pipe = Clock(), spec.settings.pipeline
         inbox, outbox = (
             LocalChannel(
-                name, depth=pipe.queue_depth, stall_timeout=pipe.stall_timeout, sender_clock=clock, receiver_clock=clock
+                name, depth=pipe.depth, stall_timeout=pipe.stall_timeout, sender_clock=clock, receiver_clock=clock
             )
             for name in ("in", "out")
         )
 
         def feed() -> None:
-            for step in range(_STEPS + pipe.queue_depth):
+            for step in range(_STEPS + pipe.depth):
                 inbox.send(Message(Kind.TRAIN, 0, step, 0, last=False, tensors=tensors))
             inbox.send(Message(Kind.STOP))
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from launch.balance import resolve_partition
+from launch.balance import resolve_measured
 from launch.bench.protocol import DeviceUse, Round, Runner
 from launch.presets import PRESETS
 from pipeline.config import build, checks
@@ -102,7 +102,7 @@ def spec_of(row: Row, settings: Settings, devices: Devices, console: Console) ->
     settings = replace(settings, pipeline=pipe)
     checks.check(settings)
     dataset = build.open_data(settings)
-    settings = resolve_partition(build.resolve(settings, dataset), dataset, devices, console)
+    settings = resolve_measured(build.resolve(settings, dataset), dataset, devices, console)
     return build_run(settings, devices, dataset=dataset)
 
 
@@ -129,7 +129,7 @@ def turns_of(spec: RunSpec, source: Source, *, warm: int, steps: int) -> RunSpec
 
 def drain(spec: RunSpec) -> int:
     """Steps by which the first stage may be ahead of the last: in a turn's last ones not all stages are at work."""
-    return (spec.num_stages - 1) * (spec.settings.pipeline.queue_depth + 2)
+    return (spec.num_stages - 1) * (spec.settings.pipeline.depth + 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -180,7 +180,7 @@ def _checked(asked: TransportArguments) -> list[int]:
 
 def _open(stack: ExitStack, sizes: Sequence[int]) -> tuple[dict[str, Processes], dict[str, str]]:
     """The ways by name, and why those that are missing are."""
-    depth = PipelineSettings().queue_depth
+    depth = PipelineSettings().depth
     one = stack.enter_context(alone(sizes, depth=depth))
     ways = {"read": one, "copy": one, "local": one, "socket": stack.enter_context(raw_socket(sizes))}
     absent: dict[str, str] = {}

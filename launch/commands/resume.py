@@ -80,10 +80,10 @@ def resume_run(arguments: ResumeArguments, console: Console, *, began: float, in
             )
         pipe = settings.pipeline
         devices = starting.wait() if starting is not None else local_devices(pipe.device, pipe.threads, pipe.precision)
-        if pipe.partition == "balanced":
-            from launch.balance import resolve_partition  # noqa: PLC0415 (the planner, which few runs need)
+        if pipe.is_measured:
+            from launch.balance import resolve_measured  # noqa: PLC0415 (the planner, which few runs need)
 
-            settings = resolve_partition(settings, dataset, devices, aside)
+            settings = resolve_measured(settings, dataset, devices, aside)
         spec = build_run(settings, devices, dataset=dataset)
         _compare(saved, spec)
         folder = CheckpointFolder(run / CHECKPOINTS)

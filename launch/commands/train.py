@@ -99,10 +99,10 @@ def run(
         if arguments.dry_run:
             dry_run(settings, dataset, devices, path, console)
             return None
-        if settings.pipeline.partition == "balanced":
-            from launch.balance import resolve_partition  # noqa: PLC0415 (the planner, which few runs need)
+        if settings.pipeline.is_measured:
+            from launch.balance import resolve_measured  # noqa: PLC0415 (the planner, which few runs need)
 
-            settings = resolve_partition(settings, dataset, devices, aside)
+            settings = resolve_measured(settings, dataset, devices, aside)
         spec = build_run(settings, devices, dataset=dataset)
         folder = RunFolder(spec, path, warn=warn)
         checkpointing = checkpointing_of(spec, folder)

@@ -246,7 +246,7 @@ class Display:
             at=time.time(),
             step=step_of(spec, self._statuses[0]),
             steps=spec.epochs * spec.steps_per_epoch,
-            queue_depth=spec.settings.pipeline.queue_depth,
+            queue_depth=spec.settings.pipeline.depth,
             limit=self.limit,
             stages=live.stages_now(spec, self._statuses, self._meters),
         )

@@ -6,14 +6,14 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from launch.balance import take_profile
+from launch.balance import launched_stages, measured_site, take_profile
 from launch.command_line.parse import FIRST, parse, preset_and_default, shortened, unknown
 from launch.command_line.setting_names import as_flags
 from launch.output.console import counted, say
@@ -24,12 +24,12 @@ from launch.presets import PRESETS
 from pipeline.config import build, checks
 from pipeline.config import settings as settings_module
 from pipeline.config.devices import Devices, local_devices
-from pipeline.config.partition import partition, sized
+from pipeline.config.partition import partition
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
 from pipeline.errors import UserError
-from pipeline.planning.predict import Change, Planner, Prediction, Site, Stages
+from pipeline.planning.predict import Change, Planner, Prediction, Site
 from pipeline.planning.profile import LayerCost, Profile
 from workers.cluster import ray_cluster
 from workers.where import where
@@ -47,7 +47,9 @@ class PlanArguments:
     devices: tuple[int, ...] = ()
     """Numbers of devices to predict for. Default: 1 to 64 in powers of two, and each number up to the layers'."""
     link: float | None = None
-    """GB/s between two devices. Default: as between this machine's."""
+    """GB/s between two devices. Default: as between this machine's, or as measured between the hosts of a cluster."""
+    delay: float | None = None
+    """ms that a message is under way between two devices. Default: none, or as measured between a cluster's hosts."""
     measure: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also run the pipeline with 1, 2, 3 and 4 stages here, and show what is measured beside what is predicted."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -80,8 +82,9 @@ def plan(arguments: list[str], console: Console) -> None:
             devices = stack.enter_context(ray_cluster(settings))
         else:
             devices = local_devices(pipe.device, pipe.threads, pipe.precision)
+        site = _site(parsed, settings, devices, console)
         say(console, f"timing {counted(checks.num_layers(settings), 'layer')} …")
-        made = _make(parsed, settings, dataset, devices)
+        made = _make(parsed, settings, dataset, devices, site)
         print_layers(console, made.spec, made.profile)
         print_predictions(console, made.rows, made.profile, made.spec)
         say(console, verdict(made.launched, made.changes))
@@ -106,12 +109,14 @@ def _parse(arguments: list[str]) -> PlanArguments:
         command=f"launch plan {name}",
         default=PlanArguments(run=default),
         about=str(__doc__).split(": ", 1)[1].capitalize(),
-        first=("devices", "link", "measure", "out", *FIRST),
+        first=("devices", "link", "delay", "measure", "out", *FIRST),
     )
     if any(count < 1 for count in parsed.devices):
         raise UserError(f"--devices {' '.join(map(str, parsed.devices))}: give numbers of at least 1.")
     if parsed.link is not None and not 0 < parsed.link < math.inf:
         raise UserError(f"--link {parsed.link:g}: GB/s between two devices, a number above 0.")
+    if parsed.delay is not None and not 0 <= parsed.delay < math.inf:
+        raise UserError(f"--delay {parsed.delay:g}: ms from one device to another, a number of at least 0.")
     if parsed.out is not None and parsed.out.exists() and not parsed.out.is_dir():
         raise UserError(f"--out {parsed.out}: is a file. Give a folder.")
     return parsed
@@ -130,29 +135,29 @@ class Plan:
     spec: RunSpec
     profile: Profile
     planner: Planner
+    site: Site
     rows: list[Prediction]
     launched: Prediction
     changes: list[Change]
 
 
-def _make(parsed: PlanArguments, settings: Settings, dataset: Dataset, devices: Devices) -> Plan:
+def _make(parsed: PlanArguments, settings: Settings, dataset: Dataset, devices: Devices, site: Site) -> Plan:
     spec, profile = take_profile(settings, dataset, devices)
     # The profile's spec has one stage; what is planned has the run's own settings.
     spec = replace(
         spec, settings=replace(settings, pipeline=replace(settings.pipeline, device=spec.settings.pipeline.device))
     )
     planner = Planner(spec, profile)
-    link = None if parsed.link is None else parsed.link * _GIGA
     rows = []
     for count in parsed.devices or _counts(spec.num_layers):
         stages = planner.balanced(min(count, spec.num_layers))
-        rows.append(planner.predict(stages, Site(devices=count, link=link)))
-    site = Site(devices=devices.count, link=link)
-    stages = _as_launched(planner, settings, site)
+        rows.append(planner.predict(stages, replace(site, devices=count)))
+    stages = launched_stages(planner, settings, site)
     return Plan(
         spec=spec,
         profile=profile,
         planner=planner,
+        site=site,
         rows=rows,
         launched=planner.predict(stages, site),
         changes=planner.changes(stages, site),
@@ -164,19 +169,19 @@ def _counts(num_layers: int) -> list[int]:
     return sorted({*powers, *range(1, min(num_layers, _MOST_DEVICES) + 1)})
 
 
-def _as_launched(planner: Planner, settings: Settings, site: Site) -> Stages:
-    """The stages that `launch PRESET` with the same flags would have."""
-    pipe = settings.pipeline
-    if isinstance(pipe.partition, tuple):
-        return sized(pipe.partition)
-    if pipe.partition == "balanced" and pipe.stages == "auto" and pipe.executor != "serial":
-        return planner.choose(site)
-    count = build.num_stages(settings, site.devices)
-    return planner.balanced(count) if pipe.partition == "balanced" else _even(settings, count)
-
-
-def _even(settings: Settings, count: int) -> Stages:
-    return partition(checks.num_layers(settings), count)
+def _site(parsed: PlanArguments, settings: Settings, devices: Devices, console: Console) -> Site:
+    """The devices, and what is between them as it is given, else as it is measured."""
+    site = Site(devices=devices.count)
+    if parsed.link is None or parsed.delay is None:
+        site = measured_site(settings, devices)
+    if site.link is not None:
+        way = f"{site.link / _GIGA:.3g} GB/s, {site.delay * 1e3:,.3g} ms"
+        say(console, f"between the cluster's hosts: {way}")
+    return replace(
+        site,
+        link=site.link if parsed.link is None else parsed.link * _GIGA,
+        delay=site.delay if parsed.delay is None else parsed.delay / 1e3,
+    )
 
 
 def _measure(
@@ -185,11 +190,12 @@ def _measure(
     """The real pipeline of 1, 2, 3 and 4 stages, on this machine or on the cluster that the run joins."""
     counts = range(1, min(made.spec.num_layers, _MOST_MEASURED) + 1)
     divided = [
-        made.planner.balanced(count) if settings.pipeline.partition == "balanced" else _even(settings, count)
+        made.planner.balanced(count)
+        if settings.pipeline.partition == "balanced"
+        else partition(checks.num_layers(settings), count)
         for count in counts
     ]
-    site = Site(devices=devices.count)
-    predicted = [made.planner.predict(stages, site) for stages in divided]
+    predicted = [made.planner.predict(stages, made.site) for stages in divided]
     return measure(settings, dataset, devices, predicted, console, max_steps=max_steps)
 
 
@@ -209,6 +215,7 @@ def _write(folder: Path, made: Plan, measured: list[Measurement], console: Conso
             "link_bandwidth": made.profile.link_bandwidth,
             "took": made.profile.took,
         },
+        "site": asdict(made.site),
         "predictions": [_prediction(row) for row in made.rows],
         "launched": _prediction(made.launched),
         "changes": [{"what": as_flags(change.what), "gain": change.gain} for change in made.changes],

@@ -84,7 +84,7 @@ def check(settings: Settings) -> None:
         raise UserError(f"`readout_lr` {readout.readout_lr}: must be above 0.")
     if readout.mode == "after":
         _between(1, _MOST_EPOCHS, "`readout_epochs`", readout.readout_epochs)
-    for name, value in (("`queue_depth`", pipe.queue_depth), ("`threads`", pipe.threads)):
+    for name, value in (("`queue_depth`", pipe.depth), ("`threads`", pipe.threads)):
         _between(1, MOST_AT_ONCE, name, value)
     _at_least(0, "`feeders`", pipe.feeders)
     _between(0, _MOST_OPERATIONS, "`randaugment_ops`", settings.augment.randaugment_ops)

@@ -29,6 +29,9 @@ TransferDtype = Literal["fp32", "bf16"]
 Precision = Literal["fp32", "bf16"]
 Compile = Literal["off", "on", "graphs", "auto"]
 
+NEAR_DEPTH = 2
+"""Messages that may wait between two stages that are near each other."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -142,8 +145,9 @@ class PipelineSettings:
     partition: Literal["even", "balanced"] | tuple[int, ...] = "even"
     """Layers of each stage. even: as many in each. balanced: the layers are timed first, and divided so that the
     slowest stage is as fast as can be. Or numbers: 3 2 puts layers 1-3 in the first stage and 4-5 in the second."""
-    queue_depth: int = 2
-    """Messages that may wait between two stages before the upstream one is held back."""
+    queue_depth: int | Literal["auto"] = NEAR_DEPTH
+    """Messages that may wait between two stages before the upstream one is held back. auto: between machines that are
+    far from each other, as many as keep the stages busy, from the measured delay and the timed layers; else 2."""
     feeders: int = 1
     """Workers that read, shuffle and batch the images. 0: the first stage does it between its steps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -175,6 +179,17 @@ class PipelineSettings:
     """Seconds to wait for the devices that the stages ask for."""
     stall_timeout: float = 300.0
     """Seconds without a message after which a neighbour counts as stuck."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether something of it is decided by measuring, before the run."""
+        return self.partition == "balanced" or self.queue_depth == "auto"
+
+    @property
+    def depth(self) -> int:
+        """Messages that may wait between two stages; auto is for machines that are near each other until it is decided
+        otherwise."""
+        return NEAR_DEPTH if self.queue_depth == "auto" else self.queue_depth
 
 
 @dataclass(frozen=True, kw_only=True)

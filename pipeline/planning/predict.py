@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config.partition import balanced, partition
 from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import NEAR_DEPTH
 from pipeline.planning.ideal import ideal_speedup
 from pipeline.planning.profile import Profile
 from pipeline.planning.simulate import Cores, Edge, Feed, LayerWork, Limit, Pipeline, Shared, limit, simulate
@@ -24,6 +25,9 @@ _LATENCY_OF_VERSIONS = 5e-3  # seconds: contributions to the coordinator, its up
 ASSUMED_LINK = 25e9
 """Bytes per second between GPUs where no link is given or measured: PCIe 4, 16 lanes."""
 _SOCKET_COPIES = 1  # that a socket makes at either end, beside the copy into the message
+_DEPTHS = (NEAR_DEPTH, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Queue depths that are tried."""
+_MOST_BUFFERED = 2**30  # bytes of an edge's buffers
 _WORTH = 0.01  # what a change must gain to be spoken of
 
 
@@ -34,10 +38,12 @@ class Site:
     Attributes:
         devices: that stages can be placed on; more stages than that share them.
         link: bytes per second between two of them; None: as this machine's.
+        delay: seconds that a message is under way between two of them, beside what its bytes take.
     """
 
     devices: int
     link: float | None = None
+    delay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,7 @@ class Planner:
                 for layers in stages
             ),
             edges=tuple(self._edge(profile.busy[layers[-1]].bytes_out, site) for layers in stages[:-1]),
-            queue_depth=settings.pipeline.queue_depth,
+            queue_depth=settings.pipeline.depth,
             feed=Feed(
                 seconds=profile.feed_seconds,
                 feeders=settings.pipeline.feeders,
@@ -123,15 +129,20 @@ class Planner:
         copy = size / self._profile.copy_bandwidth
         link = site.link
         if self._spec.device == "cuda":
-            return Edge(send=copy, transfer=_LATENCY + size / (link or self._profile.link_bandwidth or ASSUMED_LINK))
+            transfer = _LATENCY + size / (link or self._profile.link_bandwidth or ASSUMED_LINK)
+            return Edge(send=copy, transfer=transfer, delay=site.delay)
         transport = self._spec.settings.pipeline.transport
-        if link is None and (transport == "auto" or CARRIERS[transport].one_machine):
+        near = link is None and not site.delay
+        if near and (transport == "auto" or CARRIERS[transport].one_machine):
             return Edge(send=copy, transfer=_LATENCY)
         copies = _SOCKET_COPIES * copy
-        return Edge(send=copy + copies, transfer=_LATENCY + (size / link if link else 0.0), receive=copies)
+        transfer = _LATENCY + (size / link if link else 0.0)
+        return Edge(send=copy + copies, transfer=transfer, receive=copies, delay=site.delay)
 
-    def rate(self, stages: Stages, site: Site) -> float:
-        """Images per second of the full pipeline."""
+    def rate(self, stages: Stages, site: Site, *, depth: int | None = None) -> float:
+        """Images per second of the full pipeline. ``depth``: of the queues, in place of the settings'."""
+        if depth is not None:
+            return self._with(stages, site, queue_depth=depth)
         return simulate(self.pipeline(stages, site)).steps_per_second * self._spec.settings.train.batch_size
 
     def predict(self, stages: Stages, site: Site) -> Prediction:
@@ -160,7 +171,7 @@ class Planner:
         incoming = self._profile.feed_bytes if index == 0 else self._profile.busy[stages[index][0] - 1].bytes_out
         outgoing = costs[-1].bytes_out if index < len(stages) - 1 else 0
         held = sum(2 * cost.weight_bytes + cost.optimizer_bytes for cost in costs)
-        depth = self._spec.settings.pipeline.queue_depth
+        depth = self._spec.settings.pipeline.depth
         return held + max(cost.activation_bytes for cost in costs) + (depth + 1) * incoming + outgoing
 
     def choose(self, site: Site) -> Stages:
@@ -169,6 +180,13 @@ class Planner:
         choices = [self.balanced(num_stages) for num_stages in range(1, most + 1)]
         rates = [self.rate(stages, site) for stages in choices]
         return next(stages for stages, rate in zip(choices, rates, strict=True) if rate >= (1 - CLOSE) * max(rates))
+
+    def choose_depth(self, stages: Stages, site: Site) -> int:
+        """The least queue depth that is within 2 % of the fastest one; its buffers take at most a GiB for an edge."""
+        largest = max((self._profile.busy[layers[-1]].bytes_out for layers in stages[:-1]), default=0)
+        depths = [depth for depth in _DEPTHS if depth == _DEPTHS[0] or (depth + 1) * largest <= _MOST_BUFFERED]
+        rates = [self.rate(stages, site, depth=depth) for depth in depths]
+        return next(depth for depth, rate in zip(depths, rates, strict=True) if rate >= (1 - CLOSE) * max(rates))
 
     def changes(self, stages: Stages, site: Site) -> list[Change]:
         """Single changes that would make the pipeline faster, the best first, each found by simulating it."""
@@ -185,8 +203,8 @@ class Planner:
             candidates.append((f"`stages` {count + 1} `partition` {listed(more)}", self.rate(more, site)))
         more_feeders = pipe.feeders + 1
         candidates.append((f"`feeders` {more_feeders}", self._with(stages, site, feeders=more_feeders)))
-        deeper = 2 * pipe.queue_depth
-        candidates.append((f"`queue_depth` {deeper}", self._with(stages, site, queue_depth=deeper)))
+        deeper = max(2 * pipe.depth, self.choose_depth(stages, site))
+        candidates.append((f"`queue_depth` {deeper}", self.rate(stages, site, depth=deeper)))
         if pipe.transfer_dtype == "fp32" and count > 1:
             thin = [replace(cost, bytes_out=cost.bytes_out // 2) for cost in self._profile.busy]
             thinner = Planner(self._spec, replace(self._profile, busy=tuple(thin)))

@@ -4,8 +4,9 @@ Who waits for whom is what ``pipeline.runtime.stage``, ``pipeline.transport.chan
 ``pipeline.layers.shared_state`` make of it:
 
   stage     receive → first layers → the last layer's forward pass → send → its loss, backward pass and update
-  edge      a message leaves the sender's hand once the receiver has a free buffer: ``queue_depth`` wait there, beside
-            the one that is worked on; the sender waits while the message before is still in its hand
+  edge      a message leaves the sender's hand once it has heard of a free buffer at the receiver's: ``queue_depth``
+            wait there, beside the one that is worked on; the sender waits while the message before is still in its
+            hand. Over a long way both the message and the word that a buffer is free come later
   feeder    as a stage that only sends; several take turns
   layer     reads its version of the shared state, such as label embeddings, behind the send; a version exists when
             every contribution that makes it has come
@@ -49,7 +50,10 @@ class Edge:
     send: float = 0.0
     """Of the sender's device: the copy out."""
     transfer: float = 0.0
-    """Under way: bytes over bandwidth, and latency. Nobody's device is busy."""
+    """Until the sender's hand is empty: bytes over bandwidth. Nobody's device is busy."""
+    delay: float = 0.0
+    """Of a long way, in either direction: so much later is there what has left the sender's hand, and so much later
+    does the sender hear of a free buffer. Several messages may be under way."""
     receive: float = 0.0
     """Of the receiver's device: the copy in."""
 
@@ -219,10 +223,13 @@ def limit(pipeline: Pipeline) -> Limit:
     """
     steady = replace(pipeline, jitter=0.0)
     rate = simulate(steady, num_steps=60).steps_per_second
-    slowest = max(range(len(pipeline.edges)), key=lambda stage: pipeline.edges[stage].transfer, default=None)
+    seconds_of = [edge.transfer + edge.delay for edge in pipeline.edges]
+    slowest = max(range(len(seconds_of)), key=lambda stage: seconds_of[stage], default=None)
     without = {
         Limit("feeder"): replace(steady, feed=replace(steady.feed, seconds=0.0, edge=Edge())),
-        Limit("link", slowest): replace(steady, edges=tuple(replace(edge, transfer=0.0) for edge in steady.edges)),
+        Limit("link", slowest): replace(
+            steady, edges=tuple(replace(edge, transfer=0.0, delay=0.0) for edge in steady.edges)
+        ),
         Limit("shared"): replace(steady, shared=None),
     }
     gains = {
@@ -343,15 +350,16 @@ class _Channel:
 
     Attributes:
         handed: messages that the sender has packed.
+        left: messages that have left the sender's hand.
         arrived: messages that lie in the receiver's buffers, or did.
-        freed: messages whose buffer the receiver has given back.
+        freed: messages whose buffer the receiver has given back, as far as the sender has heard.
     """
 
     def __init__(self, machine: _Machine, depth: int, edge: Edge) -> None:
         self.edge = edge
         self._machine = machine
         self._depth = depth
-        self.handed, self.arrived, self.freed = _Counter(), _Counter(), _Counter()
+        self.handed, self.left, self.arrived, self.freed = _Counter(), _Counter(), _Counter(), _Counter()
         machine.start(self._carry())
 
     def _carry(self) -> _Process:
@@ -359,7 +367,19 @@ class _Channel:
             yield _Until(self.handed, number + 1)
             yield _Until(self.freed, number - self._depth)
             yield _Delay(self.edge.transfer)
-            self._machine.raise_to(self.arrived, number + 1)
+            self._machine.raise_to(self.left, number + 1)
+            self._later(self.arrived, number + 1)
+
+    def _later(self, counter: _Counter, value: int) -> None:
+        """Sets a counter at the other end of the way."""
+        if self.edge.delay:
+            self._machine.start(self._travel(counter, value))
+        else:
+            self._machine.raise_to(counter, value)
+
+    def _travel(self, counter: _Counter, value: int) -> _Process:
+        yield _Delay(self.edge.delay)
+        self._machine.raise_to(counter, value)
 
     def hand(self, number: int) -> None:
         """Message ``number`` (0-based) is packed. The one before has left."""
@@ -367,7 +387,7 @@ class _Channel:
 
     def free(self, number: int) -> None:
         """The receiver asks for message ``number``: the ones before are done with."""
-        self._machine.raise_to(self.freed, number)
+        self._later(self.freed, number)
 
 
 _ENDLESS = 1 << 60  # steps of the one epoch that is simulated
@@ -449,7 +469,7 @@ class _Stage:
     def _send(self, step: int) -> _Process:
         if self._outbox is None:
             return
-        yield from self._spend(TimeCategory.WAIT_OUT, _Until(self._outbox.arrived, step))
+        yield from self._spend(TimeCategory.WAIT_OUT, _Until(self._outbox.left, step))
         yield from self._spend(TimeCategory.COPY, _Work(self._outbox.edge.send))
         self._outbox.hand(step)
 
@@ -497,7 +517,7 @@ def _feed(machine: _Machine, feed: Feed, channel: _Channel, jitter: Iterator[flo
     spend = _Work if feed.on_cores else _Delay
     for number in count():
         yield spend(feed.seconds * next(jitter))
-        yield _Until(channel.arrived, number)
+        yield _Until(channel.left, number)
         yield spend(feed.edge.send)
         channel.hand(number)
 

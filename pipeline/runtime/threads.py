@@ -115,7 +115,7 @@ class ThreadWorkers:
         settings = self._spec.settings.pipeline
         return LocalChannel(
             name,
-            depth=settings.queue_depth,
+            depth=settings.depth,
             stall_timeout=settings.stall_timeout,
             sender_clock=sender,
             receiver_clock=receiver,
