@@ -31,6 +31,25 @@ _RUN = [
 ]
 
 
+_HOLD = """
+import time
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+class Holder:
+    pass
+
+ray.init(address="auto", log_to_driver=False)
+here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+holder = ray.remote(Holder).options(num_cpus=1, scheduling_strategy=here).remote()
+ray.get(holder.__ray_ready__.remote())
+print("held", flush=True)
+time.sleep(600)
+"""
+"""Takes the core of the machine where it runs."""
+
+
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
     """Three machines of one core each in a Ray cluster, whose head is the first."""
@@ -117,17 +136,13 @@ def test_a_host_with_other_sources_is_refused_before_anything_is_started(hosts: 
 
 def test_data_that_a_first_stage_elsewhere_lacks_are_said_before_anything_is_started(hosts: Hosts) -> None:
     """Nothing has room on the launching machine, so with no feeder another one reads."""
-    busy = launched(hosts, *_RUN, *joined(hosts), "--stages", "1", "--epochs", "10000", "--run-dir", "busy")
-    assert busy.stdout is not None
-    for line in busy.stdout:
-        if line.startswith("epoch 1/"):
-            break
+    held = hosts.start(1, *_WITH, "python", "-c", _HOLD)
     try:
+        assert held.stdout is not None and "held\n" in held.stdout  # reads until it comes
         process = launched(hosts, *_RUN, *joined(hosts), "--stages", "2", "--feeders", "0", "--run-dir", "elsewhere")
         said = said_by(process)
     finally:
-        os.killpg(busy.pid, signal.SIGTERM)
-        said_by(busy)
+        os.killpg(held.pid, signal.SIGKILL)
     assert process.returncode == 1
     assert "digits cannot be read on " in said and "Prepare the same data set on every node that feeds" in said
     assert not (hosts.home(1) / "elsewhere").exists()

@@ -338,6 +338,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown preset": (["plan", "cff-vitt"], ["cff-vitt", "Did you mean 'cff-vit'"]),
     "more stages than layers": (["plan", "cff-vit", "--stages", "9"], ["--stages 9", "4 layers"]),
     "no bandwidth": (["plan", "cff-vit", "--link", "-1"], ["--link -1", "above 0"]),
+    "a delay below zero": (["plan", "cff-vit", "--delay", "-1"], ["--delay -1", "at least 0"]),
     "no device": (["plan", "cff-vit", "--devices", "2", "0"], ["--devices 2 0", "at least 1"]),
     "a file for a folder": (["plan", "cff-vit", "--out", __file__], ["--out", "is a file"]),
     "one piece": (["plan", "cff-vit", "--baseline", "bp"], ["--baseline bp", "nothing to plan"]),

@@ -98,16 +98,13 @@ class Heartbeat:
             said = "; ".join(dict.fromkeys(_lost(door, silence, now) for door, silence in lost.items()))
             nodes = frozenset(door.node for door in lost if door.node is not None)
             raise ClusterLostError(said) if any(door.node is None for door in lost) else HostLostError(said, nodes)
-        self._told &= silences.keys()
-        for door in [
-            door for door, one in silences.items() if now - one.since >= SILENT_AFTER and one.knocks >= _LEAST
-        ]:
-            if door not in self._told:
-                self._told.add(door)
-                silence = f"{now - silences[door].since:.0f} s"
-                self._tell(
-                    f"host {door.name} has not answered for {silence}; after {LOST_AFTER:g} s it counts as lost."
-                )
+        silent = {door for door, one in silences.items() if one.knocks >= _LEAST and now - one.since >= SILENT_AFTER}
+        for door in silent - self._told:
+            seconds = now - silences[door].since
+            self._tell(
+                f"host {door.name} has not answered for {seconds:.0f} s; after {LOST_AFTER:g} s it counts as lost."
+            )
+        self._told = silent
 
     def close(self) -> None:
         """Knocks no more."""
