@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +13,6 @@ from typing import Any, Self
 import ray
 import torch
 from ray.exceptions import RayError
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from pipeline.errors import ResourcesError, RunError
 from pipeline.kind import Kind
@@ -22,11 +20,13 @@ from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.offset import Offset, OffsetEstimate
 from pipeline.transport.base import DeviceKind, Edge, automatic
 from pipeline.transport.edges import EdgeGroups
+from pipeline.transport.edges import Ends as TransportEnds
 from pipeline.transport.message import Message, message_bytes
 from pipeline.transport.shared_memory import SharedSender
 from workers.failures import failure_of
 from workers.hosts import Host, living_hosts, on_node, this_node
 from workers.placement import gpu_environment
+from workers.rendezvous import Exchange, Said, meeting
 from workers.stage import own_device
 from workers.topology import Place, ask_nvidia_smi, links_in, stage_order
 
@@ -34,6 +34,7 @@ _PAYLOAD = 4 << 20  # bytes of a message, as of a stage's activations
 _DEPTH = 8  # messages that may wait: enough that a long way does not hold them up
 _SECONDS = 0.5  # that messages stream, and so many round trips where these take longer
 _ROUND_TRIPS = 20
+_BESIDE = 4  # calls that an actor answers at once: while a channel is opened, both ends ask the sending one
 _TIMEOUT = 20.0  # seconds without a message after which a channel counts as broken
 _START = 60.0  # seconds in which an actor starts, where there is a device for it
 _PATIENCE = 90.0  # seconds in which a channel is measured, or never
@@ -74,7 +75,7 @@ class ChannelEnd:
     def __init__(self, kind: DeviceKind) -> None:
         torch.set_num_threads(1)
         self._device = own_device(kind)
-        self._store: TCPStore | None = None
+        self._exchange: Exchange | None = None
 
     def where(self) -> tuple[str, str]:
         """Its GPU as the node calls it, "0" for none; and the node's table of links between GPUs."""
@@ -85,15 +86,26 @@ class ChannelEnd:
         """Seconds since 1970, by this machine."""
         return time.time()
 
-    def open_store(self) -> tuple[str, int]:
-        """Opens a store at which both ends meet; returns its host and port."""
-        host = ray.util.get_node_ip_address()
-        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_TIMEOUT))
-        return host, self._store.port
+    def open_exchange(self, secret: bytes) -> None:
+        """Has both ends of a channel meet here (``workers.rendezvous``). Asked of the sending one."""
+        self._exchange = Exchange(secret)
 
-    def send(self, groups: EdgeGroups) -> tuple[str, float, float | None]:
-        """Measures as rank 0: the carrier's kind, a message's delay in seconds, the share of segments sent again."""
-        ends = groups.join(0, self._device, Clock(), self._store, address=ray.util.get_node_ip_address())
+    def exchange(self, secret: bytes, said: Said, heard: int) -> Said:
+        """As ``Exchange.exchange``. Asked of the sending end."""
+        assert self._exchange is not None, "open_exchange() comes first"
+        return self._exchange.exchange(secret, said, heard)
+
+    def _join(self, rank: int, groups: EdgeGroups, first: Any) -> TransportEnds:
+        with meeting(first, groups) as store:
+            return groups.join(rank, self._device, Clock(), store, address=ray.util.get_node_ip_address())
+
+    def send(self, groups: EdgeGroups, first: Any) -> tuple[str, float, float | None]:
+        """Measures as rank 0: the carrier's kind, a message's delay in seconds, the share of segments sent again.
+
+        Args:
+            first: the sending end's actor, where both meet. Also of ``receive``.
+        """
+        ends = self._join(0, groups, first)
         try:
             (out,), (back,) = ends.outboxes, ends.inboxes
             trips = []
@@ -114,16 +126,15 @@ class ChannelEnd:
             after = None if shared else _segments()
         finally:
             ends.break_off()
-            self._store = None
         resent = None
         if before is not None and after is not None:
             resent = (after[1] - before[1]) / max(1, after[0] - before[0])
         kind = "shm" if shared else groups.edges[0].transport
         return "gloo" if kind == "auto" else kind, trip / 2, resent
 
-    def receive(self, groups: EdgeGroups) -> float:
+    def receive(self, groups: EdgeGroups, first: Any) -> float:
         """Measures as rank 1: bytes per second of the messages that stream."""
-        ends = groups.join(1, self._device, Clock(), address=ray.util.get_node_ip_address())
+        ends = self._join(1, groups, first)
         try:
             (back,), (inbox,) = ends.outboxes, ends.inboxes
             for _ in range(_ROUND_TRIPS):
@@ -219,13 +230,13 @@ class Ends:
 
     def _measure(self, first: _Stand, second: _Stand) -> ChannelFigures:
         name = f"{first.host.name} → {second.host.name}"
-        host, port = self._get(name, [first.worker.open_store.remote()])[0]
         transport = automatic(self._kind)[0].kind if self._kind == "cuda" else "auto"
         size = message_bytes(_message(torch.device("meta")))
         edges = Edge(name, 0, 1, size, transport), Edge(f"{name} (back)", 1, 0, 0, transport)
-        groups = EdgeGroups(edges, 2, host, port, _TIMEOUT, _DEPTH)
+        groups = EdgeGroups(edges, 2, _TIMEOUT, _DEPTH)
+        self._get(name, [first.worker.open_exchange.remote(groups.secret)])
         (kind, delay, resent), speed = self._get(
-            name, [first.worker.send.remote(groups), second.worker.receive.remote(groups)]
+            name, [first.worker.send.remote(groups, first.worker), second.worker.receive.remote(groups, first.worker)]
         )
         return ChannelFigures(transport=kind, bytes_per_second=speed, delay=delay, resent=resent)
 
@@ -251,7 +262,11 @@ class Ends:
             _Stand(
                 host,
                 made.options(
-                    num_cpus=0, num_gpus=int(on_gpus), runtime_env=environment, scheduling_strategy=on_node(host.node)
+                    max_concurrency=_BESIDE,
+                    num_cpus=0,
+                    num_gpus=int(on_gpus),
+                    runtime_env=environment,
+                    scheduling_strategy=on_node(host.node),
                 ).remote(self._kind),
             )
             for host in places
