@@ -329,4 +329,4 @@ def test_the_layers_of_a_lost_machine_go_to_others(tmp_path: Path, data_dir: Pat
     command = [sys.executable, "-c", NODES, str(tmp_path), HOLDER, str(stages)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
-    assert said in done.stdout and " lost. Going on from " in done.stdout, done.stdout
+    assert said in done.stdout and " lost: Ray's raylet there has died. Going on from " in done.stdout, done.stdout
