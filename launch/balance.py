@@ -69,7 +69,7 @@ def measured_site(settings: Settings, devices: Devices) -> Site:
     Raises:
         ResourcesError: a channel between two hosts does not work.
     """
-    if settings.pipeline.executor == "ray" and joins_cluster(settings):
+    if settings.pipeline.executor == "ray" and where(settings.pipeline.ray_address).joined:
         from workers.channels import link_between_hosts  # noqa: PLC0415 (it imports Ray)
 
         link = link_between_hosts("cuda" if devices.kind == "cuda" else "cpu")

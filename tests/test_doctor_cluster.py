@@ -19,7 +19,7 @@ from workers.channels import Channel, ChannelFigures
 from workers.hosts import Host
 
 A, B, C = (
-    Host(node=f"node-{name}", name=name, address=f"10.0.0.{number}", port=1, cpus=2.0, gpus=0.0)
+    Host(node=f"node-{name}", name=name, address=f"10.0.0.{number}", port=1, cores=2, gpus=0, memory_gib=8.0)
     for number, name in enumerate("abc", start=1)
 )
 QUICK = ChannelFigures(transport="gloo", bytes_per_second=1.2e9, delay=2e-4, resent=0.0)
@@ -87,7 +87,7 @@ def test_each_trouble_comes_with_its_remedy(values: dict[str, Any], name: str, s
 
 def test_data_that_a_first_stage_elsewhere_would_lack_are_said() -> None:
     """The launching host has no core for a stage, so the first one is on the next."""
-    head = replace(A, cpus=0.0)
+    head = replace(A, cores=0)
     values = {"hosts": [head, B], "machines": {head: NO_GPU, B: replace(NO_GPU, prepared=("digits",))}}
     finding = found("data sets on b", software={head: ONE, B: ONE}, **values)
     assert "cifar10 not prepared" in finding.text and "keep a feeder" in finding.advice
@@ -96,7 +96,7 @@ def test_data_that_a_first_stage_elsewhere_would_lack_are_said() -> None:
 def test_a_real_cluster_is_looked_at(cluster: None, tmp_path: Path, capsys: Any) -> None:
     """The tests' own, of one host: the channel within it is shared memory."""
     file = tmp_path / "doctor.json"
-    main(["doctor", "--ray-address", "auto", "--json", str(file)])
+    main(["doctor", "--address", "auto", "--json", str(file)])
     values = json.loads(file.read_text())
     (host,), (channel,) = values["hosts"], values["channels"]
     assert host["software"]["code"] and host["machine"]["cores"] >= 1 and host["silent"] is None
@@ -105,7 +105,7 @@ def test_a_real_cluster_is_looked_at(cluster: None, tmp_path: Path, capsys: Any)
 
 
 def test_an_address_where_no_cluster_is_gives_one_sentence(capsys: Any) -> None:
-    assert main(["doctor", "--ray-address", "127.0.0.1:9"]) == 1
+    assert main(["doctor", "--address", "127.0.0.1:9"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: The Ray cluster at 127.0.0.1:9 cannot be reached") and said.count("\n") == 1
-    assert main(["doctor", "--ray-address", "127.0.0.1:9", "--gpu"]) == 2
+    assert main(["doctor", "--address", "127.0.0.1:9", "--gpu"]) == 2

@@ -80,7 +80,7 @@ def said_by(process: subprocess.Popen[str]) -> str:
 
 
 def joined(hosts: Hosts) -> list[str]:
-    return ["--ray-address", f"{hosts.address(1)}:{_PORT}"]
+    return ["--address", f"{hosts.address(1)}:{_PORT}"]
 
 
 def bits(hosts: Hosts, run: str) -> bytes:

@@ -276,7 +276,7 @@ def joined_cluster(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray  # noqa: PLC0415
 
-    _reach(address)
+    knock(address)
     ours = not ray.is_initialized()
     if ours:
         with _handlers_kept():

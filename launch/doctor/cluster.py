@@ -226,7 +226,8 @@ def _data(cluster: Cluster) -> Iterator[Finding]:
         return
     sets = cluster.machines[here].prepared
     yield Finding(name="data sets", status="ok", text=f"{', '.join(sets)} on {here.name}, where feeders read")
-    first = next((host for host in cluster.hosts if (host.gpus if _kind(cluster.hosts) == "cuda" else host.cores)), here)
+    on_gpus = _kind(cluster.hosts) == "cuda"
+    first = next((host for host in cluster.hosts if (host.gpus if on_gpus else host.cores)), here)
     lacking = [name for name in sets if first in cluster.machines and name not in cluster.machines[first].prepared]
     if first != here and lacking:
         yield Finding(

@@ -55,8 +55,8 @@ class DoctorArguments:
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write what was found to this file. Default: nothing is written."""
     address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
-    """Ray cluster to look at, as auto or 10.0.0.1:6379; local: this machine alone. Default: $RAY_ADDRESS, else that of a
-    Ray node that runs here, else local."""
+    """Ray cluster to look at, as auto or 10.0.0.1:6379; local: this machine alone. Default: $RAY_ADDRESS, else that of
+    a Ray node that runs here, else local."""
     gpu: tyro.conf.FlagCreatePairsOff[bool] = False
     """Test and measure everything, and write a report."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
