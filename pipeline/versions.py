@@ -30,6 +30,9 @@ from typing import Literal
 
 Mode = Literal["static", "last", "in-turn", "shared-mean", "shared-sum", "per-layer"]
 
+LONGEST_LAG = 1024
+"""Steps that an update may lag; so many versions may be kept."""
+
 Update = tuple[int, int]
 """Layer (0-based) and training step."""
 

@@ -79,8 +79,16 @@ def test_a_presets_paper_is_in_the_references(key: str, references: Bibliography
 def test_a_preset_says_which_paper_it_is_from(name: str) -> None:
     preset = PRESETS[name]
     assert preset.source is not None
-    family = {"cff": "aghagolzadeh2025", "cfl": "anonymous2023", "dcl": "choi2024"}
-    assert preset.source.key == family[name.partition("-")[0]]
+    papers = {
+        "cff": "aghagolzadeh2025",
+        "cfl": "anonymous2023",
+        "dcl": "choi2024",
+        "ff": "hinton2022",
+        "symba": "lee2023",
+        "ff-collab": "lorberbom2024",
+    }
+    assert name.startswith(preset.settings.method.kind)
+    assert preset.source.key == papers[preset.settings.method.kind]
     assert preset.source.short in preset.paper
     assert preset.paper.endswith(preset.source.reference)
 

@@ -25,7 +25,7 @@ from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch
 from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer
-from pipeline.methods import CffSettings, StepContext
+from pipeline.methods import CffSettings
 from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.process import configure_process
 from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
@@ -89,7 +89,7 @@ class ProductLoop:
     def step(self, views: Tensor, labels: Tensor, batch: Batch, epoch: int) -> Tensor:
         """As ``PlainLoop.step``."""
         where = self._spec.batch_position(Kind.TRAIN, epoch, batch.step, batch.position)
-        activations = self.layers[0].rule.make_inputs(views, StepContext(labels=labels, where=where))
+        activations = self.layers[0].make_inputs(views, labels, where)
         for layer in self.layers:
             activations, loss = layer.train(activations, labels, where)
         return loss

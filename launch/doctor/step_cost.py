@@ -17,7 +17,6 @@ from pipeline.errors import RunError
 from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer
 from pipeline.layers.shared_state import VersionedState
-from pipeline.methods import StepContext
 from pipeline.runtime.process import configure_process
 from pipeline.telemetry.memory import peak_bytes, reset_peak
 
@@ -77,9 +76,9 @@ class SerialSteps:
 
     def _make_one(self) -> None:
         where = self._spec.batch_position(Kind.TRAIN, 0, self._step)
-        rule = self._layers[0].rule
-        views = self._augment.views(self._images, epoch=0, position=0, num_views=rule.num_views)
-        activations = rule.make_inputs(views, StepContext(labels=self._labels, where=where))
+        first = self._layers[0]
+        views = self._augment.views(self._images, epoch=0, position=0, num_views=first.rule.num_views)
+        activations = first.make_inputs(views, self._labels, where)
         for layer in self._layers:
             activations, self.loss = layer.train(activations, self._labels, where)
         self._step += 1

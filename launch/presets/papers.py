@@ -73,3 +73,26 @@ DCL = Paper(
     year=2024,
     url="https://openreview.net/forum?id=Gg7cXo3S8l",
 )
+FF = Paper(
+    key="hinton2022",
+    authors=("Geoffrey Hinton",),
+    title="The Forward-Forward Algorithm: Some Preliminary Investigations",
+    year=2022,
+    arxiv="2212.13345",
+)
+SYMBA = Paper(
+    key="lee2023",
+    authors=("Heung-Chang Lee", "Jeonggeun Song"),
+    title="SymBa: Symmetric Backpropagation-Free Contrastive Learning with Forward-Forward Algorithm for Optimizing "
+    "Convergence",
+    year=2023,
+    arxiv="2303.08418",
+)
+COLLAB = Paper(
+    key="lorberbom2024",
+    authors=("Guy Lorberbom", "Itai Gat", "Yossi Adi", "Alexander Schwing", "Tamir Hazan"),
+    title="Layer Collaboration in the Forward-Forward Algorithm",
+    published="AAAI",
+    year=2024,
+    url="https://doi.org/10.1609/aaai.v38i13.29324",
+)

@@ -128,6 +128,7 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
     if len(index.classes) < 2:
         raise UserError(f"{settings.data.data} has one class, {index.classes[0]!r}. Contrast needs at least two.")
     net = settings.net.resolve(index.shape)
+    settings.method.check_data(net, index.shape, len(index.classes))
     return replace(
         _shortened(settings, dataset),
         net=net,

@@ -76,6 +76,11 @@ def check(settings: Settings) -> None:
             f"`readout.mode` none: layers trained by {settings.method.kind} do not predict by themselves. "
             "Use `readout.mode` after or `readout.mode` online."
         )
+    if readout.mode == "online" and not settings.method.online_readouts:
+        raise UserError(
+            f"`readout.mode` online: layers trained by {settings.method.kind} do not see, while they learn, what a "
+            f"readout is to see. Use `readout.mode` after{' or `readout.mode` none' if predicts else ''}."
+        )
     if train.keep == "accuracy" and readout.mode != "online" and not predicts:
         raise UserError(
             "`keep` accuracy needs a prediction while the layers learn. Use `readout.mode` online, or `keep` loss."

@@ -121,6 +121,7 @@ class RunSpec:
             training=kind is Kind.TRAIN,
             phase_step=before - phase.epochs.start * self.steps_per_epoch,
             phase=phase.layers if several else None,
+            for_readouts=kind is Kind.READOUT,
         )
 
     def evaluation_views(self, kind: Kind, num_views: int) -> int:

@@ -114,7 +114,7 @@ class ReadoutSettings:
 
     mode: Literal["after", "online", "none"] = field(default="after", metadata={"flag": "readout"})
     """after: on the frozen layers, once they have learned (CFF). online: with them, one more local layer (CFL, DCL).
-    none: the layers predict by themselves, from the similarity to label embeddings."""
+    none: the layers predict by themselves, from the similarity to label embeddings or from goodness."""
     readout_layers: Literal["all", "last"] = "all"
     """Layers that get one."""
     readout_norm: bool = True
@@ -126,6 +126,11 @@ class ReadoutSettings:
     cross-entropy on the validation images."""
     readout_lr: float | Literal["lr"] = 5e-4
     """Learning rate of the readouts' AdamW. lr: the layers'."""
+
+    def see(self, *, training: bool) -> bool:
+        """Whether readouts look at a batch, from which the layers learn or not. Those that learn afterwards do not look
+        while the layers do."""
+        return not training or self.mode == "online"
 
     @property
     def judged(self) -> bool:

@@ -12,7 +12,6 @@ from pipeline.data.loader import Batch
 from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer
 from pipeline.layers.tallies import EvaluationTally
-from pipeline.methods import StepContext
 from pipeline.telemetry.reports import PassReport
 
 
@@ -28,7 +27,7 @@ def evaluate(
         images = augment.evaluation(
             batch.images, epoch=epoch, position=batch.position, num_views=spec.evaluation_views(kind, rule.num_views)
         )
-        activations = rule.make_inputs(images, StepContext(labels=labels, where=where))
+        activations = layers[0].make_inputs(images, labels, where)
         for layer, tally in zip(layers, tallies, strict=True):
             activations = layer.evaluate(activations, labels, where, tally)
         ids.append(batch.ids)

@@ -111,6 +111,13 @@ class LocalLayer:
         self.mark: Callable[[str], None] = _unheard
         """Told in ``train`` what has been done since it was told last."""
 
+    def make_inputs(self, images: Tensor, labels: Tensor, where: BatchPosition) -> Activations:
+        """The activations that this layer, a net's first, takes of network input (V·N, channels, H, W)."""
+        generator = None
+        if where.training:
+            generator = self._generator.manual_seed(rng.torch_seed(self._train.seed, "inputs", where.step))
+        return self.rule.make_inputs(images, StepContext(labels=labels, where=where, generator=generator))
+
     def train(
         self,
         activations: Activations,
@@ -298,8 +305,7 @@ class LocalLayer:
         return outputs, passed
 
     def _to_send(self, outputs: Outputs, context: StepContext) -> Activations:
-        # Where readouts learn afterwards, the layers' training has no use for what they see.
-        for_readouts = not (context.where.training and self._readout_settings.mode == "after")
+        for_readouts = self._readout_settings.see(training=context.where.training)
         return self.forward.to_send(outputs, context, for_readouts=for_readouts)
 
     def _set_mode(self, *, training: bool) -> None:

@@ -17,6 +17,7 @@ from pipeline.methods.baseline import BaselineSettings
 from pipeline.methods.cff import CffSettings
 from pipeline.methods.cfl import CflSettings
 from pipeline.methods.dcl import DclSettings
+from pipeline.methods.ff import CollabSettings, FfSettings, SymbaSettings
 
 __all__ = [
     "METHODS",
@@ -25,11 +26,14 @@ __all__ = [
     "BatchPosition",
     "CffSettings",
     "CflSettings",
+    "CollabSettings",
     "DclSettings",
+    "FfSettings",
     "MethodConfig",
     "MethodField",
     "ModelInfo",
     "PooledRule",
     "Rule",
     "StepContext",
+    "SymbaSettings",
 ]

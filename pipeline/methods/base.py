@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pipeline.methods.adamw import AdamW
 from pipeline.methods.embeddings import EmbeddingSettings, LabelEmbeddings
 from pipeline.methods.shared_state import SharedState, TrainingInfo
-from pipeline.nets.base import Layer, NetConfig
+from pipeline.nets.base import Layer, NetConfig, Shape
 from pipeline.registry import Registered, Registry
 from pipeline.versions import Versions
 
@@ -38,6 +38,7 @@ class BatchPosition:
         phase_step: training steps of this phase before this batch; as ``step`` where all layers learn at once.
         phase: the layers that learn in this part of the run, of a method that trains some after others; None where all
             layers take part.
+        for_readouts: whether readouts learn from this batch and layers are asked for nothing else: no loss, no scores.
     """
 
     epoch: int = 0
@@ -46,6 +47,7 @@ class BatchPosition:
     training: bool = False
     phase_step: int = 0
     phase: range | None = None
+    for_readouts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ class StepContext:
         where: its position in the run.
         shared: the version that this layer reads of the state that layers share, such as label embeddings (Z, C_D);
             None for methods without any.
-        generator: random numbers of this layer and step, on the layer's device; None outside training.
+        generator: random numbers of this layer and step, on the layer's device, in ``make_inputs`` others than in
+            ``loss``; None outside training.
     """
 
     labels: Tensor
@@ -164,16 +167,25 @@ class MethodConfig(ABC, Registered):
 
     figures: ClassVar[tuple[str, ...]] = ()
     """Names of what ``Rule.figures`` gives."""
+    online_readouts: ClassVar[bool] = True
+    """Whether readouts can learn along with the layers: what they see is among the outputs in training."""
 
     def check(self) -> None:
         """Raises UserError where a value is out of range."""
+
+    def check_data(self, net: NetConfig, shape: Shape, num_classes: int) -> None:
+        """Raises UserError where images of ``shape``, or so many classes, cannot be learned by this method and net."""
 
     def resolve(self, features: Sequence[int]) -> Self:
         """These settings with every "auto" replaced, for layers with features so long. Raises UserError."""
         return self
 
     def adapt(self, net: NetConfig) -> NetConfig:
-        """The net whose layers learn by this method: the one that was asked for, or one made of it."""
+        """The net whose layers learn by this method: the one that was asked for, or one made of it.
+
+        Raises:
+            UserError: the method cannot train such a net.
+        """
         return net
 
     def label_embeddings(self) -> EmbeddingSettings | None:

@@ -16,9 +16,7 @@ from pipeline.errors import UserError, shortened
 from pipeline.methods.adamw import AdamW, load_optimizer
 from pipeline.methods.shared_state import SharedState, TrainingInfo
 from pipeline.nets.limits import WIDEST
-from pipeline.versions import Mode, Update, Versions
-
-_LONGEST_LAG = 1024  # steps; so many versions may be kept
+from pipeline.versions import LONGEST_LAG, Mode, Update, Versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +43,9 @@ class EmbeddingSettings:
                 f"`embedding_width` {shortened(self.embedding_width)}: must be at least 1 and at most {WIDEST:,}, or "
                 "auto."
             )
-        if not 0 <= self.embedding_lag <= _LONGEST_LAG:
+        if not 0 <= self.embedding_lag <= LONGEST_LAG:
             raise UserError(
-                f"`embedding_lag` {shortened(self.embedding_lag)}: must be at least 0 and at most {_LONGEST_LAG:,}."
+                f"`embedding_lag` {shortened(self.embedding_lag)}: must be at least 0 and at most {LONGEST_LAG:,}."
             )
         if self.embedding_lr != "lr" and not 0 < self.embedding_lr < math.inf:
             raise UserError(f"`embedding_lr` {self.embedding_lr}: must be above 0, or lr for the layers' rate.")

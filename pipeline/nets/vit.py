@@ -53,7 +53,10 @@ class VitSettings(NetConfig):
 
     def build(self, index: int, shape: Shape) -> Layer:
         embedding = PatchEmbedding(self, shape) if index == 0 else None
-        layer = EncoderLayer(self.dim, self.heads, self.pooling, embedding)
+        return self._placed(EncoderLayer(self.dim, self.heads, self.pooling, embedding), shape)
+
+    def _placed(self, layer: EncoderLayer, shape: Shape) -> EncoderLayer:
+        """A layer that knows where over the image its tokens are."""
         layer.grid = patch_grid(resolve_patch(self.patch, shape), shape)
         layer.at_a_time = samples_at_a_time(math.prod(layer.grid))
         return layer

@@ -26,7 +26,7 @@ from pipeline.errors import RunError, UserError
 from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer
 from pipeline.layers.shared_state import FixedState
-from pipeline.methods import Activations, BatchPosition, StepContext
+from pipeline.methods import Activations, BatchPosition
 from pipeline.runtime.process import configure_process
 from pipeline.spawn import Child, ChildDiedError, ChildFailedError, ask_all
 from pipeline.transport.message import IDS, LABELS, Message, message_bytes
@@ -185,9 +185,9 @@ class _Workbench:
         """One step of every layer. Each gets what the one before passed on."""
         where = self.spec.batch_position(Kind.TRAIN, 0, self._step)
         begun = self._now()
-        rule = self._layers[0].layer.rule
-        views = self._augment.views(self._images, epoch=0, position=0, num_views=rule.num_views)
-        activations = rule.make_inputs(views, StepContext(labels=self._labels, where=where))
+        first = self._layers[0].layer
+        views = self._augment.views(self._images, epoch=0, position=0, num_views=first.rule.num_views)
+        activations = first.make_inputs(views, self._labels, where)
         enter = self._now() - begun
         phases: list[_Phases] = []
         for timed in self._layers:

@@ -57,6 +57,7 @@ def _activations(spec: RunSpec, training: bool, labels: Tensor) -> list[Activati
     """What each stage but the last passes on."""
     context = StepContext(labels=labels, where=BatchPosition(training=training))
     ends = {layers[-1] for layers in spec.stages[:-1]}
+    for_readouts = spec.settings.readout.see(training=training)
     arithmetic = Arithmetic(transfer_dtype=spec.settings.pipeline.transfer_dtype)  # fp32 takes the most room
     sent = []
     with torch.device(_META), torch.no_grad():
@@ -68,7 +69,7 @@ def _activations(spec: RunSpec, training: bool, labels: Tensor) -> list[Activati
         for index, (layer, rule) in enumerate(zip(layers, rules, strict=True)):
             joined = JoinedFeatures(spec.settings.method, spec.net, spec.shape, index, layer, spec.readouts)
             forward = LayerForward(layer, rule, joined, arithmetic)
-            activations = forward.to_send(forward.outputs(activations, context), context, for_readouts=True)
+            activations = forward.to_send(forward.outputs(activations, context), context, for_readouts=for_readouts)
             if index in ends:
                 sent.append(activations)
     return sent

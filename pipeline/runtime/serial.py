@@ -19,7 +19,7 @@ from pipeline.layers.evaluate import evaluate
 from pipeline.layers.layer import LocalLayer, State
 from pipeline.layers.shared_state import VersionedState
 from pipeline.layers.tallies import TrainTally
-from pipeline.methods import Activations, BatchPosition, StepContext
+from pipeline.methods import Activations, BatchPosition
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, Resume, shared_state
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.observer import Observer
@@ -159,7 +159,7 @@ class SerialRun:
 
     def inputs(self, batch: Batch, where: BatchPosition, labels: Tensor, num_views: int) -> Activations:
         views = self.augment.views(batch.images, epoch=where.epoch, position=batch.position, num_views=num_views)
-        return self.rule.make_inputs(views, StepContext(labels=labels, where=where))
+        return self.layers[0].make_inputs(views, labels, where)
 
     def save(self) -> None:
         """Saves a checkpoint of what has been learned so far, between two batches."""
@@ -175,7 +175,7 @@ class SerialRun:
         over = len(self.cut.restored) == len(self.spec.phases)
         kept = go_on(self.layers, resume, readout=over)
         self.tallies = kept.tallies
-        self.watch.go_on(kept, self.shared.candidate_weights if self.shared is not None else None, restored=over)
+        self.watch.go_on(kept, self.shared, restored=over)
         if over and self.shared is not None:
             self.shared.freeze(self.cut.restored[-1])
 

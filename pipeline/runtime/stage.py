@@ -24,7 +24,7 @@ from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer, State, nowhere
 from pipeline.layers.shared_state import SharedStateAccess
 from pipeline.layers.tallies import EvaluationTally, TrainTally
-from pipeline.methods import Activations, BatchPosition, StepContext
+from pipeline.methods import Activations, BatchPosition
 from pipeline.runtime.checkpointing import Resume
 from pipeline.runtime.feeder import IMAGES
 from pipeline.runtime.parts import Kept, go_on, parts_of
@@ -302,10 +302,9 @@ class Stage:
             return {name: tensor.to(self.device, non_blocking=True) for name, tensor in activations.items()}, labels
         if IMAGES not in message.tensors:
             raise ChannelError(f"stage 1 got {sorted(message.tensors)} where it needs {IMAGES!r}")
-        images, context = message.tensors[IMAGES], StepContext(labels=labels, where=where)
         make = self._augment.evaluation if message.kind.is_evaluation else self._augment.views
-        views = make(images, epoch=message.epoch, position=message.position, num_views=num_views)
-        return self._rule.make_inputs(views, context), labels
+        views = make(message.tensors[IMAGES], epoch=message.epoch, position=message.position, num_views=num_views)
+        return self.layers[0].make_inputs(views, labels, where), labels
 
     def _onward(self, message: Message, layer: LocalLayer, send: Send) -> Callable[[Activations], None]:
         """What a layer does with its activations: the stage's last layer sends them on, with labels and ids."""

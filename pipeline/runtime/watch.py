@@ -16,6 +16,7 @@ from pipeline.data.loader import Batch, Dataset, Split
 from pipeline.errors import NonFiniteLossError, RunError, StageFailedError
 from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer, State, is_finite
+from pipeline.layers.shared_state import VersionedState
 from pipeline.layers.tallies import TrainTally
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, pacer_of
 from pipeline.runtime.history import RunResult
@@ -123,17 +124,20 @@ class Watch:
         best = {result.best_epoch: result.weights} if result.best_epoch is not None else {}
         return Kept(best, result.last or None, tallies, self._status.images)
 
-    def go_on(self, kept: Kept, shared: Callable[[int], State] | None, *, restored: bool) -> None:
+    def go_on(self, kept: Kept, shared: VersionedState | None, *, restored: bool) -> None:
         """Takes what a checkpoint has beside the layers.
 
         Args:
-            shared: gives the state that layers share at the end of an epoch, if they share one.
+            shared: the state that layers share, if they share one, as of the checkpoint.
             restored: whether the layers have learned to the end and have their best weights again.
         """
         result, self._restored = self._result, restored
         self._status.images, result.last = kept.images, kept.trained or {}
+        if result.last and shared is not None:
+            result.last = result.last | shared.state()
         if result.best_epoch is not None:
-            result.weights = kept.candidates[result.best_epoch] | (shared(result.best_epoch) if shared else {})
+            of_shared = shared.candidate_weights(result.best_epoch) if shared is not None else {}
+            result.weights = kept.candidates[result.best_epoch] | of_shared
 
     def _seal(self) -> None:
         for saver in self._savers:

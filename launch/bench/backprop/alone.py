@@ -12,7 +12,6 @@ from launch.bench.backprop.job import Job
 from launch.bench.backprop.trainer import Trainer
 from pipeline.errors import NonFiniteLossError
 from pipeline.layers.layer import LocalLayer, State
-from pipeline.methods import StepContext
 
 
 class Alone(Trainer):
@@ -25,9 +24,7 @@ class Alone(Trainer):
     def step(self, portion: Portion) -> Tensor:
         with self.busy.step():
             labels = self._labels(portion)
-            activations = self._layer.rule.make_inputs(
-                self._view(portion), StepContext(labels=labels, where=portion.where)
-            )
+            activations = self._layer.make_inputs(self._view(portion), labels, portion.where)
             try:
                 _, loss = self._layer.train(activations, labels, portion.where)
             except NonFiniteLossError:  # the report says what a loss that is no number means
