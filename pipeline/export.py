@@ -85,6 +85,7 @@ class LayerOutputs:
         readout: scores (N, Z) of the layer's readout; None without one.
         direct: scores (N, Z) by which the layer predicts on its own; None where its method cannot.
         targets: label embeddings (Z, C) as the layer sees them, float32; None for methods without any.
+        goodness: of every image with every class's label (N, Z) at this layer; None for methods that show no labels.
     """
 
     index: int
@@ -95,6 +96,7 @@ class LayerOutputs:
     readout: Tensor | None
     direct: Tensor | None
     targets: Tensor | None
+    goodness: Tensor | None
 
     @property
     def scores(self) -> Tensor | None:
@@ -168,6 +170,7 @@ class Network(nn.Module):
                 readout=readout(forward.readout_input(outputs)) if readout is not None else None,
                 direct=rule.scores(layer, outputs.own, context),
                 targets=targets.detach().float() if targets is not None else None,
+                goodness=rule.goodness(layer, outputs.own),
             )
             activations = forward.to_send(outputs, context, for_readouts=True)
 

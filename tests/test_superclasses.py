@@ -44,6 +44,7 @@ def view(features: Tensor, targets: Tensor, readout: Tensor | None, *, cosine: b
         readout=readout,
         direct=rule.compare(features, targets),
         targets=targets,
+        goodness=None,
     )
 
 

@@ -36,7 +36,7 @@ class Wishes:
     """What every layer of a run has learned: figures, numbers and pictures, in RUN/analysis/ and in TensorBoard.
 
     Accuracy, confusion, Fisher criterion, similarity of images and t-SNE of every layer; with label embeddings their
-    similarities and attention maps over images; with a margin the pairs inside it.
+    similarities and attention maps over images; with a margin the pairs inside it; goodness where labels are shown.
     """
 
     run: tyro.conf.Positional[Path]
@@ -83,6 +83,7 @@ class LayerFigures:
         pairs: similarities of the analysed images' features.
         confusion: images of each class (row) predicted as each class (column), (Z, Z); None without a prediction.
         anchors: for each anchor the cosine similarity with its class and with the other.
+        goodness: with images' own labels (N,), and with others (N·(Z−1),); None for methods that show no labels.
         scatter: t-SNE of the images in ``Analysis.scattered`` (n, 2); None where they are too few.
         maps: attention by image: (2, rows, columns) for the network's two likeliest classes; empty where the layer
             has no label embeddings or no grid, or is left out for space.
@@ -94,6 +95,7 @@ class LayerFigures:
     pairs: PairSimilarity
     confusion: Tensor | None
     anchors: list[tuple[float, float]]
+    goodness: tuple[Tensor, Tensor] | None
     scatter: NDArray[np.float64] | None
     maps: dict[int, Tensor]
 
@@ -164,6 +166,7 @@ def analyse(opened: OpenRun, wishes: Wishes, superclasses: SuperClasses | None, 
                 pairs=figures.pair_similarity(layer.features, labels, layer.margin),
                 confusion=None if guesses is None else figures.confusion(labels, guesses[:, 0], num_classes),
                 anchors=[figures.anchor_similarities(layer.features, anchor) for anchor in anchors],
+                goodness=None if layer.goodness is None else figures.goodness_by_label(layer.goodness, labels),
                 scatter=scatter,
                 maps=maps.get(layer.index, {}),
             )

@@ -30,6 +30,8 @@ def print_figures(console: Console, analysis: Analysis) -> None:
         ("similarity_same", "cosine same class", "{:.3f}".format),
         ("similarity_other", "cosine other class", "{:.3f}".format),
         ("margin_occupancy", "inside margin", _percent),
+        ("goodness_right", "goodness own label", "{:.3g}".format),
+        ("goodness_wrong", "goodness other label", "{:.3g}".format),
     ]
     if split == "validation":
         columns = [column for column in columns if column[0] != "fisher"]
@@ -62,6 +64,8 @@ def _figures(analysis: Analysis, layer: LayerFigures) -> dict[str, Any]:
         "similarity_other": _finite(layer.pairs.other),
         "margin": record.margin,
         "margin_occupancy": layer.pairs.inside,
+        "goodness_right": None if layer.goodness is None else float(layer.goodness[0].double().mean()),
+        "goodness_wrong": None if layer.goodness is None else float(layer.goodness[1].double().mean()),
     }
 
 

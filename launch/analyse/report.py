@@ -44,7 +44,13 @@ class Picture:
 
 def pictures(analysis: Analysis) -> list[Picture]:
     """The pictures that the run's method has something to show in."""
-    return [*_accuracy(analysis), *_geometry(analysis), *_embeddings(analysis), *_images(analysis)]
+    return [
+        *_accuracy(analysis),
+        *_geometry(analysis),
+        *_goodness(analysis),
+        *_embeddings(analysis),
+        *_images(analysis),
+    ]
 
 
 def show(console: Console, folder: Path, analysis: Analysis, drawn: Sequence[Picture]) -> None:
@@ -183,6 +189,22 @@ def _geometry(analysis: Analysis) -> list[Picture]:
             )
         )
     return drawn
+
+
+def _goodness(analysis: Analysis) -> list[Picture]:
+    known = {
+        f"layer {layer.record.index + 1}": layer.goodness for layer in analysis.layers if layer.goodness is not None
+    }
+    if not known:
+        return []
+    values = [(own.numpy(), other.numpy()) for own, other in known.values()]
+    return [
+        Picture(
+            "goodness.png",
+            "goodness of images with their own label and with others, in every layer",
+            lambda: draw.goodness(values, list(known)),
+        )
+    ]
 
 
 def _embeddings(analysis: Analysis) -> list[Picture]:

@@ -82,6 +82,12 @@ def _num_pairs_above(z: Tensor, least: float) -> int:
     return count
 
 
+def goodness_by_label(goodness: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every image's goodness with every class's label (N, Z): that with its own (N,), and with others (N·(Z−1),)."""
+    own = F.one_hot(labels, goodness.shape[1]).bool()
+    return goodness[own], goodness[~own]
+
+
 def scatter(features: Tensor, *, seed: int) -> NDArray[np.float64]:
     """t-SNE of pooled features (N, C), N at least 4: points (N, 2) in a plane. The same for the same seed.
 

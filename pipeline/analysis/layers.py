@@ -22,6 +22,7 @@ class LayerRecord:
         readout: the k likeliest classes (N, k) by the readout, likeliest first; None without one.
         direct: the same by the layer itself; None where its method cannot.
         targets: label embeddings (Z, C) as the layer sees them; None for methods without any.
+        goodness: of every image with every class's label (N, Z); None for methods that show no labels.
         margin: the rule's, where it has one above 0.
         grid: rows and columns of the feature vectors over an image; None where they belong to no position in it.
     """
@@ -31,6 +32,7 @@ class LayerRecord:
     readout: Tensor | None
     direct: Tensor | None
     targets: Tensor | None
+    goodness: Tensor | None
     margin: float | None
     grid: tuple[int, int] | None
 
@@ -79,9 +81,12 @@ class _Recorder:
         self._features: list[Tensor] = []
         self._readout: list[Tensor] = []
         self._direct: list[Tensor] = []
+        self._goodness: list[Tensor] = []
 
     def add(self, view: LayerOutputs, top: int) -> None:
         self._features.append(view.features.cpu())
+        if view.goodness is not None:
+            self._goodness.append(view.goodness.cpu())
         for guesses, scores in ((self._readout, view.readout), (self._direct, view.direct)):
             if scores is not None:
                 guesses.append(scores.topk(min(top, scores.shape[1]), dim=1).indices.cpu())
@@ -93,6 +98,7 @@ class _Recorder:
             readout=torch.cat(self._readout) if self._readout else None,
             direct=torch.cat(self._direct) if self._direct else None,
             targets=self._targets,
+            goodness=torch.cat(self._goodness) if self._goodness else None,
             margin=self._margin or None,
             grid=self._grid,
         )

@@ -124,6 +124,11 @@ class Rule(nn.Module, ABC):
         """What else is worth seeing of the layer, by name, each a scalar (): asked for once an evaluation."""
         return {}
 
+    def goodness(self, layer: Layer, outputs: Activations) -> Tensor | None:
+        """How good each image with each class's label looks to this layer alone (N, Z), in evaluation; None for methods
+        that show nets no labels."""
+        return None
+
     def targets(self, layer: Layer, context: StepContext) -> Tensor | None:
         """Every class's label embedding as this layer sees it (Z, C); None for methods without any."""
         return None

@@ -117,6 +117,9 @@ class GoodnessRule(Rule):
         goodness = outputs[GOODNESS][:, min(1, self.index) :].sum(dim=1)
         return goodness.view(self.num_classes, -1).T
 
+    def goodness(self, layer: Layer, outputs: Activations) -> Tensor:
+        return outputs[GOODNESS][:, -1].view(self.num_classes, -1).T
+
     def figures(self, layer: Layer, outputs: Activations, context: StepContext) -> Mapping[str, Tensor]:
         right, wrong = self.divided(outputs[GOODNESS][:, -1], context)
         return {"goodness_right": right.mean(), "goodness_wrong": wrong.mean()}

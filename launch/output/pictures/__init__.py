@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launch.output.pictures.curves import Panel, curves
 from launch.output.pictures.images import AnchorRow, Example, anchors, attention
-from launch.output.pictures.layers import lines, margins
+from launch.output.pictures.layers import goodness, lines, margins
 from launch.output.pictures.matrices import Classes, confusion, confusions, similarities, similarity
 from launch.output.pictures.plane import scatters
 from launch.output.pictures.style import Vector, write
@@ -24,6 +24,7 @@ __all__ = [
     "confusion",
     "confusions",
     "curves",
+    "goodness",
     "lines",
     "margins",
     "scatters",

@@ -8,7 +8,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from launch.output.pictures.style import BLUE, COLUMN, GREEN, ORANGE, layer_axis, percent_axis, styled
+from launch.output.pictures.style import (
+    BLUE,
+    COLUMN,
+    GREEN,
+    ORANGE,
+    Numbers,
+    layer_axis,
+    panel_grid,
+    percent_axis,
+    styled,
+)
+
+_BINS = 40  # of a histogram
 
 
 @styled
@@ -54,4 +66,28 @@ def margins(inside: Sequence[float], margin: Sequence[float]) -> Figure:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(0, max(0.01, *inside) * 1.15)
     axes.grid(axis="y")
+    return figure
+
+
+@styled
+def goodness(layers: Sequence[tuple[Numbers, Numbers]], titles: Sequence[str]) -> Figure:
+    """How often each goodness occurs, a panel per layer: with images' own labels, and with others.
+
+    Args:
+        layers: of every layer both kinds (N,), (M,). A panel ends where one value in a hundred of either is larger.
+    """
+    figure, panels = panel_grid(len(layers), side=2.0)
+    for axes, kinds, title in zip(panels, layers, titles, strict=True):
+        most = max(float(np.quantile(values, 0.99)) for values in kinds)
+        edges = np.linspace(0, most if most > 0 else 1.0, _BINS + 1)
+        for values, name, colour in zip(kinds, ("own label", "other label"), (BLUE, ORANGE), strict=True):
+            shares = np.histogram(values, edges)[0] / len(values)
+            axes.stairs(shares, edges, fill=True, alpha=0.35, color=colour)
+            axes.stairs(shares, edges, color=colour, linewidth=1.2, label=name)
+        axes.set_title(title)
+        axes.set_xlabel("goodness")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_ylim(bottom=0)
+    panels[0].set_ylabel("images")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     return figure
