@@ -65,7 +65,7 @@ _ROWS = {
     ),
 }
 
-_WITHOUT_HEAD = ReadoutSettings(mode="none", readout_layers="last")
+_WITHOUT_HEAD = ReadoutSettings(mode="none", readout_layers="last", readout_keep="best")
 _TRAIN = TrainSettings(last_batch="keep")
 _OURS = "The paper gives batch 512, AdamW and 10 % of the images for validation; epochs and learning rate here are"
 
