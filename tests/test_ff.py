@@ -93,6 +93,14 @@ def double_loop_symba(right: Tensor, wrong: Tensor, sharpness: float) -> float:
     return total / count
 
 
+def ff_of(threshold: float) -> FfRule:
+    return FfRule(FfSettings(threshold=threshold), 1, MLP.build(1, SHAPE), MODEL)
+
+
+def symba_of(sharpness: float) -> SymbaRule:
+    return SymbaRule(SymbaSettings(sharpness=sharpness), 1, MLP.build(1, SHAPE), MODEL)
+
+
 def goodness(num_wrong: int) -> tuple[Tensor, Tensor]:
     """Of nine images with the right label and with wrong ones, float64."""
     each = 3 * numbers(num_wrong + 1, 9).double().square()
@@ -103,15 +111,13 @@ def goodness(num_wrong: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("strength", [0.5, 2.0, 7.0])
 def test_the_losses_equal_double_loops_in_float64(num_wrong: int, strength: float) -> None:
     right, wrong = (each.detach() for each in goodness(num_wrong))
-    layer = MLP.build(1, SHAPE)
-    ff, symba = FfRule(strength, 1, layer, MODEL), SymbaRule(strength, 1, layer, MODEL)
+    ff, symba = ff_of(strength), symba_of(strength)
     assert ff.contrast(right, wrong).item() == pytest.approx(double_loop_ff(right, wrong, strength), rel=1e-12)
     assert symba.contrast(right, wrong).item() == pytest.approx(double_loop_symba(right, wrong, strength), rel=1e-12)
 
 
 def test_the_losses_gradients_are_those_of_finite_differences() -> None:
-    layer = MLP.build(1, SHAPE)
-    for rule in (FfRule(2.0, 1, layer, MODEL), SymbaRule(1.5, 1, layer, MODEL)):
+    for rule in (ff_of(2.0), symba_of(1.5)):
         assert torch.autograd.gradcheck(rule.contrast, goodness(3))
 
 
@@ -192,6 +198,13 @@ def test_a_perceptron_sees_the_label_in_the_first_pixels_and_the_image_in_all_ot
     assert shown.shape == images.shape
     assert shown.flatten(1)[:, :5].tolist() == [[0, 0, 0, 0, 1], [1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
     assert torch.equal(shown.flatten(1)[:, 5:], images.flatten(1)[:, 5:])
+
+
+@NETS
+def test_a_label_is_shown_as_strongly_as_it_is_asked_for(net: NetConfig) -> None:
+    plain, strong = (layers_of(net, FfSettings(label_scale=scale))[0][1].label for scale in (1.0, 8.0))
+    assert plain is not None and strong is not None
+    assert torch.equal(strong.codes, 8 * plain.codes)
 
 
 def test_a_transformer_sees_the_label_as_a_patch_in_front_of_the_images() -> None:

@@ -38,19 +38,20 @@ class FfSettings(GoodnessMethod):
     """Threshold θ of the goodness."""
 
     def check(self) -> None:
+        super().check()
         if not 0 < self.threshold < math.inf:
             raise UserError(f"`threshold` {self.threshold}: must be a number above 0 (Aghagolzadeh & Ezoji 2025: 2).")
 
     def build(self, index: int, layer: Layer, model_info: ModelInfo) -> FfRule:
-        return FfRule(self.threshold, index, layer, model_info)
+        return FfRule(self, index, layer, model_info)
 
 
 class FfRule(GoodnessRule):
     """One layer's loss by FF."""
 
-    def __init__(self, threshold: float, index: int, layer: Layer, model_info: ModelInfo) -> None:
-        super().__init__(index, layer, model_info)
-        self.threshold = threshold
+    def __init__(self, settings: FfSettings, index: int, layer: Layer, model_info: ModelInfo) -> None:
+        super().__init__(settings, index, layer, model_info)
+        self.threshold = settings.threshold
 
     def contrast(self, right: Tensor, wrong: Tensor) -> Tensor:
         return (F.softplus(self.threshold - right).mean() + F.softplus(wrong - self.threshold).mean()) / 2
@@ -66,19 +67,20 @@ class SymbaSettings(GoodnessMethod):
     """What α multiplies the difference of goodness by."""
 
     def check(self) -> None:
+        super().check()
         if not 0 < self.sharpness < math.inf:
             raise UserError(f"`sharpness` {self.sharpness}: must be a number above 0 (Aghagolzadeh & Ezoji 2025: 1).")
 
     def build(self, index: int, layer: Layer, model_info: ModelInfo) -> SymbaRule:
-        return SymbaRule(self.sharpness, index, layer, model_info)
+        return SymbaRule(self, index, layer, model_info)
 
 
 class SymbaRule(GoodnessRule):
     """One layer's loss by SymBa."""
 
-    def __init__(self, sharpness: float, index: int, layer: Layer, model_info: ModelInfo) -> None:
-        super().__init__(index, layer, model_info)
-        self.sharpness = sharpness
+    def __init__(self, settings: SymbaSettings, index: int, layer: Layer, model_info: ModelInfo) -> None:
+        super().__init__(settings, index, layer, model_info)
+        self.sharpness = settings.sharpness
 
     def contrast(self, right: Tensor, wrong: Tensor) -> Tensor:
         return F.softplus(-self.sharpness * (right - wrong)).mean()
@@ -116,7 +118,7 @@ class CollabSettings(FfSettings):
         return LayersGoodness(self, info)
 
     def build(self, index: int, layer: Layer, model_info: ModelInfo) -> CollabRule:
-        return CollabRule(self.threshold, index, layer, model_info)
+        return CollabRule(self, index, layer, model_info)
 
 
 class LayersGoodness(SharedState):

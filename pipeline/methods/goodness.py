@@ -5,6 +5,7 @@ Source: Hinton 2022; on Vision Transformers Aghagolzadeh & Ezoji 2025, Section 3
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.errors import UserError
 from pipeline.methods.base import Activations, MethodConfig, ModelInfo, Rule, StepContext
 from pipeline.methods.label_input import LabelInput, check_room, labelled
 from pipeline.nets.base import Layer, NetConfig, Shape
@@ -35,6 +37,12 @@ class GoodnessMethod(MethodConfig):
 
     figures: ClassVar[tuple[str, ...]] = ("goodness_right", "goodness_wrong")
     online_readouts: ClassVar[bool] = False
+    label_scale: float = 1.0
+    """What the label that a net is shown is multiplied by: a one in a pixel, or a patch of random numbers N(0, 1)."""
+
+    def check(self) -> None:
+        if not 0 < self.label_scale < math.inf:
+            raise UserError(f"`label_scale` {self.label_scale}: must be a number above 0.")
 
     def adapt(self, net: NetConfig) -> NetConfig:
         return labelled(net)
@@ -62,10 +70,10 @@ class GoodnessRule(Rule):
 
     per_sample = True
 
-    def __init__(self, index: int, layer: Layer, model_info: ModelInfo) -> None:
+    def __init__(self, settings: GoodnessMethod, index: int, layer: Layer, model_info: ModelInfo) -> None:
         super().__init__()
         self.index, self.num_classes = index, model_info.num_classes
-        self.label = LabelInput(layer, model_info.num_classes) if index == 0 else None
+        self.label = LabelInput(layer, self.num_classes, scale=settings.label_scale) if index == 0 else None
 
     @abstractmethod
     def contrast(self, right: Tensor, wrong: Tensor) -> Tensor:

@@ -46,13 +46,16 @@ class LabelInput(nn.Module):
     neutral label (Aghagolzadeh & Ezoji 2025, Section 3.4; the random patches are those of Lee & Song 2023). Any other
     net gets the label one-hot in place of the first channel's first pixels, row by row (Hinton 2022).
 
+    Args:
+        scale: what codes of labels are multiplied by.
+
     Attributes:
         neutral: the label that stands for none.
     """
 
     codes: Tensor
 
-    def __init__(self, first: Layer, num_classes: int) -> None:
+    def __init__(self, first: Layer, num_classes: int, *, scale: float = 1.0) -> None:
         super().__init__()
         embedding = getattr(first, "embedding", None)
         self.patch = embedding.patch if isinstance(embedding, LabelledPatchEmbedding) else None
@@ -60,6 +63,7 @@ class LabelInput(nn.Module):
             codes = torch.randn(num_classes, embedding.project.in_features)
         else:
             codes = torch.eye(num_classes)
+        codes = scale * codes
         self.neutral = num_classes
         self.register_buffer("codes", torch.cat([codes, torch.zeros(1, codes.shape[1])]))  # (Z + 1, length)
 
