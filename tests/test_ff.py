@@ -200,6 +200,14 @@ def test_a_perceptron_sees_the_label_in_the_first_pixels_and_the_image_in_all_ot
     assert torch.equal(shown.flatten(1)[:, 5:], images.flatten(1)[:, 5:])
 
 
+def test_later_layers_learn_at_a_rate_of_their_own() -> None:
+    spec = tiny_spec(net=MLP, method=FfSettings(later_lr=5.0), lr=1e-3)
+    first, second = (LocalLayer(spec, index, CPU) for index in range(2))
+    passed, _ = first.train(first.make_inputs(numbers(5, *SHAPE), LABELS, LEARNING), LABELS, LEARNING)
+    second.train(passed, LABELS, LEARNING)
+    assert [layer.vitals()["learning_rate"] for layer in (first, second)] == pytest.approx([1e-3, 5e-3])
+
+
 @NETS
 def test_a_label_is_shown_as_strongly_as_it_is_asked_for(net: NetConfig) -> None:
     plain, strong = (layers_of(net, FfSettings(label_scale=scale))[0][1].label for scale in (1.0, 8.0))

@@ -215,6 +215,7 @@ MISTAKES = {
     "class token": ([*_VIT, "--pooling", "token"], ["--pooling token", "--pooling mean"]),
     "online readout": ([*_VIT, "--readout", "online"], ["--readout online", "ff", "--readout after", "--readout none"]),
     "no threshold": ([*_VIT, "--threshold", "0"], ["--threshold 0", "above 0"]),
+    "no rate": ([*_VIT, "--later-lr", "0"], ["--later-lr 0", "above 0"]),
     "no label": ([*_VIT, "--label-scale", "0"], ["--label-scale 0", "above 0"]),
     "no sharpness": (["symba-vit-mnist", *_VIT[1:], "--sharpness", "-1"], ["--sharpness -1", "above 0"]),
     "lag below 0": (["ff-collab-vit-mnist", *_VIT[1:], "--goodness-lag", "-1"], ["--goodness-lag -1", "at least 0"]),

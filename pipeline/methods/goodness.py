@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.methods.base import Activations, MethodConfig, ModelInfo, Rule, StepContext
+from pipeline.methods.base import Activations, BatchPosition, MethodConfig, ModelInfo, Rule, StepContext
 from pipeline.methods.label_input import LabelInput, check_room, labelled
 from pipeline.nets.base import Layer, NetConfig, Shape
 
@@ -40,9 +40,14 @@ class GoodnessMethod(MethodConfig):
     label_scale: float = 1.0
     """What the label that a net is shown is multiplied by: a one in a pixel, or a patch of random numbers N(0, 1)."""
 
+    later_lr: float = 1.0
+    """What the learning rate of all layers but the first is multiplied by. What reaches them has length 1, and needs
+    larger weights than images do."""
+
     def check(self) -> None:
-        if not 0 < self.label_scale < math.inf:
-            raise UserError(f"`label_scale` {self.label_scale}: must be a number above 0.")
+        for name, value in (("`label_scale`", self.label_scale), ("`later_lr`", self.later_lr)):
+            if not 0 < value < math.inf:
+                raise UserError(f"{name} {value}: must be a number above 0.")
 
     def adapt(self, net: NetConfig) -> NetConfig:
         return labelled(net)
@@ -52,6 +57,9 @@ class GoodnessMethod(MethodConfig):
 
     def predicts(self) -> bool:
         return True
+
+    def lr_factor(self, index: int, where: BatchPosition) -> float:
+        return 1.0 if index == 0 else self.later_lr
 
     def readout_inputs(self, index: int, num_layers: int) -> tuple[int, ...]:
         """All layers but the first, up to this one (Hinton 2022); of the first one itself."""
