@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from launch.presets.base import Preset
 from launch.presets.papers import CFF, COLLAB, FF, SYMBA, Paper
 from pipeline.config.settings import DataSettings, ReadoutSettings, Settings, TrainSettings
-from pipeline.methods import CollabSettings, FfSettings, MethodConfig, SymbaSettings
+from pipeline.methods import CollabSettings, FfSettings, SymbaSettings
+from pipeline.methods.goodness import GoodnessMethod
 from pipeline.nets import MlpSettings, VitSettings
 
 
@@ -19,7 +20,7 @@ class _Row:
     """A column of the paper's tables, on the data sets of their rows."""
 
     title: str
-    method: MethodConfig
+    method: GoodnessMethod
     source: Paper
     mlp_mnist: str
     mlp_cifar10: str
@@ -74,17 +75,18 @@ def _presets(name: str, row: _Row) -> dict[str, Preset]:
     mlp = Settings(
         data=DataSettings(data="mnist"),
         net=MlpSettings(width=500, depth=3),
-        method=row.method,
-        train=replace(_TRAIN, lr=0.03, epochs=60),
+        method=replace(row.method, later_lr=10.0),
+        train=replace(_TRAIN, lr=3e-3, epochs=60),
         readout=_WITHOUT_HEAD,
     )
-    vit = replace(mlp, data=DataSettings(data="cifar10"), net=VitSettings(dim=128, heads=4, depth=5), train=_TRAIN)
-    head = (
-        f"""
-With a linear head, --readout after: {row.vit_cifar10_head} (Table 2)."""
-        if row.vit_cifar10_head
-        else ""
+    vit = replace(
+        mlp,
+        method=row.method,
+        data=DataSettings(data="cifar10"),
+        net=VitSettings(dim=128, heads=4, depth=5),
+        train=_TRAIN,
     )
+    head = f"\nWith a linear head, --readout after: {row.vit_cifar10_head} (Table 2)." if row.vit_cifar10_head else ""
     return {
         f"{name}-mlp-mnist": Preset(
             title=f"{row.title}, MLP[500 3], MNIST",
