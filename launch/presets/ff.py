@@ -21,6 +21,7 @@ class _Row:
 
     title: str
     method: GoodnessMethod
+    mlp_later_lr: float = 10.0
     source: Paper
     mlp_mnist: str
     mlp_cifar10: str
@@ -56,6 +57,7 @@ _ROWS = {
     "ff-collab": _Row(
         title="FF Collab",
         method=CollabSettings(),
+        mlp_later_lr=1.0,  # at 10 the last layer's units die
         source=COLLAB,
         mlp_mnist="97.70",
         mlp_cifar10="54.33",
@@ -75,7 +77,7 @@ def _presets(name: str, row: _Row) -> dict[str, Preset]:
     mlp = Settings(
         data=DataSettings(data="mnist"),
         net=MlpSettings(width=500, depth=3),
-        method=replace(row.method, later_lr=10.0),
+        method=replace(row.method, later_lr=row.mlp_later_lr),
         train=replace(_TRAIN, lr=3e-3, epochs=60),
         readout=_WITHOUT_HEAD,
     )
