@@ -7,10 +7,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -35,21 +37,20 @@ def ray_head(monkeypatch: pytest.MonkeyPatch, *, num_cpus: int = 4) -> Iterator[
     ray = Path(sys.executable).with_name("ray")
     flags = ["--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
     flags += [f"--num-cpus={num_cpus}", "--include-dashboard=false", "--disable-usage-stats"]
-    process = subprocess.Popen(
-        [ray, "start", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        end = time.monotonic() + _START
-        while not _listens(port):
-            assert process.poll() is None and time.monotonic() < end, "Ray's head did not start"
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(_START)
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([ray, "start", *flags], stdout=said, stderr=said, start_new_session=True)
+        try:
+            end = time.monotonic() + _START
+            while not _says(said, "Ray runtime started"):
+                assert process.poll() is None and time.monotonic() < end, "Ray's head did not start"
+                time.sleep(0.1)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(_START)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as knock:
-        return knock.connect_ex(("127.0.0.1", port)) == 0
+def _says(said: IO[str], text: str) -> bool:
+    said.seek(0)
+    return text in said.read()

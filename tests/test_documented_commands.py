@@ -67,8 +67,9 @@ class Reader:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
+        kept = dict(os.environ)
         return kept | {
+            "RAY_ADDRESS": "local",  # whatever Ray of somebody else's runs on this machine
             "HOME": str(self.home),
             "LOCALPIPE_DATA": str(self.home / "data"),
             "LOCALPIPE_MAX_STEPS": STEPS,

@@ -253,6 +253,9 @@ def test_a_killed_worker_ends_the_run_naming_it(
     """
     launched = launch(tmp_path, *arguments, "--max-restarts", "0", "--run-dir", str(tmp_path / "run"))
     launched.wait_for("epoch 1/500")
+    while not (tmp_path / "run" / "model.safetensors").exists():  # the best weights so far, a moment later
+        assert launched.process.poll() is None, launched.text()
+        time.sleep(0.05)
     workers = [pid for pid, command in launched.descendants().items() if f"ray::{victim}" in command]
     assert workers, launched.descendants()
     # Ray's own default, niceness 15, would have the stages yield to every other process.

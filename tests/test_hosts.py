@@ -142,6 +142,7 @@ def test_a_run_from_outside_spreads_over_the_hosts_and_comes_back_with_the_seria
     assert all(torch.equal(serial[name], spread[name]) for name in serial)
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_here_saves_a_checkpoint_there_and_fetches_it(hosts: Hosts) -> None:
     """Symptom: Ctrl-C ended the viewer alone, and `ray job stop` the run without a checkpoint."""
     typed = Typed(hosts, "launch", *_SMALL, "500", "--cluster", "cluster.yaml", "--run-dir", "runs/b")
@@ -209,10 +210,11 @@ def test_an_address_or_a_token_that_cannot_do_is_one_line_at_once(
 def test_on_the_head_launch_joins_the_node_that_runs_there(hosts: Hosts) -> None:
     done = hosts.run(_HEAD, "launch", "cff-vit", "--dry-run")
     assert done.returncode == 0, done.stdout
-    assert "joining the Ray cluster at auto (a Ray node runs on this machine; --address local starts" in done.stdout
+    assert "(of the Ray node on this machine; --address local starts Ray for this run alone)" in done.stdout
     assert "cpu: " in done.stdout
 
 
+@pytest.mark.exhaustive
 def test_from_outside_ray_s_client_is_joined_with_the_right_token(hosts: Hosts) -> None:
     address = f"ray://{hosts.address(_HEAD)}:10001"
     done = hosts.run(0, "launch", "cff-vit", "--dry-run", "--address", address, RAY_AUTH_MODE="token")
@@ -220,6 +222,7 @@ def test_from_outside_ray_s_client_is_joined_with_the_right_token(hosts: Hosts) 
     assert "Nothing was started" in done.stdout
 
 
+@pytest.mark.exhaustive
 def test_down_leaves_no_process_and_no_key_on_any_host(hosts: Hosts) -> None:
     """Symptom: `ray down` ended Ray on the head alone, and left the person's private key there."""
     done = hosts.run(0, "launch", "down", "cluster.yaml", cwd="localpipe")
@@ -233,12 +236,14 @@ def test_down_leaves_no_process_and_no_key_on_any_host(hosts: Hosts) -> None:
         assert not list(hosts.home(host).glob("*.pem"))
 
 
+@pytest.mark.exhaustive
 def test_a_cluster_that_is_down_is_one_line(hosts: Hosts) -> None:
     done = hosts.run(0, "launch", "cff-vit", "--cluster", "cluster.yaml", cwd="localpipe")
     assert done.returncode == 1, done.stdout
     assert done.stdout.splitlines()[-1].startswith("error: Ray does not run on"), done.stdout
 
 
+@pytest.mark.exhaustive
 def test_a_head_that_is_not_there_is_one_line(hosts: Hosts) -> None:
     hosts.cut(_HEAD)
     done = hosts.run(0, "launch", "attach", "cluster.yaml", cwd="localpipe")

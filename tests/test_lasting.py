@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.checkpoints.folder import Manifest
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import CheckpointSettings, Settings
 from pipeline.errors import NonFiniteLossError
@@ -38,7 +39,8 @@ EVERY = 8  # steps between checkpoints
 
 
 class Disturbing(Observer):
-    """Does something to a run when its first stage has come to a training step, each time it comes so far."""
+    """Does something to a run when its first stage has come to a training step, each time it comes so far; the first
+    time not before there is a checkpoint to go on from."""
 
     def __init__(self, spec: RunSpec, moments: Mapping[int, Callable[[], None]]) -> None:
         self._spec, self._moments = spec, dict(moments)
@@ -46,10 +48,14 @@ class Disturbing(Observer):
         self.stacks: dict[str, str] = {}
         self.states: list[RunState] = []
         self.stages: list[int] = []
+        self._saved = False
+
+    def checkpointed(self, manifest: Manifest) -> None:
+        self._saved = True
 
     def progressed(self, statuses: list[Status]) -> None:
         first = statuses[0]
-        if not self._moments or first.kind is None:
+        if not self._saved or not self._moments or first.kind is None:
             return
         moment = min(self._moments)
         if first.epoch * self._spec.steps_per_epoch + first.step >= moment:

@@ -226,8 +226,9 @@ print(json.dumps(sum(knock(port, said) for port in given for said in junk)))
 """
 
 
+@pytest.mark.exhaustive
 @as_root
-@pytest.mark.parametrize("transport", ["auto", pytest.param("gloo", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("transport", ["auto", "gloo"])
 def test_a_stranger_at_every_port_changes_no_bit(transport: str, tmp_path: Path) -> None:
     flags = [*_SMALL, "--epochs", "60", "--readout-epochs", "1"]
     through_ray = ["--stages", "2", "--transport", transport, "--run-dir", str(tmp_path / "run")]

@@ -128,6 +128,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator[
         yield cluster
 
 
+@pytest.mark.exhaustive
 @on_slurm
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -174,6 +175,7 @@ def test_a_job_at_its_time_limit_is_queued_again_and_ends_with_the_same_bits(
         assert (slurm.folder / f"runs/cff-vit-{job}" / name).read_bytes() == (want / name).read_bytes(), name
 
 
+@pytest.mark.exhaustive
 @on_slurm
 @pytest.mark.slow
 @pytest.mark.timeout(900)

@@ -133,6 +133,7 @@ def asked(url: str, *, statuses: list[str]) -> list[dict[str, Any]]:
         return groups
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_killed_run_ends_alone_and_a_stopped_sweep_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"

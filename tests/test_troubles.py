@@ -186,6 +186,7 @@ def two_cores() -> Iterator[None]:
     os.sched_setaffinity(0, allowed)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_run_beside_other_programs_says_so_and_its_summary_keeps_it(two_cores: None, tmp_path: Path) -> None:

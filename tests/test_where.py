@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from launch.cli import main
+from tests.support_cli import launch
 from workers.where import where
 
 _NOBODY = 65534
@@ -58,7 +59,7 @@ def test_without_a_word_and_without_a_node_here_a_run_has_a_cluster_of_its_own(f
 def test_a_node_that_runs_here_is_joined(folder: Path, raylet: str) -> None:
     (folder / "ray_current_cluster").write_text(raylet)
     place = where(None)
-    assert (place.address, place.why.split(";")[0]) == ("auto", "a Ray node runs on this machine")
+    assert (place.address, place.why.split(";")[0]) == (raylet, "of the Ray node on this machine")
 
 
 def test_a_node_that_is_gone_is_not_waited_for(folder: Path) -> None:
@@ -89,12 +90,13 @@ def test_a_name_goes_before_the_environment_and_that_before_a_node_here(
     assert not where("local").joined
 
 
-def test_the_first_line_says_which_cluster_and_why(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_line_says_which_cluster_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{taken.getsockname()[1]}")
-        assert main(["cff-vit"]) == 1
-    said = capsys.readouterr().out.splitlines()[0]
+        launched = launch(tmp_path, "cff-vit")
+        assert launched.finish(60) == 1
+    said = launched.text().splitlines()[0]
     assert "joining the Ray cluster at 127.0.0.1:" in said and said.endswith("(RAY_ADDRESS is set) …")
 
 

@@ -34,6 +34,8 @@ _LEFT_OUT = "A worker died or was killed while executing|Raylet is terminated|Th
 
 _UNASKED = "RAY_IGNORE_UNHANDLED_ERRORS"
 
+_METRICS = "RAY_enable_metrics_collection"
+
 _RAY_ENVIRONMENT = {
     # By default Ray's workers yield to every other process (niceness 15). Here they are what the machine is for.
     "RAY_worker_niceness": "0",
@@ -229,8 +231,8 @@ def _join_or_start(settings: Settings) -> tuple[Devices, PrivateCluster | None]:
     if not place.joined:
         devices = local_devices(pipe.device, pipe.threads, pipe.precision)
         # Metrics that nobody can look at cost a core some per mille, and a port.
-        metrics = {"RAY_enable_metrics_collection": str(int(pipe.dashboard))}
-        for name, value in {**ENVIRONMENT, **_RAY_ENVIRONMENT, **metrics}.items():  # the workers inherit it
+        os.environ[_METRICS] = str(int(pipe.dashboard))  # anew for each run of this process
+        for name, value in {**ENVIRONMENT, **_RAY_ENVIRONMENT}.items():  # the workers inherit it
             os.environ.setdefault(name, value)
         # More stages than cores take turns; Ray must not refuse them on a machine that is theirs alone. It starts as
         # many processes ahead of the actors as it has cores: one for each actor, feeders and coordinator included.

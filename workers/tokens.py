@@ -38,8 +38,10 @@ def check_token(address: str) -> None:
     is_client = address.startswith("ray://")
     if "://" in address and not is_client:
         return
+    setup.maybe_enable_token_auth_if_token_available(
+        warn_if_disabled=False
+    )  # as Ray itself does where it looks for one
     if address == "auto":
-        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as Ray does for this one
         address = services.canonicalize_bootstrap_address(address) or address
     try:
         setup.ensure_token_if_auth_enabled(create_token_if_missing=False)

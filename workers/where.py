@@ -41,8 +41,8 @@ def where(given: str | None) -> Where:
         return Where(given, "`ray_address`")
     if address := os.environ.get("RAY_ADDRESS"):
         return Where(address, "RAY_ADDRESS is set")
-    if _node_here() is not None:
-        return Where("auto", "a Ray node runs on this machine; `ray_address` local starts Ray for this run alone")
+    if (node := _node_here()) is not None:  # by its address: of several, Ray's own "auto" is the latest one's
+        return Where(node, "of the Ray node on this machine; `ray_address` local starts Ray for this run alone")
     return Where(LOCAL, "no address is given, and no Ray node runs on this machine")
 
 

@@ -88,7 +88,7 @@ class RunArguments:
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Check everything, print what would run, and start nothing."""
     cluster: Cluster = None
-    """A cluster.yaml: train there, as a Ray job on its head, and fetch the run folder. Ctrl-C stops the run there."""
+    """Train on the machines of a cluster.yaml that are up, and fetch the run folder."""
     detach: Detach = False
     """On a cluster: end when the run has been started. `launch attach` shows and fetches it."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-q"])] = False

@@ -13,15 +13,15 @@ SWEEP_FLAGS = (
         name="sweep",
         values="NAME=V1,V2 …",
         default=None,
-        text="A run for each value of a setting, by its flag's name, or for each combination of several; then one "
-        "table. --run-dir is the sweep's folder: the same command goes on with it.",
+        text="A run for each value of a setting, or combination of several, and one table. The same command with "
+        "--run-dir goes on with it.",
         group="",
     ),
     Flag(
         name="seeds",
         values="N",
         default=None,
-        text="N runs of each, with the seeds from --seed on; the table has mean and standard deviation.",
+        text="N runs of each, with seeds from --seed on.",
         group="",
     ),
     Flag(

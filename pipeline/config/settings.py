@@ -39,7 +39,7 @@ class DataSettings:
 
     data: str = field(default="digits", metadata={"metavar": "NAME|FOLDER|URL"})
     """Name of a data set (see `launch list`), a folder of images by class or of WebDataset shards, or the URL of a
-    prepared folder, such as https://host/shards or s3://bucket/shards, which is copied to where data sets lie."""
+    folder that `launch prepare` made, which is copied."""
     data_dir: str | None = field(default=None, metadata={"metavar": "FOLDER"})
     """Where prepared data sets lie. Default: $LOCALPIPE_DATA, else ~/.cache/localpipe/data."""
     image_size: int | None = None
