@@ -98,6 +98,7 @@ def test_prometheus_has_every_figure_of_a_real_run_that_asks_for_a_token(
 ) -> None:
     place = Path("/tmp") / f"lp{time.time_ns() % 10**8}"  # noqa: S108 (short: Ray's sockets lie in it)
     monkeypatch.setenv("RAY_TMPDIR", str(place))
+    monkeypatch.setenv("RAY_enable_metrics_collection", "0")  # as an earlier run of the process has left it
     run = tmp_path / "the-run"
     flags = [
         "--dim",
