@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 @pytest.mark.slow
 def test_every_channel_of_this_machine_is_measured_beside_a_copy_and_a_socket(tmp_path: Path) -> None:
     console = Console(width=120, record=True)
-    arguments = ["--sizes", "0", "0.01", "--seconds", "0.02", "--rounds", "2", "--out", str(tmp_path / "out")]
+    arguments = ["--sizes", "0", "0.01", "--seconds", "0.1", "--rounds", "2", "--out", str(tmp_path / "out")]
     transport(arguments, console)
     report = json.loads((tmp_path / "out" / "transport.json").read_text())
     there = {"read", "copy", "local", "socket", "gloo", *(["shm"] if sys.platform == "linux" else [])}

@@ -112,7 +112,7 @@ def test_the_jobs_command_begins_the_run_and_goes_on_with_it_after_the_head_was_
     assert preset in PRESETS
     command = [program, str(tmp_path / Path(script).name), preset, *flags]
     command += ["--executor", "threads", "--device", "cpu", "--dim", "16", "--heads", "2", "--depth", "2"]
-    command += ["--epochs", "30", "--readout-epochs", "1", "--checkpoint-every", "5"]
+    command += ["--epochs", "8", "--readout-epochs", "1", "--checkpoint-every", "5"]
     run = tmp_path / "run"
     environment = os.environ | {"RUN": str(run), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     run.mkdir()

@@ -17,6 +17,7 @@ from tests.support_cli import ROOT
 from tests.support_hosts import Hosts, missing
 
 pytestmark = [
+    pytest.mark.exhaustive,  # minutes, on three hosts
     pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(missing() is not None, reason=missing() or ""),
@@ -108,7 +109,6 @@ def disturbed(hosts: Hosts, run: str, stages: int, disturb: Callable[[], None]) 
     return "".join(said)
 
 
-@pytest.mark.exhaustive
 def test_doctor_looks_at_every_host_and_between_them(hosts: Hosts) -> None:
     said = said_by(launched(hosts, "doctor", *joined(hosts)))
     one, two, three = (hosts.name(host) for host in (1, 2, 3))
@@ -135,7 +135,6 @@ def test_a_host_with_other_sources_is_refused_before_anything_is_started(hosts: 
     assert not (hosts.home(1) / "refused").exists()
 
 
-@pytest.mark.exhaustive
 def test_data_that_a_first_stage_elsewhere_lacks_are_said_before_anything_is_started(hosts: Hosts) -> None:
     """Nothing has room on the launching machine, so with no feeder another one reads."""
     held = hosts.start(1, *_WITH, "python", "-c", _HOLD)
@@ -150,7 +149,6 @@ def test_data_that_a_first_stage_elsewhere_lacks_are_said_before_anything_is_sta
     assert not (hosts.home(1) / "elsewhere").exists()
 
 
-@pytest.mark.exhaustive
 def test_where_rays_process_is_killed_the_host_is_named_and_done_without(hosts: Hosts, undisturbed: bytes) -> None:
     said = disturbed(hosts, "killed", 3, lambda: _kill_raylet(hosts, 2))
     assert f"host {hosts.name(2)} ({hosts.address(2)}) lost: Ray's raylet there has died" in said
