@@ -61,6 +61,15 @@ def test_the_run_s_processes_on_a_machine_count_together() -> None:
     assert load_between([_AT_REST], [replace(after(10.0), process=9)]) is None, "it has been started anew"
 
 
+def test_a_process_that_reads_over_a_shorter_stretch_is_no_other_program() -> None:
+    """Symptom: on an idle machine "other programs use 0.9 of its 2 cores"; they were the run's own stages."""
+    stage = replace(_AT_REST, process=8, at=105.0)
+    later = replace(stage, at=110.0, own=stage.own + 5.0)
+    found = load_between([_AT_REST, stage], [after(10.0, busy=20.0, own=10.0), later])
+    assert found is not None and found.others == pytest.approx(0.0)
+    assert load_between([_AT_REST, stage], [after(10.0, busy=20.0, own=10.0), stage]) is None, "it has not read anew"
+
+
 def test_swapping_is_told_from_what_comes_back() -> None:
     assert swapping(load(swapped_in=5 << 20)) is None
     said = swapping(load(swapped_in=400 << 20))

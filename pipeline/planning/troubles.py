@@ -41,20 +41,21 @@ class MachineLoad:
 def load_between(before: Sequence[MachineReading], now: Sequence[MachineReading]) -> MachineLoad | None:
     """What one machine did between two readings of some of the run's processes there.
 
-    None where no process is in both, or no time has passed.
+    None where no process is in both, or one has not read anew.
     """
     ended = {one.process: one for one in now}
     pairs = [(one, ended[one.process]) for one in before if one.process in ended]
-    first, last = max(pairs, key=lambda pair: pair[1].at - pair[0].at, default=(None, None))
-    if first is None or last is None or last.at <= first.at:
+    if not pairs or any(end.at <= begin.at for begin, end in pairs):
         return None
+    first, last = max(pairs, key=lambda pair: pair[1].at - pair[0].at)
     seconds = last.at - first.at
-    own = sum(end.own - begin.own for begin, end in pairs)
-    delayed = sum((end.delayed or 0.0) - (begin.delayed or 0.0) for begin, end in pairs)
+    # Each process reads when it is asked: over stretches of its own, some of them half as long as others.
+    own = sum((end.own - begin.own) / (end.at - begin.at) for begin, end in pairs)
+    delayed = sum(((end.delayed or 0.0) - (begin.delayed or 0.0)) / (end.at - begin.at) for begin, end in pairs)
     return MachineLoad(
         name=last.name,
         cores=last.cores,
-        others=max(0.0, (last.busy - first.busy - own) / seconds),
+        others=max(0.0, (last.busy - first.busy) / seconds - own),
         waited=max(0.0, delayed) / (own + delayed) if own + delayed > 0 else 0.0,
         stolen=(last.stolen - first.stolen) / seconds / max(1, last.cores),
         swapped_in=(last.swapped_in - first.swapped_in) / seconds,
