@@ -174,8 +174,9 @@ def test_lost_bits_and_connections_cost_no_process_and_a_stuck_one_is_replaced(
     assert_same(result, serial(small_settings))
     assert [replaced(before, after) for before, after in pairwise(seen)] == [set(), set(), {"stage 2"}]
     first, second, third = [sentence for sentence in observer.said if "Going on from" in sentence]
-    assert first.startswith("stage 2, layer 3: the loss is nan at epoch 1, step "), first
-    assert re.match(r"stage 2 \(layers 3-4\) .*\. Going on from epoch 1, ", second), second
+    # A busy machine may have come further by then.
+    assert re.match(r"stage 2, layer 3: the loss is nan at epoch \d, step ", first), first
+    assert re.match(r"stage 2 \(layers 3-4\) .*\. Going on from epoch \d, ", second), second
     assert re.match(r"stage 2 \(layers 3-4\) has not answered for 8 s: its process \d+ is stuck", third), third
     assert "hold_the_lock" in observer.stacks["stacks of stage 2 (layers 3-4)"]
 
