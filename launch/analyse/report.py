@@ -23,6 +23,7 @@ from launch.analyse.numbers import as_json, likeliest, net_on_data, numbers, pri
 from launch.output import pictures as draw
 from launch.output.console import say
 from launch.output.pictures import AnchorRow, Classes, Example
+from launch.output.whole_file import write_whole
 from pipeline import plain_json
 from pipeline.analysis import figures
 from pipeline.data.sources.base import Progress
@@ -89,9 +90,7 @@ def write(folder: Path, analysis: Analysis, drawn: Sequence[Picture], *, run_goe
     progress("drawing", len(drawn), len(drawn))
     files = {picture.file: picture.shows for picture in drawn}
     values = numbers(analysis) | {"pictures": files, "pictures_format": analysis.wishes.format}
-    part = folder / f".{_NUMBERS}.part"
-    part.write_text(as_json(values) + "\n")
-    part.replace(folder / _NUMBERS)
+    write_whole(folder / _NUMBERS, as_json(values) + "\n")
 
 
 def _earlier(folder: Path) -> list[Path]:

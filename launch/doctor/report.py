@@ -29,6 +29,7 @@ from launch.doctor.redaction import Redaction
 from launch.doctor.steps import Step
 from launch.output.console import counted
 from launch.output.pictures.style import write
+from launch.output.whole_file import write_whole
 
 FORMAT = 1
 """Of report.json; raised when a name there changes its meaning."""
@@ -99,9 +100,7 @@ class Report:
     def _write(self, name: str, text: str, *, redact: bool = True) -> None:
         file = self.folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name}.part")
-        part.write_text(self.redaction.text(text) if redact else text)
-        part.replace(file)
+        write_whole(file, self.redaction.text(text) if redact else text)
 
     def _values(self) -> dict[str, Any]:
         return {

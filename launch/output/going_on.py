@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from launch.output.logs.figures import RUN, STAGE
+from launch.output.whole_file import write_whole
 from pipeline.errors import UserError
 from pipeline.runtime.history import History
 from pipeline.telemetry.reports import PassReport
@@ -60,9 +61,7 @@ def cut_metrics(file: Path, done: Done) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue  # cut off when the run ended
-    part = file.with_name(f".{file.name}.part")
-    part.write_text("".join(kept))
-    part.replace(file)
+    write_whole(file, "".join(kept))
 
 
 @dataclass(frozen=True)

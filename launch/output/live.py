@@ -17,6 +17,7 @@ from rich.text import Text
 from launch.output.console import printable
 from launch.output.logs.figures import SHARES
 from launch.output.logs.meters import Meter
+from launch.output.whole_file import write_whole
 from pipeline import plain_json
 from pipeline.config.run_spec import RunSpec
 from pipeline.registry import STRICT
@@ -146,9 +147,7 @@ def outdated(now: Now) -> bool:
 
 def write(run: Path, now: Now) -> None:
     """Writes it into a run folder. Raises OSError where that cannot be."""
-    part = run / f".{NOW}.part"
-    part.write_bytes(dumps(now))
-    part.replace(run / NOW)
+    write_whole(run / NOW, dumps(now))
 
 
 def read(run: Path) -> Now | None:

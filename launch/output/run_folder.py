@@ -45,6 +45,7 @@ from launch.output.logs.meters import Meter
 from launch.output.logs.places import Logs, flat, kinds_of, outcome_of
 from launch.output.run_pictures import RunPictures
 from launch.output.trace import Traces
+from launch.output.whole_file import write_whole
 from pipeline import plain_json
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.saved import config_of
@@ -360,9 +361,7 @@ def _whole(write: Callable[[], None]) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    part.replace(path)
+    write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def command_line() -> str:

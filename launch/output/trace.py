@@ -12,6 +12,7 @@ from typing import Any
 
 from launch.output.flame import flame_graphs
 from launch.output.live import numbers
+from launch.output.whole_file import write_whole
 from pipeline.config.run_spec import RunSpec
 from pipeline.telemetry.operations import unpacked
 from pipeline.telemetry.trace import STEP, Slice, StageTrace
@@ -62,9 +63,7 @@ def write(folder: Path, spec: RunSpec, traces: Mapping[int, StageTrace]) -> Path
 
 
 def _write(file: Path, values: Any) -> None:
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")  # Perfetto shows escapes as they are
-    part.replace(file)
+    write_whole(file, json.dumps(values, ensure_ascii=False))  # Perfetto shows escapes as they are
 
 
 def document(spec: RunSpec, traces: Mapping[int, StageTrace]) -> dict[str, Any]:

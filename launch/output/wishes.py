@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from launch.output.whole_file import write_whole
 from pipeline.errors import UserError
 from pipeline.telemetry.trace import TraceWish
 
@@ -73,9 +74,7 @@ def ask(file: Path, text: str, seconds: float, *, goes_on: Callable[[], bool], m
     Raises:
         UserError: it does not come.
     """
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(text)
-    part.replace(file)
+    write_whole(file, text)
     end = time.monotonic() + seconds
     try:
         while file.exists():

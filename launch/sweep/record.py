@@ -20,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from launch.output.run_folder import SWEEP, write_json
 from launch.output.saved_runs import SavedRun, open_one
+from launch.output.whole_file import write_whole
 from launch.sweep.grid import SWITCHED, Axis, Grid, Point
 from pipeline import plain_json
 from pipeline.errors import UserError
@@ -146,9 +147,7 @@ def write(folder: Path, asked: Asked, rows: Sequence[Row]) -> None:
         figures = [spread.get(what) for spread in spreads for what in ("mean", "deviation")]
         finished = sum(run.status == "finished" for run in row.runs)
         writer.writerow([*row.point.values.values(), len(row.runs), finished, *figures])
-    part = folder / f".{TABLE}.part"
-    part.write_text(text.getvalue())
-    part.replace(folder / TABLE)
+    write_whole(folder / TABLE, text.getvalue())
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None] | None:
