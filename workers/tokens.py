@@ -38,9 +38,8 @@ def check_token(address: str) -> None:
     is_client = address.startswith("ray://")
     if "://" in address and not is_client:
         return
-    setup.maybe_enable_token_auth_if_token_available(
-        warn_if_disabled=False
-    )  # as Ray itself does where it looks for one
+    # As Ray itself does, where a token is here and nothing is said of its use.
+    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     if address == "auto":
         address = services.canonicalize_bootstrap_address(address) or address
     try:
