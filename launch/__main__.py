@@ -4,13 +4,15 @@ Until a command begins to work there is nothing to keep, and what is imported, N
 KeyboardInterrupt or make another error of it. So a signal that asks the program to stop ends it there and then.
 """
 
+import atexit
 import sys
 
-from launch.signals import Ending, hear
+from launch.signals import Ending, hear, ignore
 
 
 def main() -> int:
     """Runs the command line from the process's first to its last moment. Returns the exit status, as ``launch.cli``."""
+    atexit.register(ignore)  # first, so that it is called last
     ending = Ending()
     hear(ending.stopped)
     from launch.cli import main as run  # noqa: PLC0415 (rich and tyro take a while)

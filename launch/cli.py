@@ -17,7 +17,7 @@ from launch.command_line.help import HELP
 from launch.command_line.options import take_options
 from launch.command_line.setting_names import as_flags
 from launch.output.console import make_console, say
-from launch.signals import INTERRUPTED, Interrupt, heard_by, process_began
+from launch.signals import INTERRUPTED, Interrupt, heard_by, is_interrupt, process_began
 from pipeline.errors import RunError, UserError
 
 Work = Callable[[Console], int | None]
@@ -57,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         if error.kept:
             say(make_console(sys.stderr), error.kept)
         return status
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        if not is_interrupt(error):
+            raise
         say(make_console(sys.stderr), "stopped")
         return INTERRUPTED
 

@@ -63,6 +63,12 @@ class Ending:
         os._exit(self.status)
 
 
+def ignore() -> None:
+    """From now on nothing is heard: for the moments in which the interpreter, its handlers gone, takes itself apart."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def hear(handler: Hear) -> None:
     """From now on the signals that ask a program to stop call ``handler``, but for those that are ignored."""
     for number in STOPPING:
@@ -84,6 +90,13 @@ class Interrupt:
         if self._heard is None or time.monotonic() - self._heard > _PATIENCE:
             self._heard = time.monotonic()
             raise KeyboardInterrupt
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is a KeyboardInterrupt, or what a C extension that was being imported has made of one."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
 
 
 def process_began() -> float:

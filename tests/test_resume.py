@@ -4,6 +4,7 @@ whatever executor and number of stages either part ran."""
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -18,9 +19,11 @@ from pipeline.nets import MlpSettings
 from pipeline.plugins import load_plugin
 from pipeline.runtime.checkpointing import Checkpointing, Resume
 from pipeline.runtime.history import RunResult
-from pipeline.runtime.passes import Cut
+from pipeline.runtime.keeper import history_of
+from pipeline.runtime.passes import Cut, gone
 from pipeline.runtime.serial import train_serial
-from pipeline.runtime.threads import train_threads
+from pipeline.runtime.threads import ThreadWorkers, train_threads
+from pipeline.telemetry.reports import PassReport, Status
 from tests.conftest import make_run
 from tests.support_documents import ROOT
 from tests.test_embedding_equality import settings_with
@@ -149,6 +152,27 @@ def test_layers_that_learn_one_after_another_go_on(tmp_path: Path) -> None:
     cuts = assert_all_go_on(settings, through_threads(2), [through_threads(3), serially], tmp_path, every=5)
     assert {len(cut.restored) for cut in cuts} >= {0, 1, 2}
     forget("plugin_greedy")
+
+
+def test_a_checkpoint_has_every_report_before_it_whenever_it_is_looked_at(
+    cff: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: a run that went on had lost the losses of an epoch, reported while the controller looked elsewhere."""
+    poll = ThreadWorkers.poll
+
+    def slowly(workers: ThreadWorkers) -> list[tuple[Status, list[PassReport]]]:
+        polled = poll(workers)
+        time.sleep(0.2)
+        return polled
+
+    monkeypatch.setattr(ThreadWorkers, "poll", slowly)
+    spec, source = make_run(saving(replace(cff, pipeline=replace(cff.pipeline, executor="threads")), 4), stages=2)
+    train_threads(spec, source, checkpointing=Checkpointing(folder=tmp_path))
+    found = resumes(tmp_path)
+    assert len(found) > 5
+    for resume in found:
+        history = history_of(spec, Checkpointing(resume=resume))
+        assert all(history.layers(kind, epoch) for kind, epoch, _ in gone(spec, resume.cut)), resume.cut
 
 
 def test_feeders_go_on_in_the_middle_of_their_turn(cff: Settings, tmp_path: Path) -> None:

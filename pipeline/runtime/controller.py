@@ -187,6 +187,7 @@ class Controller:
 
     def _collect(self) -> None:
         """Hears what every stage has to say."""
+        saved = self._group.saved()  # first: what was reported before these files is there by now
         for status, reports in self._group.poll():
             self._statuses[status.stage] = status
             for report in reports:
@@ -196,7 +197,7 @@ class Controller:
             self._observer.progressed([self._statuses[stage] for stage in range(self._spec.num_stages)])
         for trace in self._group.traces():
             self._observer.traced(trace)
-        self._keeper.heard(self._group.saved())
+        self._keeper.heard(saved)
         self._count()
         self._keeper.seal(self._history, self._restored, self._result.seconds)
 
