@@ -42,13 +42,13 @@ def heard_by(hear: Hear) -> Iterator[None]:
 
 
 class Ending:
-    """Handlers for the two ends of a process, where a KeyboardInterrupt would come out as a traceback.
+    """The two ends of a process, where a KeyboardInterrupt would come out as a traceback.
 
     Attributes:
-        status: the exit status, once it is known.
+        status: the exit status, once it is known; an error that nobody caught has 1.
     """
 
-    status = INTERRUPTED
+    status = 1
 
     def stopped(self, number: int, frame: FrameType | None) -> None:
         """Before anything has begun: says so, and ends the process."""
@@ -57,16 +57,17 @@ class Ending:
 
     def over(self, number: int, frame: FrameType | None) -> None:
         """When everything is done: ends the process without waiting for what is left of it."""
+        self.leave()
+
+    def leave(self) -> None:
+        """Ends the process after what others do at its exit, before the interpreter takes itself apart.
+
+        While it does, a signal kills, and so may threads of PyTorch's or Ray's that still run.
+        """
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # nobody may be there to read
                 stream.flush()
         os._exit(self.status)
-
-
-def ignore() -> None:
-    """From now on nothing is heard: for the moments in which the interpreter, its handlers gone, takes itself apart."""
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def hear(handler: Hear) -> None:

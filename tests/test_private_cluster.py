@@ -19,13 +19,16 @@ from tests.conftest import make_run
 from tests.support_cli import in_fresh_python
 from workers.names import StageName
 from workers.stage import Polled
+from workers.watch import _processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # a busy machine takes minutes to start Ray
 
 _PROGRAM = """
+import os, signal
 from pathlib import Path
 from launch.presets import PRESETS
 from workers.cluster import StartingCluster
+from workers.watch import _processes
 with StartingCluster(PRESETS['cff-vit'].settings) as starting:
     starting.wait()
     import ray
@@ -34,6 +37,11 @@ with StartingCluster(PRESETS['cff-vit'].settings) as starting:
     (folder,) = Path({temporary!r}).glob('lp-*')
     (session,) = (folder / 'ray').glob('session_2*')
     print(session)
+    raylet = next(one.pid for one in _processes() if one.name == 'raylet' and one.parent == os.getpid())
+    for one in _processes():
+        if one.parent == raylet and one.group == raylet:  # its agents; workers have groups of their own
+            os.kill(one.pid, signal.SIGSTOP)
+            print(one.pid)
 """
 
 
@@ -45,14 +53,17 @@ def temporary() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("failed", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
-def test_ray_s_folder_goes_with_the_cluster_unless_the_run_failed(
+def test_ray_s_folder_and_agents_go_with_the_cluster(
     temporary: Path, failed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Symptom: every run left a folder in the temporary one, for ever."""
+    """Symptoms: every run left a folder in the temporary one, for ever; agents of Ray's outlived a run by minutes."""
     monkeypatch.setenv("RAY_TMPDIR", str(temporary))
     other = temporary / "ray" / "session_1999-01-01_00-00-00_0_1"  # somebody else's
     other.mkdir(parents=True)
-    session = Path(in_fresh_python(_PROGRAM.format(failed=failed, temporary=str(temporary))).strip())
+    line, *agents = in_fresh_python(_PROGRAM.format(failed=failed, temporary=str(temporary))).split()
+    session = Path(line)
+    assert len(agents) == 2
+    assert not {one.pid for one in _processes()} & {int(pid) for pid in agents}
     assert session.is_relative_to(temporary)
     assert (session / "logs").is_dir() == failed
     assert session.parent.parent.exists() == failed

@@ -14,7 +14,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ray._private import services
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # it has no types
 
 from pipeline.errors import ResourcesError
+from workers.watch import end_groups
 
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE = 256 << 20  # bytes; only set-up, metrics and weights pass through it
@@ -50,10 +50,11 @@ class PrivateCluster:
     def __init__(self, num_cpus: int, num_gpus: int | None, *, dashboard: bool) -> None:
         self.token = secrets.token_hex(32)
         self._folder = _new_folder()
+        self._groups: list[int] = []  # of processes
         self._before = {name: os.environ.get(name) for name in (_MODE, _TOKEN)}
         _set_environment({_MODE: "token", _TOKEN: self.token})
         try:
-            with _adapted():
+            with _adapted(self._groups):
                 self._start(num_cpus, num_gpus, dashboard=dashboard)
         except BaseException:
             self.forget(keep_logs=True)  # the error may name one of them
@@ -86,10 +87,8 @@ class PrivateCluster:
                 return
 
     def forget(self, *, keep_logs: bool) -> None:
-        """Puts the environment back and removes what Ray wrote, once Ray has ended.
-
-        What a process of Ray's that is still ending writes meanwhile may stay.
-        """
+        """Ends what is left of Ray's processes, puts the environment back and removes what they wrote."""
+        end_groups(self._groups)
         _set_environment(self._before)
         if not keep_logs:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -126,13 +125,19 @@ def _new_folder() -> Path:
 
 
 @contextmanager
-def _adapted() -> Iterator[None]:
-    """Within it, Ray starts its processes as a private cluster needs them."""
+def _adapted(groups: list[int]) -> Iterator[None]:
+    """Within it, Ray starts its processes as a private cluster needs them, in groups that are noted."""
     popen: Any = services.ConsolePopen
     resolve: Any = services.resolve_ip_for_localhost
+
     # Ray's processes form groups of their own. A signal to the launching process's group, as `timeout` and shells send
     # it, would end them before the run has saved its checkpoint. They end with the launching process in any case.
-    services.ConsolePopen = partial(popen, process_group=0)  # type: ignore[misc, assignment]
+    def start(*arguments: Any, **options: Any) -> Any:
+        process = popen(*arguments, **options, process_group=0)
+        groups.append(process.pid)
+        return process
+
+    services.ConsolePopen = start  # type: ignore[misc, assignment]
     # Ray would put the machine's address in the network in place of the loopback's, and then listen on all interfaces.
     services.resolve_ip_for_localhost = lambda host: host
     try:

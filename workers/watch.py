@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from ray.exceptions import RayError
 
@@ -94,15 +95,40 @@ def end_own() -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+def end_groups(groups: Collection[int]) -> None:
+    """Ends what is left of process groups that this process began, without asking.
+
+    Ray's agents look now and then whether their node is still there; on a busy machine they outlive it by minutes.
+    """
+    session = os.getsid(0)  # a group's number may have become a stranger's
+    for one in _processes():
+        if one.group in groups and one.session == session:
+            with suppress(ProcessLookupError):  # it ended while we looked
+                os.kill(one.pid, signal.SIGKILL)
+
+
 def _children() -> list[tuple[int, str]]:
-    """This process's living children: their numbers, and what the system calls them. Without /proc: none."""
+    """This process's living children: their numbers, and what the system calls them."""
+    return [(one.pid, one.name) for one in _processes() if one.parent == os.getpid()]
+
+
+class _Process(NamedTuple):
+    pid: int
+    name: str  # that the system gives it
+    parent: int
+    group: int
+    session: int
+
+
+def _processes() -> list[_Process]:
+    """All that live on this machine. Without /proc: none."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             name, rest = (entry / "stat").read_text().split("(", 1)[1].rsplit(") ", 1)
         except (OSError, IndexError):  # it ended while we looked
             continue
-        state, parent = rest.split()[:2]
-        if state != "Z" and int(parent) == os.getpid():
-            found.append((int(entry.name), name))
+        state, parent, group, session = rest.split()[:4]
+        if state != "Z":
+            found.append(_Process(int(entry.name), name, int(parent), int(group), int(session)))
     return found
