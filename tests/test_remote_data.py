@@ -93,10 +93,14 @@ def test_a_damaged_shard_is_refused_and_what_came_whole_is_kept(site: Site, tmp_
 
 
 def test_what_cannot_be_read_is_said_in_one_sentence(site: Site, tmp_path: Path, capsys: Any) -> None:
-    for url in (f"{site.url}/none", "memory://nothing/there", "nosuch://host/shards"):
+    for url, why in {
+        f"{site.url}/none": f"--data {site.url}/none: cannot be read (",
+        "memory://nothing/there": "--data memory://nothing/there: cannot be read (index.json: FileNotFoundError",
+        "nosuch://host/shards": "nosuch://host/shards: cannot be reached (ValueError: Protocol not known: nosuch",
+    }.items():
         assert main(["cff-vit", "--data", url, "--data-dir", str(tmp_path / "cache"), "--executor", "serial"]) == 2
         said = capsys.readouterr().err
-        assert said.startswith(f"error: --data {url}: cannot be read (") and said.count("\n") == 1
+        assert said.startswith(f"error: {why}") and said.count("\n") == 1
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix != ".lock"]
 
 

@@ -15,11 +15,11 @@ from pipeline.config.checks import data_dir
 from pipeline.config.run_spec import RunSpec
 from pipeline.data import prepare
 from pipeline.data.loader import Dataset
-from pipeline.data.remote import is_url
 from pipeline.errors import PeerLostError, StageFailedError, UserError
 from pipeline.runtime.checkpointing import Checkpointing, Pacer, pacer_of
 from pipeline.runtime.feeder import Tokens, messages, trace_token
 from pipeline.runtime.passes import Pass
+from pipeline.stores import is_url
 from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.machine import MachineProbe
 from pipeline.telemetry.reports import FeederStatus

@@ -19,7 +19,7 @@ from launch.output.announce import opening
 from launch.output.console import counted, make_console, say, warn
 from launch.output.going_on import is_locked
 from launch.output.logs.figures import steps_at
-from launch.output.mirror import check_mirror, fetch, is_url
+from launch.output.mirror import check_mirror, fetch
 from launch.output.run import Run
 from launch.output.run_folder import CHECKPOINTS, RUNS, RunFolder, command_line, load_config
 from launch.output.wishes import CHECKPOINT_WISH, ask
@@ -36,6 +36,7 @@ from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.keeper import history_of
 from pipeline.runtime.passes import described
 from pipeline.runtime.resume import cut_of, going_on
+from pipeline.stores import is_url
 from workers.cluster import StartingCluster
 from workers.where import where
 

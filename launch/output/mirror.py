@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from launch.output.run_folder import CHECKPOINTS, run_name
 from pipeline.checkpoints.folder import MANIFEST
 from pipeline.errors import UserError
+from pipeline.stores import is_url, open_store, reason
 
 _LAST = 600.0  # seconds that the last copy may take, when the run is over
 _PROBE = ".localpipe-probe"
@@ -40,7 +41,7 @@ class Mirror:
 
     def __init__(self, url: str, run: Path, warn: Callable[[str], None]) -> None:
         self.url, self._run, self._warn = f"{url.rstrip('/')}/{run_name(run)}", run, warn
-        self._files, self._root = _opened(self.url)
+        self._files, self._root = open_store(self.url)
         self._sent: dict[str, Stamp] = {}
         self._due, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
@@ -72,7 +73,7 @@ class Mirror:
             try:
                 self._copy_new()
             except Exception as error:  # noqa: BLE001 (each store has errors of its own; a run is worth more than its copy)
-                self._warn(f"{self.url}: could not be copied to ({_reason(error)}). The run goes on.")
+                self._warn(f"{self.url}: could not be copied to ({reason(error)}). The run goes on.")
             if over:
                 return
 
@@ -114,19 +115,17 @@ def check_mirror(url: str, *, new: str | None = None) -> None:
     """
     if not is_url(url):
         raise UserError(f"`mirror` {url}: is no URL. Give one such as s3://bucket/runs or file:///mnt/runs.")
-    files, root = _opened(url.rstrip("/"))
+    files, root = open_store(url.rstrip("/"))
+    bucket = root.partition("/")[0]  # stores have them; on disks, paths begin with "/"
     with _told(f"`mirror` {url}: cannot be written"):
+        if bucket and not files.exists(bucket):  # makedirs would make one, which somebody pays for
+            raise UserError(f"`mirror` {url}: there is no bucket {bucket}. Make it first, or give the name of another.")
         files.makedirs(root, exist_ok=True)
         files.pipe_file(f"{root}/{_PROBE}", b"localpipe")
         files.rm_file(f"{root}/{_PROBE}")
         taken = new is not None and files.exists(f"{root}/{new}/config.json")
     if taken:
         raise UserError(f"`mirror` {url}: has a run {new}. Give another `run_dir`.")
-
-
-def is_url(run: str) -> bool:
-    """Whether a run is named by where its copy is."""
-    return "://" in run
 
 
 def fetch(url: str, into: Path) -> Path:
@@ -136,7 +135,7 @@ def fetch(url: str, into: Path) -> Path:
         UserError: there is none, or a folder of that name is here by now.
     """
     url = url.rstrip("/")
-    files, root = _opened(url)
+    files, root = open_store(url)
     run = into / PurePosixPath(root).name
     if run.exists():
         raise UserError(f"{run} is here: `launch resume {run}` goes on with it. Remove it to fetch {url} anew.")
@@ -155,15 +154,6 @@ def fetch(url: str, into: Path) -> Path:
             files.get_file(path, str(file))
     part.rename(run)
     return run
-
-
-def _opened(url: str) -> tuple[Any, str]:
-    """The file system that a URL is of, and the path on it."""
-    import fsspec  # noqa: PLC0415 (few runs need it)
-
-    with _told(f"{url}: cannot be reached"):
-        files, root = fsspec.core.url_to_fs(url)
-        return files, str(root)
 
 
 def _stamps(run: Path) -> dict[str, Stamp]:
@@ -185,8 +175,4 @@ def _told(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{what} ({_reason(error)}).") from error
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip() or 'it does not say why'}".removesuffix(".")
+        raise UserError(f"{what} ({reason(error)}).") from error

@@ -17,11 +17,11 @@ from pipeline.data import prepare
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import Dataset
 from pipeline.data.registry import DATASETS
-from pipeline.data.remote import is_url
 from pipeline.data.sources.base import Progress
 from pipeline.errors import UserError
 from pipeline.methods import BaselineSettings
 from pipeline.nets.sizes import layer_features
+from pipeline.stores import is_url
 from pipeline.transport import CARRIERS, Transport
 from pipeline.transport.base import DeviceKind, automatic, between
 

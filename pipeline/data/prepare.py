@@ -12,11 +12,12 @@ from pipeline.data import acquire, sizes
 from pipeline.data.build import build, exclusive
 from pipeline.data.index import INDEX_FILE, DataIndex
 from pipeline.data.registry import DATASETS
-from pipeline.data.remote import fetch_set, is_url
+from pipeline.data.remote import fetch_set
 from pipeline.data.sources.base import Progress, silent
 from pipeline.data.sources.folder import FolderSource, holds_images
 from pipeline.data.sources.webdataset_folder import WebDatasetSource, tars
 from pipeline.errors import UserError
+from pipeline.stores import is_url
 
 DATA_DIR_VARIABLE = "LOCALPIPE_DATA"
 

@@ -18,14 +18,10 @@ from pipeline.data.index import INDEX_FILE, DataIndex, ShardInfo
 from pipeline.data.shards import ShardError, verify
 from pipeline.data.sources.base import Progress, silent
 from pipeline.errors import UserError
+from pipeline.stores import open_store, reason
 
 Get = Callable[[str, Path, Progress], None]
 """Gets a file of the data set, by its name, into a path. Raises UserError where it cannot be had."""
-
-
-def is_url(text: str) -> bool:
-    """Whether this names something by where it lies on a network or in a store."""
-    return "://" in text
 
 
 def fetch_set(url: str, data_dir: Path, progress: Progress) -> Path:
@@ -103,17 +99,15 @@ def _over_http(url: str) -> Get:
 
 
 def _through_fsspec(url: str) -> Get:
-    import fsspec  # noqa: PLC0415 (few runs need it)
+    files, root = open_store(url)
 
     def get(name: str, target: Path, _: Progress) -> None:
         part = target.with_name(f"{target.name}.part")
         try:
-            files, root = fsspec.core.url_to_fs(url)
             files.get_file(f"{root}/{name}", str(part))
         except Exception as error:  # each store has errors of its own
             part.unlink(missing_ok=True)
-            said = str(error).strip() or "it does not say why"
-            raise UserError(_unreadable(url, f"{name}: {type(error).__name__}: {said}")) from error
+            raise UserError(_unreadable(url, f"{name}: {reason(error)}")) from error
         part.replace(target)
 
     return get
