@@ -17,6 +17,7 @@ from launch.bench.transport_ways import End, Processes, Turn, channel
 from pipeline.errors import UserError
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_every_channel_of_this_machine_is_measured_beside_a_copy_and_a_socket(tmp_path: Path) -> None:
     console = Console(width=120, record=True)

@@ -78,7 +78,7 @@ def test_a_stop_by_hand_or_by_a_scheduler_comes_soon_and_keeps_what_was_learned(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", ["its group", "every process"])
+@pytest.mark.parametrize("whom", ["its group", pytest.param("every process", marks=pytest.mark.exhaustive)])
 def test_a_signal_that_reaches_more_than_the_launching_process_stops_it_as_well(whom: str, tmp_path: Path) -> None:
     """`timeout` signals a process's group, SLURM every process of a job. In the first case the run saves what it has
     learned; in the second its workers end with it, and the last checkpoint is there.

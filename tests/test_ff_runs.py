@@ -84,7 +84,7 @@ def test_threads_give_the_serial_bits(name: str, stages: int) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name == "ff-collab, ViT" else pytest.mark.exhaustive) for name in CASES],
+    [pytest.param(name, marks=() if name == "ff-collab, MLP" else pytest.mark.exhaustive) for name in CASES],
 )
 def test_ray_gives_the_serial_bits(name: str, cluster: None) -> None:
     assert_same(through_ray(CASES[name], 3), serial(CASES[name]))

@@ -102,6 +102,7 @@ def test_the_head_saves_a_checkpoint_of_the_run_before_it_is_taken_away() -> Non
     assert int(wait) < PODS["head"]["terminationGracePeriodSeconds"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_jobs_command_begins_the_run_and_goes_on_with_it_after_the_head_was_lost(tmp_path: Path) -> None:
     """As KubeRay tries it again: with a folder that has no checkpoint, and with a run that was killed."""

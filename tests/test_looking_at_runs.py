@@ -114,6 +114,7 @@ def test_a_run_is_watched_from_another_terminal(tmp_path: Path) -> None:
     assert f"error: {run}: no run goes on there. `launch runs` lists what there is." in again.text()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_on_a_cluster_is_watched_without_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,7 +236,7 @@ def test_another_learning_rate_is_allowed_and_said(tmp_path: Path, stopped: Path
     assert "--lr 0.001 in place of 0.004: from here on the numbers are other than the run's own." in launched.text()
 
 
-@pytest.mark.parametrize("how", ["gone", "changed"])
+@pytest.mark.parametrize("how", [pytest.param("gone", marks=pytest.mark.exhaustive), "changed"])
 def test_a_shard_that_is_lost_amid_an_epoch_ends_the_run_which_goes_on_when_it_is_back(
     how: str, tmp_path: Path, undisturbed: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -277,6 +277,7 @@ def test_a_channel_takes_only_who_knows_the_run_s_secret(knows: bool, tmp_path: 
 # A cluster that is joined
 
 
+@pytest.mark.exhaustive
 def test_a_wrong_or_missing_token_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Symptom: Ray tried for minutes."""
     with ray_head(monkeypatch) as address:

@@ -194,7 +194,9 @@ def test_shm_where_no_memory_is_shared_is_refused_by_both_ends() -> None:
 # In a run
 
 
-@pytest.mark.parametrize(("transport", "mapped"), [("auto", [2, 1]), ("gloo", [0, 0])])
+@pytest.mark.parametrize(
+    ("transport", "mapped"), [("auto", [2, 1]), pytest.param("gloo", [0, 0], marks=pytest.mark.exhaustive)]
+)
 def test_runs_give_the_serial_bits_with_and_without_shared_memory(
     small_settings: Settings, cluster: None, transport: Transport, mapped: list[int]
 ) -> None:

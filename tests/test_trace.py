@@ -319,6 +319,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return run, asking.text()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_that_goes_on_is_traced_and_profiled_from_another_terminal(typed: tuple[Path, str]) -> None:
