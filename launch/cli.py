@@ -341,7 +341,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command(usage="", about="is this machine fit for a run; --gpu measures it into a report", begin=_doctor),
     "slurm": Command(usage="PRESET", about="print a run as a job for Slurm's sbatch", begin=_slurm),
     "chaos": Command(usage="PRESET", about="kill a run's workers at random, and show that its bits stay", begin=_chaos),
-    "completion": Command(usage="SHELL", about="completion for bash, zsh or fish", begin=_completion),
+    "completion": Command(usage="SHELL", about="completion for bash or zsh", begin=_completion),
 }
 
 

@@ -234,6 +234,8 @@ def test_completion_completes_in_a_real_shell(tmp_path: Path) -> None:
 
     assert "cff-vit-cifar10" in complete("launch", "cff-v")
     assert "--margin-schedule" in complete("launch", "cff-vit", "--margin-s")
+    assert set(COMMANDS) <= set(complete("launch", ""))
+    assert "--once" in complete("launch", "top", "--on")
 
 
 def test_a_shell_that_is_not_known_is_refused(capsys: Any) -> None:

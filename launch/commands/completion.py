@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,14 +13,21 @@ import tyro
 
 from launch.analyse.figures import Wishes
 from launch.bench.arguments import BenchArguments
+from launch.chaos.command import ChaosArguments
 from launch.command_line.arguments import (
     AttachArguments,
+    CheckpointArguments,
+    CompareArguments,
+    DashboardArguments,
     DownArguments,
     EvalArguments,
     ExportArguments,
     ListArguments,
     PredictArguments,
     PrepareArguments,
+    ResumeArguments,
+    RunsArguments,
+    TopArguments,
     TraceArguments,
 )
 from launch.command_line.parse import MARKERS, REGISTRY, RunArguments
@@ -30,6 +38,14 @@ from launch.slurm.arguments import JobArguments
 from pipeline.errors import UserError
 
 Shell = Literal["bash", "zsh"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionArguments:
+    """What the shell needs to complete presets, commands, flags and their values."""
+
+    shell: tyro.conf.Positional[Shell]
+
 
 _HOW = {
     "bash": 'eval "$(launch completion bash)"                        in ~/.bashrc',
@@ -47,22 +63,7 @@ def print_completion(arguments: list[str]) -> None:
     if len(arguments) != 1 or arguments[0] not in shells:
         given = f"launch completion {' '.join(arguments)}".rstrip()
         raise UserError(f"{given}: name a shell, {' or '.join(shells)}. Use it so: {'; '.join(_HOW.values())}")
-    kinds: dict[str, Any] = {
-        **{name: RunArguments(run=preset.settings) for name, preset in PRESETS.items()},
-        "list": ListArguments,
-        "trace": TraceArguments,
-        "prepare": PrepareArguments,
-        "eval": EvalArguments,
-        "analyse": Wishes,
-        "predict": PredictArguments,
-        "export": ExportArguments,
-        "plan": PlanArguments(run=PRESETS["cff-vit"].settings),
-        "bench": BenchArguments,
-        "doctor": DoctorArguments,
-        "slurm": JobArguments,
-        "attach": AttachArguments,
-        "down": DownArguments,
-    }
+    kinds = {**{name: RunArguments(run=preset.settings) for name, preset in PRESETS.items()}, **_of_commands()}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "completion")
         try:
@@ -77,6 +78,33 @@ def print_completion(arguments: list[str]) -> None:
             if done.code:
                 raise
         sys.stdout.write(file.read_text())
+
+
+def _of_commands() -> dict[str, Any]:
+    """What each command takes."""
+    return {
+        "list": ListArguments,
+        "prepare": PrepareArguments,
+        "resume": ResumeArguments,
+        "checkpoint": CheckpointArguments,
+        "attach": AttachArguments,
+        "down": DownArguments,
+        "top": TopArguments,
+        "trace": TraceArguments,
+        "runs": RunsArguments,
+        "compare": CompareArguments,
+        "dashboard": DashboardArguments,
+        "eval": EvalArguments,
+        "analyse": Wishes,
+        "predict": PredictArguments,
+        "export": ExportArguments,
+        "plan": PlanArguments(run=PRESETS["cff-vit"].settings),
+        "bench": BenchArguments,
+        "doctor": DoctorArguments,
+        "slurm": JobArguments,
+        "chaos": ChaosArguments,
+        "completion": CompletionArguments,
+    }
 
 
 def _taking(kind: Any) -> Callable[..., None]:
