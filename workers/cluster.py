@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -69,6 +69,7 @@ class StartingCluster:
         self._devices: Devices | None = None
         self._error: BaseException | None = None
         self._private: PrivateCluster | None = None
+        self._silent: list[Host] = []
         self._ready, self._finished = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="ray", daemon=True)
 
@@ -107,12 +108,18 @@ class StartingCluster:
         return self._private.token if self._private is not None else None
 
     @property
+    def silent(self) -> frozenset[str]:
+        """Nodes by Ray's ids that do not answer, and that Ray may count as alive for a minute yet."""
+        return frozenset(host.node for host in self._silent)
+
+    @property
     def warnings(self) -> list[str]:
         """What is worth knowing of the cluster."""
         from workers.tokens import exposed_token  # noqa: PLC0415 (it imports Ray, which is here by now)
 
         exposed = exposed_token() if not self.is_private else None
-        return [exposed] if exposed is not None else []
+        away = [f"host {host} does not answer: the run does without it." for host in self._silent]
+        return away if exposed is None else [exposed, *away]
 
     @property
     def is_private(self) -> bool:
@@ -163,7 +170,7 @@ class StartingCluster:
 
             ours = not ray.is_initialized()  # a notebook or a test may keep its own, which this leaves alone
             with _handlers_kept():
-                self._devices, self._private = _join_or_start(self._settings)
+                self._devices, self._private, self._silent = _join_or_start(self._settings)
         except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
             self._error = error
         self._ready.set()
@@ -219,14 +226,14 @@ def ray_cluster(settings: Settings) -> Iterator[Devices]:
         yield starting.wait()
 
 
-def _join_or_start(settings: Settings) -> tuple[Devices, PrivateCluster | None]:
-    """What is there, and the private cluster where one was started."""
+def _join_or_start(settings: Settings) -> tuple[Devices, PrivateCluster | None, list[Host]]:
+    """What is there, the private cluster where one was started, and machines of another one that do not answer."""
     import ray  # noqa: PLC0415
 
     pipe = settings.pipeline
     place = where(pipe.ray_address)
     if ray.is_initialized():
-        return _cluster_devices(pipe), None
+        return _cluster_devices(pipe, []), None, []
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a training run calls nobody
     if not place.joined:
         devices = local_devices(pipe.device, pipe.threads, pipe.precision)
@@ -242,11 +249,16 @@ def _join_or_start(settings: Settings) -> tuple[Devices, PrivateCluster | None]:
         gpus = devices.count if devices.kind == "cuda" else None
         from workers.private import PrivateCluster  # noqa: PLC0415 (it imports Ray)
 
-        return devices, PrivateCluster(cores + pipe.feeders + coordinators, gpus, dashboard=pipe.dashboard)
+        return devices, PrivateCluster(cores + pipe.feeders + coordinators, gpus, dashboard=pipe.dashboard), []
     join(place.address)
-    devices = _cluster_devices(pipe)
-    _check_hosts(devices)
-    return devices, None
+    from workers.heartbeat import silent  # noqa: PLC0415 (it imports Ray)
+    from workers.hosts import living_hosts  # noqa: PLC0415 (it imports Ray)
+
+    here, *others = living_hosts()
+    away = silent(others)
+    devices = _cluster_devices(pipe, away)
+    _check_hosts(devices, [here, *(host for host in others if host not in away)])
+    return devices, None, away
 
 
 def join(address: str) -> None:
@@ -290,26 +302,27 @@ def joined_cluster(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def _check_hosts(devices: Devices) -> None:
+def _check_hosts(devices: Devices, hosts: Sequence[Host]) -> None:
     """Refuses a cluster whose machines differ in what a run's numbers depend on, as far as they may hold a worker.
 
     Raises:
         ResourcesError: they differ; the message names them.
     """
-    from workers.hosts import living_hosts  # noqa: PLC0415 (it imports Ray, which is here by now)
-    from workers.software import require_same_software  # noqa: PLC0415
+    from workers.software import require_same_software  # noqa: PLC0415 (it imports Ray, which is here by now)
 
-    here, *others = living_hosts()
+    here, *others = hosts
     require_same_software([here, *(host for host in others if (host.gpus if devices.kind == "cuda" else host.cores))])
 
 
-def _cluster_devices(settings: PipelineSettings) -> Devices:
+def _cluster_devices(settings: PipelineSettings, away: Sequence[Host]) -> Devices:
+    """What the cluster has, but for these machines."""
     import ray  # noqa: PLC0415
 
     there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0))
+    gpus = int(there.get("GPU", 0)) - sum(host.gpus for host in away)
+    cores = int(there.get("CPU", 1)) - sum(host.cores for host in away)
     if settings.device == "cuda" and not gpus:
         raise ResourcesError("`device` cuda: the Ray cluster has no GPU. Use `device` cpu, or add a GPU node.")
     if settings.device == "cuda" or (settings.device == "auto" and gpus):
         return Devices("cuda", gpus)
-    return Devices("cpu", max(1, int(there.get("CPU", 1)) // settings.threads))
+    return Devices("cpu", max(1, cores // settings.threads))

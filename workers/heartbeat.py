@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from workers.failures import ClusterLostError, HostLostError
+from workers.hosts import Host
 
 SILENT_AFTER = 3.0
 """Seconds without an answer after which a person is told."""
@@ -138,6 +139,27 @@ class Heartbeat:
                 self._heard.add(door)
                 self._silences.pop(door, None)
             await asyncio.sleep(_EVERY)
+
+
+def silent(hosts: Sequence[Host]) -> list[Host]:
+    """Those of some machines that do not answer, twice: Ray itself counts a lost one as there for a minute."""
+
+    async def ask() -> list[list[bool]]:
+        knocks = (asyncio.gather(*(_answers(host.address, host.port) for host in hosts)) for _ in range(_LEAST))
+        return [await knock for knock in knocks]
+
+    return [host for host, *answers in zip(hosts, *asyncio.run(ask()), strict=True) if not any(answers)]
+
+
+async def _answers(address: str, port: int) -> bool:
+    """Whether anybody opens."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            _, writer = await asyncio.open_connection(address, port)
+    except OSError:  # TimeoutError is one
+        return False
+    writer.close()
+    return True
 
 
 def _lost(door: Door, silence: Silence, now: float) -> str:

@@ -25,12 +25,15 @@ class LastingWorkers:
 
     Args:
         renew: starts Ray anew where one of its processes has died; None: nobody can, as it is another program's.
+        lost: nodes by Ray's ids, which may not know it.
     """
 
-    def __init__(self, spec: RunSpec, renew: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, spec: RunSpec, renew: Callable[[], None] | None = None, lost: frozenset[str] = frozenset()
+    ) -> None:
         self._spec, self._renew = spec, renew
         self._group: RayWorkers | None = None
-        self._lost: frozenset[str] = frozenset()  # nodes by Ray's ids, which may not know it
+        self._lost = lost
         self._began = False  # whether the run has had its workers
         self._stack = ExitStack()
 

@@ -247,7 +247,8 @@ def _train(job: Job, observer: Observer) -> RunResult:
     from workers.lasting import LastingWorkers  # noqa: PLC0415 (it imports Ray, which is being started meanwhile)
 
     cluster = job.cluster
-    with LastingWorkers(spec, cluster.renew if cluster is not None and cluster.is_private else None) as workers:
+    assert cluster is not None, "Ray was started or joined"
+    with LastingWorkers(spec, cluster.renew if cluster.is_private else None, cluster.silent) as workers:
         return recovering(spec, workers.train, observer, begin)
 
 
