@@ -166,6 +166,22 @@ class Hosts:
         self.cut(host)
         os.kill(self._first[host], signal.SIGKILL)
 
+    def lend(self, host: int, sources: Path) -> None:
+        """Copies Python sources to ``localpipe`` in its home folder: this project's rooms and tests."""
+        for room in ("pipeline", "workers", "launch", "tests"):
+            ignored = shutil.ignore_patterns("__pycache__", "fixtures")
+            shutil.copytree(sources / room, self.home(host) / "localpipe" / room, ignore=ignored)
+
+    def far(self, milliseconds: float) -> None:
+        """From now on everything arrives so much later, one way."""
+        ports = [f"port{host}" for host in range(self._count + 1)]
+        for port in ports:
+            self._switch("link", "set", port, "nomaster")
+        program = [sys.executable, str(Path(__file__).with_name("support_far.py")), str(milliseconds), *ports]
+        switch = subprocess.Popen(["ip", "netns", "exec", f"{self._prefix}-switch", *program])
+        self._stack.callback(switch.wait)
+        self._stack.callback(switch.kill)
+
     def _switch(self, *words: str) -> None:
         _do("ip", "-n", f"{self._prefix}-switch", *words)
 

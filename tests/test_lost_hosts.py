@@ -6,7 +6,6 @@ The machines are namespaces of this one, each with a cable of its own and a Ray 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -56,9 +55,7 @@ def hosts() -> Iterator[Hosts]:
     """Five machines of one core each in a Ray cluster, whose head is the first."""
     with Hosts(5) as hosts:
         for host in range(1, 6):
-            for room in ("pipeline", "workers", "launch"):
-                ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(ROOT / room, hosts.home(host) / "localpipe" / room, ignore=ignored)
+            hosts.lend(host, ROOT)
             where = ["--head", f"--port={_PORT}"] if host == 1 else [f"--address={hosts.address(1)}:{_PORT}"]
             own = [f"--node-ip-address={hosts.address(host)}", "--num-cpus=1", "--object-store-memory=134217728"]
             started = hosts.run(host, *_WITH, "ray", "start", *where, *own)

@@ -1,0 +1,78 @@
+"""Whether a pipeline over hosts far from each other is as fast as `launch plan` predicts: `python -m tests.bench_far`.
+
+The hosts are namespaces of this machine behind a switch that delays every frame; it needs root. Their stages sleep in
+place of computing, so no host needs a core of its own; channels, sockets and messages are real. Run it on an idle
+machine: what wakes up late counts as a longer way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import sys
+from dataclasses import dataclass, field
+
+from pipeline.planning.simulate import Edge, LayerWork, Pipeline, simulate
+from tests.support_cli import ROOT
+from tests.support_hosts import Hosts, missing
+
+_DELAY = 0.05  # seconds one way
+_NAPS = [(0.02, 0.02), (0.02, 0.025), (0.02, 0.035)]  # the last stage is the slowest: none catches up at the end
+_DEPTHS, _KIB = (1, 2, 4, 8), (64, 512)
+_STEPS, _WARM, _ROUNDS = 80, 20, 3
+
+
+@dataclass
+class Row:
+    """Steps a second of a pipeline, as predicted and as seen round by round."""
+
+    depth: int
+    kib: int
+    predicted: float
+    seen: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        seen = statistics.median(self.seen)
+        return f"{self.depth:11}  {self.kib:7}  {seen:6.2f}  {self.predicted:9.2f}  {self.predicted / seen - 1:+10.1%}"
+
+
+def predicted(depth: int) -> float:
+    """Steps a second that the planner expects."""
+    stages = tuple((LayerWork(before=before, after=after),) for before, after in _NAPS)
+    way = Edge(delay=_DELAY)
+    return simulate(Pipeline(stages=stages, edges=(way, way), queue_depth=depth)).steps_per_second
+
+
+def seen(hosts: Hosts, depth: int, kib: int) -> float:
+    """Steps a second of the last stage."""
+    asked = {"naps": _NAPS, "depth": depth, "kib": kib, "steps": _STEPS}
+    asked["addresses"] = [hosts.address(host) for host in (1, 2, 3)]
+    stages = [
+        hosts.start(rank + 1, "python", "-m", "tests.support_naps", json.dumps(asked | {"rank": rank}), cwd="localpipe")
+        for rank in range(3)
+    ]
+    said = [stage.communicate(timeout=120)[0] for stage in stages]
+    (line,) = [line for line in said[-1].splitlines() if line.startswith("ended ")] or [str(said)]
+    ended = json.loads(line.removeprefix("ended "))[_WARM:]
+    return (len(ended) - 1) / (ended[-1] - ended[0])
+
+
+def main() -> None:
+    if (lacks := missing()) is not None:
+        sys.exit(lacks)
+    rows = [Row(depth, kib, predicted(depth)) for depth, kib in itertools.product(_DEPTHS, _KIB)]
+    with Hosts(3) as hosts:
+        for host in (1, 2, 3):
+            hosts.lend(host, ROOT)
+        hosts.far(1e3 * _DELAY)
+        for row in rows * _ROUNDS:
+            row.seen.append(seen(hosts, row.depth, row.kib))
+    print(f"3 stages, {1e3 * _DELAY:g} ms one way, steps a second: medians of {_ROUNDS} interleaved rounds")
+    print("queue depth      KiB    seen  predicted  difference")
+    for row in rows:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
