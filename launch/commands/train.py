@@ -43,6 +43,7 @@ from pipeline.layers.layer import State
 from pipeline.nets.patches import patch_of, patch_warning
 from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.history import RunResult
+from pipeline.runtime.initial import InitialWeights, begun
 from pipeline.runtime.keeper import ends
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.recovery import recovering
@@ -78,6 +79,7 @@ def run(
     """
     settings = checked(build.expand_baseline(arguments.run))
     path = new_path(settings.run_dir, settings.preset)
+    initial = InitialWeights.asked_for(settings)
     if settings.checkpoint.mirror is not None and not arguments.dry_run:
         check_mirror(settings.checkpoint.mirror, new=run_name(path))
     aside = make_console(quiet=arguments.quiet)  # what is no result
@@ -97,13 +99,13 @@ def run(
             pipe = settings.pipeline
             devices = local_devices(pipe.device, pipe.threads, pipe.precision)
         if arguments.dry_run:
-            dry_run(settings, dataset, devices, path, console)
+            dry_run(settings, dataset, devices, path, console, initial)
             return None
         if settings.pipeline.is_measured:
             from launch.balance import resolve_measured  # noqa: PLC0415 (the planner, which few runs need)
 
             settings = resolve_measured(settings, dataset, devices, aside)
-        spec = build_run(settings, devices, dataset=dataset)
+        spec = begun(build_run(settings, devices, dataset=dataset), initial)
         folder = RunFolder(spec, path, warn=warn)
         checkpointing = checkpointing_of(spec, folder)
         job = Job(spec, dataset, folder, checkpointing, starting, command=command or command_line(), began=began)

@@ -16,6 +16,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
 from pipeline.nets.sizes import num_parameters
+from pipeline.runtime.initial import InitialWeights, begun
 from workers.where import Where
 
 BY_TEST = "the test images choose the epoch that is kept, so their accuracy says too much"
@@ -59,6 +60,8 @@ def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
             f"cut short after {counted(settings.train.max_steps, 'step')} (--max-steps or LOCALPIPE_MAX_STEPS): "
             "figures say only that it works",
         )
+    if spec.initial is not None:
+        say(console, f"its layers begin with the weights of {settings.train.init_from}")
     stages = " | ".join(",".join(str(layer + 1) for layer in layers) for layers in spec.stages)
     on = f"{spec.device} ({settings.pipeline.executor})"
     say(console, f"{counted(spec.num_stages, 'stage')} on {on}, layers {stages}")
@@ -71,18 +74,26 @@ def untimed(settings: Settings) -> Settings:
     return replace(settings, pipeline=replace(settings.pipeline, partition="even"))
 
 
-def dry_run(settings: Settings, dataset: Dataset, devices: Devices, path: Path, console: Console) -> None:
+def dry_run(
+    settings: Settings,
+    dataset: Dataset,
+    devices: Devices,
+    path: Path,
+    console: Console,
+    initial: InitialWeights | None = None,
+) -> None:
     """Prints what would run; every check is the run's own.
 
     Args:
         settings: as ``build.resolve`` gives them.
         path: the run folder, which is not made.
+        initial: what the layers would begin with, in place of random weights.
 
     Raises:
         UserError, ResourcesError: as the run would.
     """
     pipe, balanced = settings.pipeline, settings.pipeline.partition == "balanced"
-    spec = build_run(untimed(settings), devices, dataset=dataset)
+    spec = begun(build_run(untimed(settings), devices, dataset=dataset), initial)
     check_room(spec, path)
     announce(console, spec, dataset)
     if balanced:

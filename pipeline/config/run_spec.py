@@ -5,11 +5,13 @@ One "auto" stays: between CPUs, neighbours find out for themselves whether they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from pipeline.config.compiler import ENOUGH_STEPS
 from pipeline.config.partition import partition
@@ -46,6 +48,8 @@ class RunSpec:
         steps_per_epoch: training batches of an epoch.
         stages: for each stage its layers, contiguous and in order.
         device: "cpu" or "cuda".
+        initial: for each layer what its net begins with, by names; the rest of it is random, as all is with None. A run
+            that has begun needs it no more.
     """
 
     settings: Settings
@@ -59,6 +63,7 @@ class RunSpec:
     steps_per_epoch: int
     stages: tuple[range, ...]
     device: str
+    initial: tuple[Mapping[str, Tensor], ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def net(self) -> NetConfig:

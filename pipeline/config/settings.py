@@ -102,6 +102,9 @@ class TrainSettings:
     last epoch's."""
     seed: int = 0
     """Seed of everything random."""
+    init_from: str | None = field(default=None, metadata={"metavar": "RUN"})
+    """Run folder, or file of `launch export`, whose layers' weights the layers begin with. It has the same net, trained
+    layer by layer or as one piece by a `baseline`. Default: random weights by `seed`."""
 
     def lr_factor(self, epoch: int) -> float:
         """What the learning rates are multiplied by in an epoch (0-based)."""

@@ -75,6 +75,8 @@ class LocalLayer:
             torch.manual_seed(rng.torch_seed(settings.train.seed, "init-readout", index))
             joined = JoinedFeatures(settings.method, spec.net, spec.shape, index, self.net, spec.readouts)
             self.readout = Readout(joined.width, len(spec.classes), norm=settings.readout.readout_norm)
+        if spec.initial is not None:
+            self.net.load_state_dict(spec.initial[index], strict=False)
         for part in (self.net, self.rule, self.readout):
             part.to(device)
         self.forward = LayerForward(

@@ -10,6 +10,7 @@ from pipeline.data.loader import Dataset
 from pipeline.errors import UserError
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing
 from pipeline.runtime.history import RunResult
+from pipeline.runtime.initial import InitialWeights, begun
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.serial import train_serial
 from pipeline.runtime.threads import train_threads
@@ -35,9 +36,10 @@ def train(
     pipe = settings.pipeline
     if pipe.executor == "ray":
         raise UserError("`executor` ray is of `launch`. Use `executor` serial or threads in this process.")
+    initial = InitialWeights.asked_for(settings)
     dataset = open_data(settings)
     spec = build_run(settings, local_devices(pipe.device, pipe.threads, pipe.precision), dataset=dataset)
-    return train_here(spec, dataset, observer)
+    return train_here(begun(spec, initial), dataset, observer)
 
 
 def train_here(
