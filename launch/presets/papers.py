@@ -96,3 +96,32 @@ COLLAB = Paper(
     year=2024,
     url="https://doi.org/10.1609/aaai.v38i13.29324",
 )
+IFFCL = Paper(
+    key="gananath2024",
+    authors=("R. Gananath",),
+    title="Improved Forward-Forward Contrastive Learning",
+    year=2024,
+    arxiv="2405.03432",
+)
+FFCL = Paper(
+    key="ahamed2023",
+    authors=("Md Atik Ahamed", "Jin Chen", "Abdullah-Al-Zubaer Imran"),
+    title="Forward-Forward Contrastive Learning",
+    year=2023,
+    arxiv="2305.02927",
+)
+FFCM = Paper(
+    key="aghagolzadeh2024",
+    authors=("Hossein Aghagolzadeh", "Mehdi Ezoji"),
+    title="Marginal Contrastive Loss: A Step Forward for Forward-Forward",
+    published="Iranian/International Machine Vision and Image Processing Conference",
+    year=2024,
+    url="https://doi.org/10.1109/MVIP62238.2024.10491157",
+)
+CAFO = Paper(
+    key="zhao2023",
+    authors=("Gongpei Zhao", "Tao Wang", "Yidong Li", "Yi Jin", "Congyan Lang", "Haibin Ling"),
+    title="The Cascaded Forward Algorithm for Neural Network Training",
+    year=2023,
+    arxiv="2303.09728",
+)

@@ -166,7 +166,8 @@ class LocalLayer:
             self.optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]  # what GradScaler tells it, too
         self._set_rates(where)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
         self.mark("backward")
         with self._updating:
             self.optimizer.step()
@@ -174,6 +175,8 @@ class LocalLayer:
             for statistic, value in zip(running, before, strict=True):
                 assert self._not_finite is not None
                 statistic.copy_(torch.where(self._not_finite > 0, value, statistic))
+            with torch.no_grad():
+                self.rule.collect(self.net, outputs.own, context)
         if self._contributes:
             assert self._shared is not None, "it was read"
             self._shared.push(self.index, where.step, self.rule.contribution(self.net, outputs.own, context))
@@ -210,6 +213,17 @@ class LocalLayer:
             send({})
             return {}, None
         return self._pass_through(activations, StepContext(labels=labels, where=where), send)[1], None
+
+    @torch.no_grad()
+    def end_epoch(self, where: BatchPosition) -> None:
+        """Comes after the last training batch of an epoch, which was ``where``.
+
+        Raises:
+            RunError: the rule can make nothing of the epoch.
+        """
+        if where.phase is None or self.index in where.phase:
+            with self._updating:
+                self.rule.end_epoch()
 
     def _waits(self, where: BatchPosition) -> bool:
         """Whether the layer's phase is yet to come."""
@@ -372,6 +386,8 @@ class LocalLayer:
         tensors: State = {}
         for part, module in (("net", self.net), ("rule", self.rule), ("readout", self.readout)):
             tensors |= {f"{part}.{name}": value.detach() for name, value in module.state_dict().items()}
+        trained = self.rule.state_dict().keys()
+        tensors |= {f"collected.{name}": value for name, value in self.rule.named_buffers() if name not in trained}
         values: dict[str, Any] = {"readout_trained": self.readout_trained}
         for part, optimizer in self._optimizers():
             noted, groups = _noted(optimizer, self._named())
@@ -395,6 +411,9 @@ class LocalLayer:
         with self._updating:
             for part, module in (("net", self.net), ("rule", self.rule), ("readout", self.readout)):
                 module.load_state_dict(below(tensors, f"{part}."))
+            for name, value in below(tensors, "collected.").items():
+                owner, _, buffer = name.rpartition(".")
+                setattr(self.rule.get_submodule(owner), buffer, value.to(self.device))
             self.readout_trained = bool(values["readout_trained"])
             named = self._named()
             for part, optimizer in self._optimizers():

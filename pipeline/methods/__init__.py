@@ -14,21 +14,27 @@ from pipeline.methods.base import (
     StepContext,
 )
 from pipeline.methods.baseline import BaselineSettings
+from pipeline.methods.cafo import CafoSettings
 from pipeline.methods.cff import CffSettings
 from pipeline.methods.cfl import CflSettings
 from pipeline.methods.dcl import DclSettings
 from pipeline.methods.ff import CollabSettings, FfSettings, SymbaSettings
+from pipeline.methods.ffcl import FfclSettings
+from pipeline.methods.iffcl import IffclSettings
 
 __all__ = [
     "METHODS",
     "Activations",
     "BaselineSettings",
     "BatchPosition",
+    "CafoSettings",
     "CffSettings",
     "CflSettings",
     "CollabSettings",
     "DclSettings",
     "FfSettings",
+    "FfclSettings",
+    "IffclSettings",
     "MethodConfig",
     "MethodField",
     "ModelInfo",

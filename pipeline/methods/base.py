@@ -99,6 +99,20 @@ class Rule(nn.Module, ABC):
         # Contiguous, as it would be received: another layout may mean other rounding in the next layer.
         return {name: tensor.detach().contiguous() for name, tensor in outputs.items()}
 
+    def collect(self, layer: Layer, outputs: Activations, context: StepContext) -> None:
+        """Takes from a training batch what the rule learns beside the gradient of its loss, such as sums.
+
+        Asked for after the layer's update, without a gradient. What is kept for it in buffers that are not persistent
+        is in checkpoints, and not in the trained network. A rule that learns so alone has a loss without a gradient.
+        """
+
+    def end_epoch(self) -> None:
+        """Comes after the last batch of each epoch in which the layer learns, before it is validated.
+
+        Raises:
+            RunError: nothing can be made of what was collected.
+        """
+
     def contribution(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
         """What the layer contributes to the shared state, as large as that: the gradient of its loss.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -67,6 +68,29 @@ def supervised_contrast(logits: Tensor, labels: Tensor) -> Tensor:
     log_sum = logits.masked_fill(own & ~alone[:, None], -torch.inf).logsumexp(dim=1)
     mean = torch.where(positive, logits, 0.0).sum(dim=1) / num_positives.clamp(min=1)
     return torch.where(alone, 0.0, log_sum - mean).mean()
+
+
+def cosine_embedding_contrast(z: Tensor, labels: Tensor, *, margin: float) -> Tensor:
+    """The cosine embedding loss of all pairs of a batch.
+
+        L = ½ mean_{(i, j) of one class, i≠j} (1 − z_i·z_j) + ½ mean_{(i, j) of two classes} max(0, z_i·z_j − m)
+
+    Source: torch.nn.CosineEmbeddingLoss, of pairs as Ahamed et al. 2023 make them.
+
+    Args:
+        z: unit-length features (N, C).
+        labels: class of each (N,) int64.
+        margin: m.
+
+    Returns:
+        Scalar. A batch without pairs of one kind has the other's half alone, one without any has 0.
+    """
+    similarity = z @ z.T
+    same = labels[:, None] == labels[None, :]
+    positive = same & ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    apart = torch.where(positive, 1 - similarity, 0.0).sum() / positive.sum().clamp(min=1)
+    close = torch.where(same, 0.0, F.relu(similarity - margin)).sum() / (~same).sum().clamp(min=1)
+    return (apart + close) / 2
 
 
 class _Contrast(torch.autograd.Function):

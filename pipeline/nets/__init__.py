@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.nets.base import NETS, Dropout, Layer, NetConfig, NetField, Shape
+from pipeline.nets.cascade import CascadeSettings
 from pipeline.nets.conv import ConvSettings
 from pipeline.nets.mixer import MixerSettings
 from pipeline.nets.mlp import MlpSettings
@@ -12,6 +13,7 @@ from pipeline.nets.vit import VitSettings
 
 __all__ = [
     "NETS",
+    "CascadeSettings",
     "ConvSettings",
     "Dropout",
     "Layer",

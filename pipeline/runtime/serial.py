@@ -108,6 +108,8 @@ class SerialRun:
             for layer, tally in zip(self.watch.between(self.layers), self.tallies, strict=True):
                 activations, loss = layer.take_part(activations, labels, where)
                 tally.add(loss, layer.version_skew(where))
+                if batch.last:
+                    layer.end_epoch(where)
             self.watch.trained(self.tallies, len(labels), last=batch.last)
         self.report_training(Kind.TRAIN, epoch)
 

@@ -218,6 +218,8 @@ class Stage:
             except NonFiniteLossError as error:
                 raise self._located(error) from None
             tally.add(loss, layer.version_skew(where))
+            if message.last:
+                layer.end_epoch(where)
             before, busy = busy, self._clock.spent(TimeCategory.BUSY)
             self._layer_seconds[layer.index] += busy - before
         self._images += len(labels)
