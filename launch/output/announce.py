@@ -14,6 +14,7 @@ from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
+from pipeline.data.index import UNLABELLED
 from pipeline.data.loader import Dataset
 from pipeline.nets.sizes import num_parameters
 from workers.where import Where
@@ -39,12 +40,16 @@ def opening(settings: Settings, place: Where | None) -> str:
 def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
     """What is trained on what, and how it is divided."""
     settings = spec.settings
+    labelled = spec.classes != UNLABELLED
+    classes = counted(len(spec.classes), "class", "classes") if labelled else "without classes"
     say(
         console,
         f"{settings.preset}: {spec.net.describe()} on {spec.data_name}, {dataset.count('train'):,} training images, "
-        f"{counted(len(spec.classes), 'class', 'classes')}; {counted(spec.epochs, 'epoch')}, batches of "
+        f"{classes}; {counted(spec.epochs, 'epoch')}, batches of "
         f"{settings.train.batch_size:,}",
     )
+    if not labelled:
+        say(console, "without classes there are no readouts, no accuracy and no Fisher criterion")
     if len(spec.phases) > 1:
         groups = " | ".join(",".join(str(layer + 1) for layer in phase.layers) for phase in spec.phases)
         each = counted(settings.train.epochs, "epoch")

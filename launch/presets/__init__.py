@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from launch.presets import cff, cfl, dcl, ff
+from launch.presets import cff, cfl, dcl, ff, scff
 from launch.presets.base import Preset
 from pipeline import plugins
 from pipeline.config.settings import Settings
@@ -27,7 +27,8 @@ def _named(name: str, preset: Preset, plugin: tuple[str, ...] = ()) -> Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    name: _named(name, preset) for name, preset in {**cff.PRESETS, **cfl.PRESETS, **dcl.PRESETS, **ff.PRESETS}.items()
+    name: _named(name, preset)
+    for name, preset in {**cff.PRESETS, **cfl.PRESETS, **dcl.PRESETS, **ff.PRESETS, **scff.PRESETS}.items()
 }
 """Every preset by its name."""
 

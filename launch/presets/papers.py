@@ -96,3 +96,11 @@ COLLAB = Paper(
     year=2024,
     url="https://doi.org/10.1609/aaai.v38i13.29324",
 )
+SCFF = Paper(
+    key="chen2025",
+    authors=("Xing Chen", "Dongshu Liu", "Jérémie Laydevant", "Julie Grollier"),
+    title="Self-Contrastive Forward-Forward algorithm",
+    published="Nature Communications 16",
+    year=2025,
+    arxiv="2409.11593",
+)

@@ -130,7 +130,7 @@ class EvaluationTally:
             top_k=self._hits.share(self.top_k, self.count),
             direct_accuracy=self._direct_hits.share(1, self.count),
             readout_loss=float(self.readout_loss_sum) / self.count if self._has_readout else None,
-            fisher=self.moments.fisher() if self.count else None,
+            fisher=self.moments.fisher() if self.count and len(self.moments.counts) > 1 else None,
             predictions=torch.cat(self.predictions).cpu().numpy() if judged and with_predictions else None,
             vitals={name: float(value) for name, value in self._figures.items()},
         )

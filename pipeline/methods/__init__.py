@@ -18,6 +18,7 @@ from pipeline.methods.cff import CffSettings
 from pipeline.methods.cfl import CflSettings
 from pipeline.methods.dcl import DclSettings
 from pipeline.methods.ff import CollabSettings, FfSettings, SymbaSettings
+from pipeline.methods.scff import ScffSettings
 
 __all__ = [
     "METHODS",
@@ -34,6 +35,7 @@ __all__ = [
     "ModelInfo",
     "PooledRule",
     "Rule",
+    "ScffSettings",
     "StepContext",
     "SymbaSettings",
 ]

@@ -60,7 +60,7 @@ class StepContext:
         shared: the version that this layer reads of the state that layers share, such as label embeddings (Z, C_D);
             None for methods without any.
         generator: random numbers of this layer and step, on the layer's device, in ``make_inputs`` others than in
-            ``loss``; None outside training.
+            ``loss``; None outside training. A frozen layer that others learn behind has them too.
     """
 
     labels: Tensor
@@ -174,6 +174,10 @@ class MethodConfig(ABC, Registered):
     """Names of what ``Rule.figures`` gives."""
     online_readouts: ClassVar[bool] = True
     """Whether readouts can learn along with the layers: what they see is among the outputs in training."""
+    needs_labels: ClassVar[bool] = True
+    """Whether layers learn from labels. Else images without classes do, and layers may go without any prediction."""
+    smallest_batch: ClassVar[int] = 1
+    """Images that a training batch has at least."""
 
     def check(self) -> None:
         """Raises UserError where a value is out of range."""

@@ -6,6 +6,7 @@ from pipeline.nets.base import NETS, Dropout, Layer, NetConfig, NetField, Shape
 from pipeline.nets.conv import ConvSettings
 from pipeline.nets.mixer import MixerSettings
 from pipeline.nets.mlp import MlpSettings
+from pipeline.nets.paired import PairedConvSettings, PairedMlpSettings
 from pipeline.nets.resnet import ResnetSettings
 from pipeline.nets.vgg import VggSettings
 from pipeline.nets.vit import VitSettings
@@ -19,6 +20,8 @@ __all__ = [
     "MlpSettings",
     "NetConfig",
     "NetField",
+    "PairedConvSettings",
+    "PairedMlpSettings",
     "ResnetSettings",
     "Shape",
     "VggSettings",
