@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from rich.console import Console
@@ -30,6 +30,7 @@ from launch.output.summary import shares_cores, summarise
 from launch.output.troubles import Troubles
 from launch.output.wishes import CHECKPOINT_WISH, TRACE_WISH, Wishes, read_trace_wish
 from launch.signals import INTERRUPTED, Interrupt, heard_by
+from launch.start import start_of
 from pipeline.checkpoints.folder import CheckpointFolder, Manifest
 from pipeline.config import build, checks
 from pipeline.config.build import build_run
@@ -104,8 +105,9 @@ def run(
 
             settings = resolve_measured(settings, dataset, devices, aside)
         spec = build_run(settings, devices, dataset=dataset)
+        start = start_of(spec)
         folder = RunFolder(spec, path, warn=warn)
-        checkpointing = checkpointing_of(spec, folder)
+        checkpointing = replace(checkpointing_of(spec, folder), start=start)
         job = Job(spec, dataset, folder, checkpointing, starting, command=command or command_line(), began=began)
         return carry_out(job, console, aside, interrupts, verbose=arguments.verbose)
 

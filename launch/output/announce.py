@@ -10,6 +10,7 @@ from rich.console import Console
 from launch.output.console import counted, say
 from launch.output.data_lines import image_line
 from launch.output.run_folder import check_room
+from launch.start import start_of
 from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
@@ -89,6 +90,7 @@ def dry_run(settings: Settings, dataset: Dataset, devices: Devices, path: Path, 
     pipe, balanced = settings.pipeline, settings.pipeline.partition == "balanced"
     spec = build_run(untimed(settings), devices, dataset=dataset)
     check_room(spec, path)
+    start_of(spec)
     announce(console, spec, dataset)
     if balanced:
         say(console, "  the layers would be timed first, and divided anew so that the slowest stage is fastest")

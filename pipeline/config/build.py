@@ -20,7 +20,7 @@ from pipeline.data.loader import Dataset
 from pipeline.data.registry import DATASETS
 from pipeline.data.sources.base import Progress
 from pipeline.errors import UserError
-from pipeline.methods import BaselineSettings
+from pipeline.methods import BaselineSettings, MethodConfig
 from pipeline.nets.sizes import layer_features
 from pipeline.stores import is_url
 from pipeline.transport import CARRIERS, Transport
@@ -78,7 +78,7 @@ def expand_baseline(settings: Settings) -> Settings:
     Raises:
         UserError: stages or threads are asked for, and a baseline's net is one piece.
     """
-    method = BaselineSettings(feedback=settings.baseline) if settings.baseline is not None else settings.method
+    method = _baseline(settings)
     if not isinstance(method, BaselineSettings):
         return settings
     pipe, name = settings.pipeline, f"`baseline` {method.feedback}"
@@ -102,6 +102,30 @@ def expand_baseline(settings: Settings) -> Settings:
         baseline=None,
         readout=replace(settings.readout, mode="none"),
         pipeline=replace(pipe, executor="serial", partition="even"),
+    )
+
+
+def _baseline(settings: Settings) -> MethodConfig:
+    """The method that ``baseline`` stands for, else the one that is asked for.
+
+    Raises:
+        UserError: the net would go on from a run in which its layers were not all there was to it.
+    """
+    method = settings.method
+    if settings.baseline is None:
+        return method
+    if settings.start_from is None:
+        return BaselineSettings(feedback=settings.baseline)
+    if not method.chains:
+        raise UserError(
+            f"`start_from` {settings.start_from}: between layers trained by {method.kind} there is more than the net, "
+            "so backpropagation cannot go on with them. Leave it out."
+        )
+    count = method.adapt(settings.net).num_layers
+    return BaselineSettings(
+        feedback=settings.baseline,
+        joined=method.readout_inputs(count - 1, count),
+        classifier_norm=settings.readout.readout_norm,
     )
 
 

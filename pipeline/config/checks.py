@@ -12,7 +12,7 @@ from pipeline.config.partition import partition
 from pipeline.config.settings import PipelineSettings, Settings
 from pipeline.data import prepare
 from pipeline.errors import UserError, shortened
-from pipeline.methods import MethodConfig
+from pipeline.methods import BaselineSettings, MethodConfig
 from pipeline.nets import NetConfig
 from pipeline.nets.limits import DEEPEST
 
@@ -55,6 +55,12 @@ def check(settings: Settings) -> None:
     settings.method.check()
     if (count := num_layers(settings)) > 0:  # else the net says what is wrong with it, once it knows the images
         _check_method(settings.method, count)
+    method = settings.method
+    if settings.start_from is not None and not (isinstance(method, BaselineSettings) and method.feedback == "bp"):
+        raise UserError(
+            f"`start_from` {settings.start_from}: only backpropagation goes on from another run's weights. Add "
+            "`baseline` bp, or leave `start_from` out."
+        )
     _between(1, _MOST_EPOCHS, "`epochs`", train.epochs)
     if train.max_steps is not None:
         _at_least(1, "`max_steps`", train.max_steps)

@@ -240,6 +240,9 @@ class Settings:
     behind the last layer. bp: backpropagation. fa: feedback alignment. dfa: direct feedback alignment. drtp: direct
     random target projection; give it a small `lr` where the net has no norm. The net is one piece to them: `executor`
     becomes serial, and there are no readouts."""
+    start_from: str | None = field(default=None, metadata={"metavar": "RUN"})
+    """With `baseline` bp: the run whose weights the net begins with, and whose last readout the classifier: fine-tuning
+    of the whole net. A run of the same preset, or one with the same net and method."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     readout: ReadoutSettings = field(default_factory=ReadoutSettings)

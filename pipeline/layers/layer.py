@@ -349,7 +349,7 @@ class LocalLayer:
             state |= {f"{self._prefix}.readout.{name}": _copy(value) for name, value in best.items()}
         return state
 
-    def load_weights(self, state: State) -> None:
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Takes weights that ``weights`` returned."""
         readout = below(state, f"{self._prefix}.readout.")
         with self._updating:

@@ -176,6 +176,9 @@ class MethodConfig(ABC, Registered):
     """Whether readouts can learn along with the layers: what they see is among the outputs in training."""
     needs_labels: ClassVar[bool] = True
     """Whether layers learn from labels. Else images without classes do, and layers may go without any prediction."""
+    chains: ClassVar[bool] = True
+    """Whether in evaluation a layer passes on what its net makes of what it gets, no more and no less, so that trained
+    layers are a net that backpropagation can go on with."""
     smallest_batch: ClassVar[int] = 1
     """Images that a training batch has at least."""
 

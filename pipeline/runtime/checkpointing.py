@@ -57,12 +57,14 @@ class Checkpointing:
         resume: the checkpoint from which it goes on; None: it begins at the beginning.
         seconds: that it took until then, as ``RunResult.seconds``.
         away: a worker's machine does not see the folder.
+        start: weights with which it begins at the beginning, in place of those that it would draw; none: it draws all.
     """
 
     folder: Path | None = None
     resume: Resume | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     away: bool = False
+    start: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def cut(self) -> Cut:

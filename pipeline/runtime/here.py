@@ -35,6 +35,8 @@ def train(
     pipe = settings.pipeline
     if pipe.executor == "ray":
         raise UserError("`executor` ray is of `launch`. Use `executor` serial or threads in this process.")
+    if settings.start_from is not None:
+        raise UserError("`start_from` is of `launch`, which reads run folders. Leave it out.")
     dataset = open_data(settings)
     spec = build_run(settings, local_devices(pipe.device, pipe.threads, pipe.precision), dataset=dataset)
     return train_here(spec, dataset, observer)

@@ -111,5 +111,5 @@ def _from_newest(spec: RunSpec, checkpointing: Checkpointing, observer: Observer
     assert checkpointing.folder is not None, "the run saves checkpoints"
     manifest = newest(checkpointing.folder, passed_over=observer.notified)
     if manifest is None:
-        return Checkpointing(folder=checkpointing.folder)
+        return Checkpointing(folder=checkpointing.folder, start=checkpointing.start)
     return going_on(spec, checkpointing, checkpointing.folder, manifest)

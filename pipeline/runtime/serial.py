@@ -7,7 +7,7 @@ augmentation and the order of the images; all that a pipeline adds is left out. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -49,14 +49,21 @@ def train_serial(
     """
     configure_process(spec, spec.stage_device(0))
     watch = Watch(spec, observer, checkpointing)
-    run = SerialRun(spec, dataset, watch, checkpointing.resume)
+    run = SerialRun(spec, dataset, watch, checkpointing.resume, checkpointing.start)
     return watch.over(run.train, weights=run.weights, state=run.state, save=run.save)
 
 
 class SerialRun:
     """A run's layers, and the passes over its data that train them."""
 
-    def __init__(self, spec: RunSpec, dataset: Dataset, watch: Watch, resume: Resume | None = None) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        dataset: Dataset,
+        watch: Watch,
+        resume: Resume | None = None,
+        start: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.spec, self.dataset, self.watch = spec, dataset, watch
         self.device = spec.stage_device(0)
         self.shared = shared_state(spec, watch.shared_saver, resume) if spec.shared_versions is not None else None
@@ -71,6 +78,9 @@ class SerialRun:
         self.tallies: list[TrainTally] = []
         if resume is not None:
             self.go_on(resume)
+        elif start:
+            for layer in self.layers:
+                layer.load_weights(start)
 
     def train(self) -> None:
         for number in range(len(self.cut.restored), len(self.spec.phases) + 1):
