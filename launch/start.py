@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import reprlib
+from dataclasses import fields
 from pathlib import Path
 
 from pipeline.config.run_spec import RunSpec
@@ -10,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.export import network_of, read
 from pipeline.layers.layer import State
 from pipeline.methods import BaselineSettings
+from pipeline.nets import NetConfig
 
 _NET = re.compile(r"layers\.(?P<layer>\d+)\.net\.(?P<rest>.+)")
 
@@ -29,13 +32,18 @@ def start_of(spec: RunSpec) -> State:
     file = Path(spec.settings.start_from) / "model.safetensors"
     weights, card = read(file)
     network_of(weights, card, source=str(file))  # says what is wrong with it
-    for what, theirs, ours in (
-        ("the net", card.net, spec.settings.net),
-        ("images of (channels, height, width)", card.shape, spec.shape),
-        ("the classes", card.classes, spec.classes),
+    for theirs, ours in (
+        (_settings(card.net), _settings(spec.settings.net)),
+        ({"channels, height and width": card.shape}, {"channels, height and width": spec.shape}),
+        ({"classes": card.classes}, {"classes": spec.classes}),
     ):
-        if theirs != ours:
-            raise UserError(f"{named}: that run has {what} {theirs}, this one {ours}. Give a run of the same preset.")
+        for name in {**theirs, **ours}:
+            if theirs.get(name) != ours.get(name):
+                other, own = (reprlib.repr(each.get(name)) for each in (theirs, ours))
+                raise UserError(
+                    f"{named}: that run has {name} {other}, this one {own}. Give a run of the same preset, on the same "
+                    "data."
+                )
     if not card.method.chains:
         raise UserError(
             f"{named}: between layers trained by {card.method.kind} there is more than the net, so backpropagation "
@@ -58,6 +66,11 @@ def start_of(spec: RunSpec) -> State:
         elif name.startswith(readout):
             start[f"layers.0.rule.{name.removeprefix(readout).replace('linear.', 'classifier.')}"] = value
     return start
+
+
+def _settings(net: NetConfig) -> dict[str, object]:
+    """A net's settings, by their names in backquotes."""
+    return {"net": net.kind, **{f"`{field.name}`": getattr(net, field.name) for field in fields(net)}}
 
 
 def _listed(layers: tuple[int, ...]) -> str:

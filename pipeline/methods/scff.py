@@ -140,7 +140,10 @@ class ScffRule(Rule):
         return outputs
 
     def loss(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
-        positive, negative = self._goodness(layer, outputs, context)
+        return self.contrast(*self._goodness(layer, outputs, context))
+
+    def contrast(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """The loss () of the goodness of samples with themselves and with others (N, …)."""
         norms = torch.linalg.vector_norm(positive.reshape(len(positive), -1), dim=1)  # (N,)
         above = F.softplus(self.positive_threshold - positive).mean()
         below = F.softplus(negative - self.negative_threshold).mean()
