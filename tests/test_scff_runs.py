@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from launch.cli import main
 from launch.output.open_run import open_run
@@ -134,8 +135,8 @@ def test_it_learns_digits_and_each_layer_adds_to_the_readout(learned: Path) -> N
     noted = [json.loads(line) for line in (learned / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in noted if "goodness_positive" in line][-1]
     assert last["goodness_positive"] > last["goodness_negative"]
-    widths = [load(learned / "model.safetensors").readouts[str(index)].linear.in_features for index in range(2)]
-    assert widths == [128, 256]
+    weights = load_file(learned / "model.safetensors")
+    assert [weights[f"layers.{index}.readout.linear.weight"].shape for index in range(2)] == [(10, 128), (10, 256)]
 
 
 def test_eval_predict_and_export_give_the_runs_own_predictions(learned: Path, tmp_path: Path, capsys: Any) -> None:
