@@ -129,7 +129,7 @@ class ReadoutSettings:
     readout_milestones: tuple[float, ...] = ()
     """Shares of `readout_epochs` after which the readouts' learning rate halves, for `readout.mode` after."""
     readout_weight_decay: float = 0.01
-    """Decoupled weight decay of the readouts' AdamW. 0 makes it Adam (Kingma & Ba 2015)."""
+    """Decoupled weight decay of the readouts' AdamW. 0 makes it Adam."""
     readout_dropout: float = 0.0
     """Share of what a readout sees that is dropped while it learns."""
 
