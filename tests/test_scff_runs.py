@@ -204,7 +204,7 @@ def test_images_without_classes_train_and_what_needs_classes_is_left_out_and_sai
     arguments = ["scff-conv-cifar10", "--data", str(loose), "--channels", "4", "6", "8", *THREADS]
     assert main([*arguments, "--batch-size", "16", "--epochs", "1", "--run-dir", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "without classes there are no readouts, no accuracy and no Fisher criterion" in said
+    assert "without two classes there are no readouts, no accuracy and no Fisher criterion" in said
     assert "No test accuracy: the run has no readouts." in said
     summary = summary_of(run)
     assert summary["status"] == "finished"

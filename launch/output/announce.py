@@ -41,16 +41,15 @@ def opening(settings: Settings, place: Where | None) -> str:
 def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
     """What is trained on what, and how it is divided."""
     settings = spec.settings
-    labelled = spec.classes != UNLABELLED
-    classes = counted(len(spec.classes), "class", "classes") if labelled else "without classes"
+    classes = counted(len(spec.classes), "class", "classes") if spec.classes != UNLABELLED else "without classes"
     say(
         console,
         f"{settings.preset}: {spec.net.describe()} on {spec.data_name}, {dataset.count('train'):,} training images, "
         f"{classes}; {counted(spec.epochs, 'epoch')}, batches of "
         f"{settings.train.batch_size:,}",
     )
-    if not labelled:
-        say(console, "without classes there are no readouts, no accuracy and no Fisher criterion")
+    if len(spec.classes) < 2:
+        say(console, "without two classes there are no readouts, no accuracy and no Fisher criterion")
     if len(spec.phases) > 1:
         groups = " | ".join(",".join(str(layer + 1) for layer in phase.layers) for phase in spec.phases)
         each = counted(settings.train.epochs, "epoch")

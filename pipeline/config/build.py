@@ -100,6 +100,7 @@ def expand_baseline(settings: Settings) -> Settings:
         settings,
         method=method,
         baseline=None,
+        start_from=str(Path(settings.start_from).resolve()) if settings.start_from is not None else None,
         readout=replace(settings.readout, mode="none"),
         pipeline=replace(pipe, executor="serial", partition="even"),
     )

@@ -171,10 +171,10 @@ class ScffRule(Rule):
         if not layer.pairs:
             return outputs[NEGATIVE]
         weighed = outputs["weighed"]
-        # The generator's seed is a hash of seed, layer and step: as good as a number drawn, and the same for loss and
-        # what is sent. In evaluation a last batch of one sample has no other.
-        others = max(1, len(weighed) - 1)
-        return layer.with_another(weighed, 1 + (context.generator.initial_seed() % others if context.generator else 0))
+        # The generator's seed is a hash of seed, layer and step: as good as a number drawn, and the same for the loss
+        # and for what is sent. In evaluation a last batch of one sample has no other.
+        drawn = context.generator.initial_seed() if context.generator is not None else 0
+        return layer.with_another(weighed, 1 + drawn % max(1, len(weighed) - 1))
 
 
 def goodness(weighed: Tensor) -> Tensor:
