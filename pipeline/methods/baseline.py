@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.errors import UserError, shortened
 from pipeline.methods.base import METHODS, Activations, MethodConfig, ModelInfo, Rule, StepContext
 from pipeline.nets.base import Layer, NetConfig
 from pipeline.nets.feedback import FeedbackLinear
@@ -49,6 +50,9 @@ class BaselineSettings(MethodConfig):
     """LayerNorm before the classifier."""
 
     def adapt(self, net: NetConfig) -> WholeNet:
+        if not set(self.joined) <= set(range(net.num_layers)) or len(set(self.joined)) < len(self.joined):
+            given = " ".join(map(shortened, self.joined))
+            raise UserError(f"`joined` {given}: layers of {net.describe()}, each once, from 0 to {net.num_layers - 1}.")
         return WholeNet(net=net, label=self.feedback.upper(), feedback=self.feedback == "fa")
 
     def predicts(self) -> bool:
