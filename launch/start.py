@@ -44,7 +44,7 @@ def start_of(spec: RunSpec) -> State:
                     f"{named}: that run has {name} {other}, this one {own}. Give a run of the same preset, on the same "
                     "data."
                 )
-    if not card.method.chains:
+    if not card.method.leaves_plain(card.net):
         raise UserError(
             f"{named}: between layers trained by {card.method.kind} there is more than the net, so backpropagation "
             "cannot go on with them. Give a run of another method."

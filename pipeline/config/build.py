@@ -117,7 +117,7 @@ def _baseline(settings: Settings) -> MethodConfig:
         return method
     if settings.start_from is None:
         return BaselineSettings(feedback=settings.baseline)
-    if not method.chains:
+    if not method.leaves_plain(settings.net):
         raise UserError(
             f"`start_from` {settings.start_from}: between layers trained by {method.kind} there is more than the net, "
             "so backpropagation cannot go on with them. Leave it out."

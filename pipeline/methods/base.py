@@ -177,8 +177,7 @@ class MethodConfig(ABC, Registered):
     needs_labels: ClassVar[bool] = True
     """Whether layers learn from labels. Else images without classes do, and layers may go without any prediction."""
     chains: ClassVar[bool] = True
-    """Whether in evaluation a layer passes on what its net makes of what it gets, no more and no less, so that trained
-    layers are a net that backpropagation can go on with."""
+    """Whether in evaluation a layer passes on what its net makes of what it gets, no more and no less."""
     smallest_batch: ClassVar[int] = 1
     """Images that a training batch has at least."""
 
@@ -199,6 +198,10 @@ class MethodConfig(ABC, Registered):
             UserError: the method cannot train such a net.
         """
         return net
+
+    def leaves_plain(self, net: NetConfig) -> bool:
+        """Whether what it trains is this net as it is, so that backpropagation can go on with the layers."""
+        return self.chains and self.adapt(net) == net
 
     def label_embeddings(self) -> EmbeddingSettings | None:
         """The label embeddings that features are compared with; None where there are none."""
