@@ -182,12 +182,13 @@ class Network(nn.Module):
         """Scores (N, classes) of the last layer: its readout's, or its own; arguments as ``features``.
 
         Raises:
-            UserError: the run ended before its readouts were trained.
+            UserError: its run has no readouts, or ended before they were trained.
         """
         scores = self.layer_scores(images)[-1]
         if scores is None:
             raise UserError(
-                "This network has no readout: its run ended before one was trained. Use `features`, or finish the run."
+                "This network has no readout: its run has none, or ended before one was trained. Use `features`, or "
+                "finish the run."
             )
         return scores
 

@@ -505,7 +505,7 @@ def test_a_run_of_the_command_line_is_named_evaluated_exported_and_repeated(tmp_
     assert "DFA MLP[32 2] on digits" in capsys.readouterr().out
     summary = json.loads((run / "summary.json").read_text())
     assert summary["net"] == "DFA MLP[32 2]"
-    assert summary["method"] == {"kind": "baseline", "feedback": "dfa"}
+    assert summary["method"] == {"kind": "baseline", "feedback": "dfa", "joined": [], "classifier_norm": False}
     assert (summary["executor"], summary["stages"], len(summary["layers"])) == ("serial", 1, 1)
 
     assert main(["eval", str(run)]) == 0

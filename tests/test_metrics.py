@@ -24,6 +24,7 @@ from launch.output.display import Display
 from pipeline.config.run_spec import Phase
 from pipeline.errors import NonFiniteLossError, RunError
 from pipeline.kind import Kind
+from pipeline.layers.fisher import WIDEST
 from pipeline.layers.tallies import EvaluationTally, TrainTally
 from pipeline.nets import VitSettings
 from pipeline.runtime.history import History
@@ -427,7 +428,16 @@ def test_predictions_are_reported_only_when_asked_for() -> None:
 
 def test_tally_of_a_run_takes_classes_and_k_from_it() -> None:
     tally = EvaluationTally.of(tiny_spec(num_classes=5), 1, 8, CPU)
+    assert tally.moments is not None
     assert (tally.layer, tally.top_k, tuple(tally.moments.sums.shape)) == (1, 2, (5, 8))
+
+
+@pytest.mark.parametrize(("num_classes", "features"), [(1, 4), (3, WIDEST + 1)])
+def test_of_one_class_or_very_long_features_there_is_no_fisher_criterion(num_classes: int, features: int) -> None:
+    tally = EvaluationTally(0, num_classes=num_classes, features=features, top_k=1, device=CPU)
+    labels = torch.zeros(6, dtype=torch.int64)
+    tally.add(loss=torch.ones(()), features=torch.ones(6, features), labels=labels, scores=None, direct_scores=None)
+    assert tally.report().fisher is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

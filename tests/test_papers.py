@@ -85,6 +85,7 @@ def test_a_preset_says_which_paper_it_is_from(name: str) -> None:
         "cfl": "anonymous2023",
         "dcl": "choi2024",
         "ff": "hinton2022",
+        "scff": "chen2025",
         "symba": "lee2023",
         "ff-collab": "lorberbom2024",
         "ffcl": "ahamed2023",

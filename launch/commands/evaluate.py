@@ -56,7 +56,9 @@ def evaluate_run(
     title = f"{spec.net.describe()} on {spec.data_name}, {counted(dataset.count('test'), 'test image')}"
     print_layers(console, rows, top_k=spec.top_k, loss="loss", title=title)
     if report.layers[-1].accuracy is None:
-        say(console, "This run ended before its readouts were trained, so it has no accuracy.")
+        without = spec.settings.readout.mode == "none"
+        why = "has no readouts" if without else "ended before its readouts were trained"
+        say(console, f"This run {why}, so it has no accuracy.")
     if superclasses is not None and groups is not None:
         again = dataset.batches("test", epoch=0, batch_size=size)
         pairs = ((batch.images.to(device), batch.labels.to(device)) for batch in again)

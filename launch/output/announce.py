@@ -14,6 +14,7 @@ from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
+from pipeline.data.index import UNLABELLED
 from pipeline.data.loader import Dataset
 from pipeline.nets.sizes import num_parameters
 from pipeline.runtime.initial import InitialWeights, begun
@@ -40,12 +41,15 @@ def opening(settings: Settings, place: Where | None) -> str:
 def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
     """What is trained on what, and how it is divided."""
     settings = spec.settings
+    classes = counted(len(spec.classes), "class", "classes") if spec.classes != UNLABELLED else "without classes"
     say(
         console,
         f"{settings.preset}: {spec.net.describe()} on {spec.data_name}, {dataset.count('train'):,} training images, "
-        f"{counted(len(spec.classes), 'class', 'classes')}; {counted(spec.epochs, 'epoch')}, batches of "
+        f"{classes}; {counted(spec.epochs, 'epoch')}, batches of "
         f"{settings.train.batch_size:,}",
     )
+    if len(spec.classes) < 2:
+        say(console, "without two classes there are no readouts, no accuracy and no Fisher criterion")
     if len(spec.phases) > 1:
         groups = " | ".join(",".join(str(layer + 1) for layer in phase.layers) for phase in spec.phases)
         each = counted(settings.train.epochs, "epoch")
@@ -61,7 +65,9 @@ def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
             "figures say only that it works",
         )
     if spec.initial is not None:
-        say(console, f"its layers begin with the weights of {settings.train.init_from}")
+        too = any(name.startswith("rule.") for name in spec.initial[0])
+        what = "its layers and classifier begin" if too else "its layers begin"
+        say(console, f"{what} with the weights of {settings.train.init_from}")
     stages = " | ".join(",".join(str(layer + 1) for layer in layers) for layers in spec.stages)
     on = f"{spec.device} ({settings.pipeline.executor})"
     say(console, f"{counted(spec.num_stages, 'stage')} on {on}, layers {stages}")

@@ -350,7 +350,8 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str, *, nam
     accuracy = accuracy_sentence(rows)
     if accuracy is None:
         look = f" `launch eval {folder}` looks at what it kept." if (Path(folder) / MODEL).is_file() else ""
-        say(console, f"No test accuracy: the run ended before its test.{look}")
+        why = "the run has no readouts" if summary["status"] == "finished" else "the run ended before its test"
+        say(console, f"No test accuracy: {why}.{look}")
     else:
         top_k = summary["top_k"]
         also = f", top-{top_k} {percent(rows[-1].top_k)}" if top_k > 1 else ""

@@ -125,3 +125,11 @@ CAFO = Paper(
     year=2023,
     arxiv="2303.09728",
 )
+SCFF = Paper(
+    key="chen2025",
+    authors=("Xing Chen", "Dongshu Liu", "Jérémie Laydevant", "Julie Grollier"),
+    title="Self-Contrastive Forward-Forward algorithm",
+    published="Nature Communications 16",
+    year=2025,
+    arxiv="2409.11593",
+)

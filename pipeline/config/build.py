@@ -15,11 +15,12 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import PipelineSettings, Settings
 from pipeline.data import prepare
 from pipeline.data.augment import AugmentConfig
+from pipeline.data.index import UNLABELLED, DataIndex
 from pipeline.data.loader import Dataset
 from pipeline.data.registry import DATASETS
 from pipeline.data.sources.base import Progress
 from pipeline.errors import UserError
-from pipeline.methods import BaselineSettings
+from pipeline.methods import BaselineSettings, MethodConfig
 from pipeline.nets.sizes import layer_features
 from pipeline.stores import is_url
 from pipeline.transport import CARRIERS, Transport
@@ -77,7 +78,7 @@ def expand_baseline(settings: Settings) -> Settings:
     Raises:
         UserError: stages or threads are asked for, and a baseline's net is one piece.
     """
-    method = BaselineSettings(feedback=settings.baseline) if settings.baseline is not None else settings.method
+    method = _baseline(settings)
     if not isinstance(method, BaselineSettings):
         return settings
     pipe, name = settings.pipeline, f"`baseline` {method.feedback}"
@@ -104,6 +105,27 @@ def expand_baseline(settings: Settings) -> Settings:
     )
 
 
+def _baseline(settings: Settings) -> MethodConfig:
+    """The method that ``baseline`` stands for, else the one that is asked for.
+
+    Backpropagation that begins with a run's weights has a classifier as that run's last readout, to begin with that.
+
+    Raises:
+        UserError: the net would go on from a run in which its layers were not all there was to it.
+    """
+    method = settings.method
+    if settings.baseline is None:
+        return method
+    if settings.train.init_from is None or settings.baseline != "bp":
+        return BaselineSettings(feedback=settings.baseline)
+    if not method.leaves_plain(settings.net):
+        raise UserError(
+            f"`init_from` {settings.train.init_from}: between layers trained by {method.kind} there is more than the "
+            "net, so backpropagation cannot go on with them. Leave it out."
+        )
+    return BaselineSettings.like_readout(method, settings.net, norm=settings.readout.readout_norm)
+
+
 def resolve(settings: Settings, dataset: Dataset) -> Settings:
     """Settings that fit the data, no "auto" left in net and augmentation. Raises UserError where they do not fit."""
     index = dataset.index
@@ -125,17 +147,51 @@ def resolve(settings: Settings, dataset: Dataset) -> Settings:
             f"`crop_padding` {padding}: {settings.data.data} has images of {index.shape[1]}×{index.shape[2]} pixels. "
             f"Give at most `crop_padding` {most}."
         )
+    readout = settings.readout
     if len(index.classes) < 2:
-        raise UserError(f"{settings.data.data} has one class, {index.classes[0]!r}. Contrast needs at least two.")
+        _check_one_class(settings, index)
+        readout = replace(readout, mode="none")
+    _check_last_batch(settings, dataset)
     net = settings.net.resolve(index.shape)
     settings.method.check_data(net, index.shape, len(index.classes))
     return replace(
-        _shortened(settings, dataset),
+        _shortened(replace(settings, readout=readout), dataset),
         net=net,
         method=settings.method.resolve(layer_features(settings.method.adapt(net), index.shape)),
         data=replace(settings.data, data=settings.data.data if by_name else str(Path(settings.data.data).resolve())),
         augment=replace(settings.augment, crop_padding=padding, flip=flip),
     )
+
+
+def _check_one_class(settings: Settings, index: DataIndex) -> None:
+    """Refuses images of one class, or without classes, where they are learned or told apart by them.
+
+    Raises:
+        UserError: saying what for.
+    """
+    data = settings.data.data
+    if settings.method.needs_labels and index.classes == UNLABELLED:
+        raise UserError(
+            f"{data} holds images without classes, and method {settings.method.kind} learns from classes. Give a "
+            "folder with one sub-folder of images for each class, or use a method that needs none, such as that of "
+            "preset scff-mlp-mnist."
+        )
+    if settings.method.needs_labels:
+        raise UserError(f"{data} has one class, {index.classes[0]!r}. Contrast needs at least two.")
+    if settings.train.keep == "accuracy":
+        raise UserError(f"`keep` accuracy: {data} has no classes to be right about. Use `keep` loss or `keep` last.")
+
+
+def _check_last_batch(settings: Settings, dataset: Dataset) -> None:
+    """Refuses a smaller last batch with fewer images than the method learns from. Raises UserError."""
+    train, method = settings.train, settings.method
+    left = dataset.count("train") % train.batch_size
+    if train.last_batch == "keep" and 0 < left < method.smallest_batch:
+        raise UserError(
+            f"`batch_size` {train.batch_size} with `last_batch` keep: of {dataset.count('train'):,} training images "
+            f"the last batch has {left}, and method {method.kind} contrasts at least {method.smallest_batch}. Use "
+            "`last_batch` drop, or another `batch_size`."
+        )
 
 
 def _shortened(settings: Settings, dataset: Dataset) -> Settings:

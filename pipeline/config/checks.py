@@ -71,7 +71,7 @@ def check(settings: Settings) -> None:
     if not 0 < train.lr_decay <= 1:
         raise UserError(f"`lr_decay` {train.lr_decay}: must be above 0 and at most 1.")
     predicts = settings.method.predicts()
-    if readout.mode == "none" and not predicts:
+    if readout.mode == "none" and not predicts and settings.method.needs_labels:
         raise UserError(
             f"`readout.mode` none: layers trained by {settings.method.kind} do not predict by themselves. "
             "Use `readout.mode` after or `readout.mode` online."
@@ -89,6 +89,15 @@ def check(settings: Settings) -> None:
         raise UserError(f"`readout_lr` {readout.readout_lr}: must be above 0.")
     if readout.mode == "after":
         _between(1, _MOST_EPOCHS, "`readout_epochs`", readout.readout_epochs)
+    shares = readout.readout_milestones
+    if list(shares) != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
+        given = " ".join(str(share) for share in shares)
+        raise UserError(
+            f"`readout_milestones` {given}: shares of the epochs, above 0 and below 1, each above the last."
+        )
+    _at_least(0, "`readout_weight_decay`", readout.readout_weight_decay)
+    if not 0 <= readout.readout_dropout < 1:
+        raise UserError(f"`readout_dropout` {readout.readout_dropout}: a share from 0 to below 1.")
     for name, value in (("`queue_depth`", pipe.depth), ("`threads`", pipe.threads)):
         _between(1, MOST_AT_ONCE, name, value)
     _at_least(0, "`feeders`", pipe.feeders)

@@ -48,8 +48,8 @@ class RunSpec:
         steps_per_epoch: training batches of an epoch.
         stages: for each stage its layers, contiguous and in order.
         device: "cpu" or "cuda".
-        initial: for each layer what its net begins with, by names; the rest of it is random, as all is with None. A run
-            that has begun needs it no more.
+        initial: for each layer what its net and its rule begin with, by names such as ``net.norm.weight``; the rest
+            is random, as all is with None. A run that has begun needs it no more.
     """
 
     settings: Settings

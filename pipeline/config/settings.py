@@ -104,7 +104,8 @@ class TrainSettings:
     """Seed of everything random."""
     init_from: str | None = field(default=None, metadata={"metavar": "RUN"})
     """Run folder, or file of `launch export`, whose layers' weights the layers begin with. It has the same net, trained
-    layer by layer or as one piece by a `baseline`. Default: random weights by `seed`."""
+    layer by layer or as one piece by a `baseline`. With `baseline` bp the classifier begins with that run's last
+    readout, or its classifier: fine-tuning of the whole net. Default: random weights by `seed`."""
 
     def lr_factor(self, epoch: int) -> float:
         """What the learning rates are multiplied by in an epoch (0-based)."""
@@ -129,6 +130,16 @@ class ReadoutSettings:
     cross-entropy on the validation images."""
     readout_lr: float | Literal["lr"] = 5e-4
     """Learning rate of the readouts' AdamW. lr: the layers'."""
+    readout_milestones: tuple[float, ...] = ()
+    """Shares of `readout_epochs` after which the readouts' learning rate halves, for `readout.mode` after."""
+    readout_weight_decay: float = 0.01
+    """Decoupled weight decay of the readouts' AdamW. 0 makes it Adam."""
+    readout_dropout: float = 0.0
+    """Share of what a readout sees that is dropped while it learns."""
+
+    def lr_factor(self, epoch: int) -> float:
+        """What the learning rate is multiplied by in an epoch (0-based) of `readout.mode` after."""
+        return 0.5 ** sum(epoch >= share * self.readout_epochs for share in self.readout_milestones)
 
     def see(self, *, training: bool) -> bool:
         """Whether readouts look at a batch, from which the layers learn or not. Those that learn afterwards do not look

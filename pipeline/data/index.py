@@ -15,6 +15,8 @@ from pipeline import plain_json
 from pipeline.errors import UserError
 
 INDEX_FILE = "index.json"
+UNLABELLED = ("unlabelled",)
+"""The classes of a set without any."""
 FORMAT_VERSION = 1
 
 _LARGEST_SIDE = 1 << 14  # of an image, in pixels

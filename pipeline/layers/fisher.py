@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+WIDEST = 1536
+"""Features of which an evaluation computes the criterion at most: of more it would take longer than to train."""
+
 
 class FeatureMoments:
     """Sums over pooled features from which the Fisher criterion follows, in float64.

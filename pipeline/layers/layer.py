@@ -76,7 +76,8 @@ class LocalLayer:
             joined = JoinedFeatures(settings.method, spec.net, spec.shape, index, self.net, spec.readouts)
             self.readout = Readout(joined.width, len(spec.classes), norm=settings.readout.readout_norm)
         if spec.initial is not None:
-            self.net.load_state_dict(spec.initial[index], strict=False)
+            self.net.load_state_dict(below(spec.initial[index], "net."), strict=False)
+            self.rule.load_state_dict(below(spec.initial[index], "rule."), strict=False)
         for part in (self.net, self.rule, self.readout):
             part.to(device)
         self.forward = LayerForward(
@@ -89,13 +90,19 @@ class LocalLayer:
         )
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._readout_lr = settings.train.lr if settings.readout.readout_lr == "lr" else settings.readout.readout_lr
-        self.readout_optimizer = AdamW(self.readout.parameters(), lr=self._readout_lr, fused=True)
+        self.readout_optimizer = AdamW(
+            self.readout.parameters(),
+            lr=self._readout_lr,
+            weight_decay=settings.readout.readout_weight_decay,
+            fused=True,
+        )
         self.has_readout = index in spec.readouts
         self.readout_trained = False
         self._best_readout: tuple[float, State] | None = None  # its cross-entropy, and its weights
         # Random numbers of dropout and label noise: seeded anew in every step, so no stream is shared or resumed.
         self._generator = torch.Generator(device)
-        for module in self.net.modules():
+        self._readout_dropout = Dropout(settings.readout.readout_dropout)
+        for module in (*self.net.modules(), self._readout_dropout):
             if isinstance(module, Dropout):
                 module.generator = self._generator
         self._shared, self._versions = shared, spec.shared_versions
@@ -144,8 +151,7 @@ class LocalLayer:
     def _learn(
         self, activations: Activations, labels: Tensor, where: BatchPosition, send: Callable[[Activations], None]
     ) -> tuple[Activations, Tensor]:
-        self._generator.manual_seed(rng.torch_seed(self._train.seed, "layer", self.index, where.step))
-        context = StepContext(labels=labels, where=where, generator=self._generator)
+        context = self._drawing(labels, where)
         self._set_mode(training=True)
         with self._updating:  # batch norm's running statistics change here
             running = self._running if self._not_finite is not None else []
@@ -181,10 +187,14 @@ class LocalLayer:
             assert self._shared is not None, "it was read"
             self._shared.push(self.index, where.step, self.rule.contribution(self.net, outputs.own, context))
         if self.has_readout and self._readout_settings.mode == "online":
-            _set_rate(self.readout_optimizer, self._readout_lr * self._milestones(where))
-            self._update_readout(outputs, labels)
+            self._update_readout(outputs, labels, where, self._milestones(where))
         self.mark("update")
         return passed, loss.detach()
+
+    def _drawing(self, labels: Tensor, where: BatchPosition) -> StepContext:
+        """The context of a training step, with random numbers of this layer and step."""
+        generator = self._generator.manual_seed(rng.torch_seed(self._train.seed, "layer", self.index, where.step))
+        return StepContext(labels=labels, where=where, generator=generator)
 
     def _set_rates(self, where: BatchPosition) -> None:
         """The learning rate of each group of parameters at this step."""
@@ -212,7 +222,7 @@ class LocalLayer:
         if self._waits(where):
             send({})
             return {}, None
-        return self._pass_through(activations, StepContext(labels=labels, where=where), send)[1], None
+        return self._pass_through(activations, self._drawing(labels, where), send)[1], None
 
     @torch.no_grad()
     def end_epoch(self, where: BatchPosition) -> None:
@@ -243,10 +253,17 @@ class LocalLayer:
         """
         context = StepContext(labels=labels, where=where)
         outputs, passed = self._pass_through(activations, context, send)
-        return passed, self._update_readout(outputs, labels) if self.has_readout else None
+        if not self.has_readout:
+            return passed, None
+        factor = self._readout_settings.lr_factor(where.epoch - self._spec.epochs)
+        return passed, self._update_readout(outputs, labels, where, factor)
 
-    def _update_readout(self, outputs: Outputs, labels: Tensor) -> Tensor:
+    def _update_readout(self, outputs: Outputs, labels: Tensor, where: BatchPosition, lr_factor: float) -> Tensor:
+        _set_rate(self.readout_optimizer, self._readout_lr * lr_factor)
         seen = self.forward.readout_input(outputs).detach()  # (V·N, C)
+        place = (self.index, where.epoch, where.position)
+        self._generator.manual_seed(rng.torch_seed(self._train.seed, "readout", *place))
+        seen = self._readout_dropout(seen)
         loss = F.cross_entropy(self.readout(seen), labels.repeat(len(seen) // len(labels)))
         if self._readout_not_finite is None:
             if not torch.isfinite(loss):
@@ -349,7 +366,7 @@ class LocalLayer:
             state |= {f"{self._prefix}.readout.{name}": _copy(value) for name, value in best.items()}
         return state
 
-    def load_weights(self, state: State) -> None:
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Takes weights that ``weights`` returned."""
         readout = below(state, f"{self._prefix}.readout.")
         with self._updating:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import NonFiniteLossError
-from pipeline.layers.fisher import FeatureMoments
+from pipeline.layers.fisher import WIDEST, FeatureMoments
 from pipeline.telemetry.reports import LayerReport
 
 
@@ -72,7 +72,8 @@ class EvaluationTally:
     def __init__(self, layer: int, *, num_classes: int, features: int, top_k: int, device: torch.device) -> None:
         self.layer = layer
         self.top_k = min(top_k, num_classes)
-        self.moments = FeatureMoments(num_classes, features, device)
+        told_apart = num_classes > 1 and features <= WIDEST
+        self.moments = FeatureMoments(num_classes, features, device) if told_apart else None
         self.count = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.readout_loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -110,7 +111,8 @@ class EvaluationTally:
         """
         self.count += len(labels)
         self.loss_sum += loss.double() * len(labels)
-        self.moments.add(features, labels)
+        if self.moments is not None:
+            self.moments.add(features, labels)
         if direct_scores is not None:
             self._direct_hits.add(direct_scores, labels, self.top_k)
         if scores is not None:
@@ -130,7 +132,7 @@ class EvaluationTally:
             top_k=self._hits.share(self.top_k, self.count),
             direct_accuracy=self._direct_hits.share(1, self.count),
             readout_loss=float(self.readout_loss_sum) / self.count if self._has_readout else None,
-            fisher=self.moments.fisher() if self.count else None,
+            fisher=self.moments.fisher() if self.count and self.moments is not None else None,
             predictions=torch.cat(self.predictions).cpu().numpy() if judged and with_predictions else None,
             vitals={name: float(value) for name, value in self._figures.items()},
         )

@@ -21,6 +21,7 @@ from pipeline.methods.dcl import DclSettings
 from pipeline.methods.ff import CollabSettings, FfSettings, SymbaSettings
 from pipeline.methods.ffcl import FfclSettings
 from pipeline.methods.iffcl import IffclSettings
+from pipeline.methods.scff import ScffSettings
 
 __all__ = [
     "METHODS",
@@ -40,6 +41,7 @@ __all__ = [
     "ModelInfo",
     "PooledRule",
     "Rule",
+    "ScffSettings",
     "StepContext",
     "SymbaSettings",
 ]

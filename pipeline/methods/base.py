@@ -60,7 +60,7 @@ class StepContext:
         shared: the version that this layer reads of the state that layers share, such as label embeddings (Z, C_D);
             None for methods without any.
         generator: random numbers of this layer and step, on the layer's device, in ``make_inputs`` others than in
-            ``loss``; None outside training.
+            ``loss``; None outside training. A frozen layer that others learn behind has them too.
     """
 
     labels: Tensor
@@ -188,6 +188,12 @@ class MethodConfig(ABC, Registered):
     """Names of what ``Rule.figures`` gives."""
     online_readouts: ClassVar[bool] = True
     """Whether readouts can learn along with the layers: what they see is among the outputs in training."""
+    needs_labels: ClassVar[bool] = True
+    """Whether layers learn from labels. Else images without classes do, and layers may go without any prediction."""
+    chains: ClassVar[bool] = True
+    """Whether in evaluation a layer passes on what its net makes of what it gets, no more and no less."""
+    smallest_batch: ClassVar[int] = 1
+    """Images that a training batch has at least."""
 
     def check(self) -> None:
         """Raises UserError where a value is out of range."""
@@ -206,6 +212,10 @@ class MethodConfig(ABC, Registered):
             UserError: the method cannot train such a net.
         """
         return net
+
+    def leaves_plain(self, net: NetConfig) -> bool:
+        """Whether what it trains is this net as it is, so that backpropagation can go on with the layers."""
+        return self.chains and self.adapt(net) == net
 
     def label_embeddings(self) -> EmbeddingSettings | None:
         """The label embeddings that features are compared with; None where there are none."""

@@ -17,16 +17,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.errors import UserError, shortened
 from pipeline.methods.base import METHODS, Activations, MethodConfig, ModelInfo, Rule, StepContext
 from pipeline.nets.base import Layer, NetConfig
 from pipeline.nets.feedback import FeedbackLinear
 from pipeline.nets.whole import WholeLayer, WholeNet
+
+SEEN = "seen"
+"""What a classifier on several layers sees of them, side by side (N, Σ widths)."""
 
 Feedback = Literal["bp", "fa", "dfa", "drtp"]
 
@@ -40,8 +44,22 @@ class BaselineSettings(MethodConfig):
     feedback: Feedback = "bp"
     """How the error reaches the layers. bp: backpropagation. fa: feedback alignment. dfa: direct feedback alignment.
     drtp: direct random target projection."""
+    joined: tuple[int, ...] = ()
+    """Layers, from 0, that the classifier sees side by side; none: the last one."""
+    classifier_norm: bool = False
+    """LayerNorm before the classifier."""
+
+    @classmethod
+    def like_readout(cls, method: MethodConfig, net: NetConfig, *, norm: bool) -> Self:
+        """Backpropagation with a classifier that sees what the last layer's readout does where ``method`` trains."""
+        last = net.num_layers - 1
+        seen = method.readout_inputs(last, net.num_layers)
+        return cls(joined=seen if seen != (last,) else (), classifier_norm=norm)
 
     def adapt(self, net: NetConfig) -> WholeNet:
+        if not set(self.joined) <= set(range(net.num_layers)) or len(set(self.joined)) < len(self.joined):
+            given = " ".join(map(shortened, self.joined))
+            raise UserError(f"`joined` {given}: layers of {net.describe()}, each once, from 0 to {net.num_layers - 1}.")
         return WholeNet(net=net, label=self.feedback.upper(), feedback=self.feedback == "fa")
 
     def predicts(self) -> bool:
@@ -51,36 +69,67 @@ class BaselineSettings(MethodConfig):
         assert isinstance(layer, WholeLayer), "adapt() makes the net one layer"
         if self.feedback in ("dfa", "drtp"):
             return DirectRule(layer, model_info, of_targets=self.feedback == "drtp")
-        return EndToEndRule(layer, model_info, feedback=self.feedback == "fa")
+        return EndToEndRule(
+            layer, model_info, feedback=self.feedback == "fa", joined=self.joined, norm=self.classifier_norm
+        )
 
 
 class EndToEndRule(Rule):
-    """Cross-entropy of a linear classifier on what a readout of the last layer sees.
+    """Cross-entropy of a linear classifier on what a readout of the last layer sees, or of several layers side by side.
 
     Args:
         feedback: fixed random weights take the error from the classifier back to the last layer.
+        joined, norm: as ``BaselineSettings`` has them.
     """
 
-    def __init__(self, layer: WholeLayer, model_info: ModelInfo, *, feedback: bool = False) -> None:
+    def __init__(
+        self,
+        layer: WholeLayer,
+        model_info: ModelInfo,
+        *,
+        feedback: bool = False,
+        joined: tuple[int, ...] = (),
+        norm: bool = False,
+    ) -> None:
         super().__init__()
-        linear = nn.Linear(layer.readout_width, model_info.num_classes)
+        self.joined = joined
+        width = sum(layer.inner[index].readout_width for index in joined) if joined else layer.readout_width
+        linear = nn.Linear(width, model_info.num_classes)
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.classifier: nn.Linear | FeedbackLinear = linear
         if feedback:
-            again = nn.Linear(layer.readout_width, model_info.num_classes)
+            again = nn.Linear(width, model_info.num_classes)
             self.classifier = FeedbackLinear(linear, again.weight.detach())
 
+    def forward(self, layer: Layer, activations: Activations, context: StepContext) -> Activations:
+        if not self.joined:
+            return super().forward(layer, activations, context)
+        assert isinstance(layer, WholeLayer), "adapt() makes the net one layer"
+        x, seen = activations["x"], []
+        for index, inner in enumerate(layer.inner):
+            x = inner(x)
+            if index in self.joined:
+                seen.append(inner.readout_input(x))
+        return {"x": x, SEEN: torch.cat(seen, dim=1)}
+
     def loss(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
-        return F.cross_entropy(self.classify(layer, outputs["x"]), context.labels)
+        return F.cross_entropy(self._scores(layer, outputs), context.labels)
 
     def scores(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor | None:
-        return self.classify(layer, outputs["x"])
+        return self._scores(layer, outputs)
+
+    def _scores(self, layer: Layer, outputs: Activations) -> Tensor:
+        return self._classify(outputs[SEEN]) if self.joined else self.classify(layer, outputs["x"])
 
     def classify(self, layer: Layer, activations: Tensor) -> Tensor:
         """Scores (N, Z) from the last layer's activations."""
-        seen = layer.readout_input(activations)
+        return self._classify(layer.readout_input(activations))
+
+    def _classify(self, seen: Tensor) -> Tensor:
+        """Scores (N, Z) from what the classifier sees (N, width)."""
         # In the classifier's precision whatever the layers': a softmax follows. Its weight is asked by name: one of
         # DataParallel's replicas has no parameters, though it has what they are called.
-        scores: Tensor = self.classifier(seen.to(self.classifier.weight.dtype))
+        scores: Tensor = self.classifier(self.norm(seen.to(self.classifier.weight.dtype)))
         return scores
 
 

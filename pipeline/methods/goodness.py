@@ -37,6 +37,7 @@ class GoodnessMethod(MethodConfig):
 
     figures: ClassVar[tuple[str, ...]] = ("goodness_right", "goodness_wrong")
     online_readouts: ClassVar[bool] = False
+    chains: ClassVar[bool] = False
     label_scale: float = 1.0
     """What the label that a net is shown is multiplied by: a one in a pixel, or a patch of random numbers N(0, 1)."""
 

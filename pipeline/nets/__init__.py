@@ -7,6 +7,7 @@ from pipeline.nets.cascade import CascadeSettings
 from pipeline.nets.conv import ConvSettings
 from pipeline.nets.mixer import MixerSettings
 from pipeline.nets.mlp import MlpSettings
+from pipeline.nets.paired import PairedConvSettings, PairedMlpSettings
 from pipeline.nets.resnet import ResnetSettings
 from pipeline.nets.vgg import VggSettings
 from pipeline.nets.vit import VitSettings
@@ -21,6 +22,8 @@ __all__ = [
     "MlpSettings",
     "NetConfig",
     "NetField",
+    "PairedConvSettings",
+    "PairedMlpSettings",
     "ResnetSettings",
     "Shape",
     "VggSettings",

@@ -11,6 +11,7 @@ from pipeline.config.settings import Settings
 from pipeline.errors import UserError
 from pipeline.export import Card, read
 from pipeline.layers.layer import State, below
+from pipeline.methods import BaselineSettings
 from pipeline.nets.sizes import without_values
 from pipeline.nets.whole import WholeNet
 
@@ -22,12 +23,15 @@ class InitialWeights:
     Attributes:
         source: the file that they are from.
         layers: what each layer of the net has learned, the first one first, whether they learned one by one or the net
-            as one piece. What rules and readouts have learned is not among it.
+            as one piece. What rules and other readouts have learned is not among it.
+        classifier: the last readout, or the classifier of a net that learned as one piece, by the names that
+            ``EndToEndRule`` has for it; empty where there is none.
     """
 
     source: Path
     card: Card
     layers: tuple[State, ...]
+    classifier: State
 
     @classmethod
     def asked_for(cls, settings: Settings) -> Self | None:
@@ -49,9 +53,12 @@ class InitialWeights:
         net = card.method.adapt(card.net)
         if isinstance(net, WholeNet):
             parts = [f"layers.0.net.layers.{index}." for index in range(net.net.num_layers)]
+            classifier = below(weights, "layers.0.rule.") if isinstance(card.method, BaselineSettings) else {}
         else:
             parts = [f"layers.{index}.net." for index in range(net.num_layers)]
-        return cls(source, card, tuple(below(weights, part) for part in parts))
+            readout = below(weights, f"layers.{net.num_layers - 1}.readout.")
+            classifier = {name.replace("linear.", "classifier."): value for name, value in readout.items()}
+        return cls(source, card, tuple(below(weights, part) for part in parts), classifier)
 
     def given_to(self, spec: RunSpec) -> RunSpec:
         """The run that begins with these weights.
@@ -80,9 +87,22 @@ class InitialWeights:
                         f"as {spec.settings.method.kind} needs in layer {index + 1}. Give a run whose method trains "
                         "the net as it is."
                     )
-            found.append(taken)
+            found.append({f"net.{name}": value for name, value in taken.items()})
+        found[0] |= {f"rule.{name}": value for name, value in self._classifier_for(spec).items()}
         train = replace(spec.settings.train, init_from=str(self.source.resolve()))
         return replace(spec, settings=replace(spec.settings, train=train), initial=tuple(found))
+
+    def _classifier_for(self, spec: RunSpec) -> State:
+        """What the run's classifier begins with: where it is trained by backpropagation, sees what that one saw, and
+        tells the same classes apart. Else nothing."""
+        method, card = spec.settings.method, self.card
+        if not isinstance(method, BaselineSettings) or method.feedback != "bp" or card.classes != spec.classes:
+            return {}
+        theirs = card.method
+        if not isinstance(theirs, BaselineSettings):
+            theirs = BaselineSettings.like_readout(theirs, card.net, norm=card.readout_norm)
+        same = (theirs.joined, theirs.classifier_norm) == (method.joined, method.classifier_norm)
+        return self.classifier if same else {}
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from pipeline.data import shards
+from pipeline.data.index import UNLABELLED
 from pipeline.data.registry import DATASETS
 from pipeline.data.sources import cifar, stl10, svhn
 from pipeline.data.sources.base import Source, holdout_mask
@@ -443,6 +444,18 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "cat" / "1.png")
     with pytest.raises(UserError, match="at least 2"):
         FolderSource(tmp_path)
+
+
+def test_images_right_in_a_folder_are_without_classes_unless_there_are_class_folders(tmp_path: Path) -> None:
+    for number in range(10):
+        write_image(tmp_path / f"{number}.png", number)
+    (tmp_path / "empty").mkdir()
+    loose = FolderSource(tmp_path)
+    assert (loose.classes, loose.counts) == (UNLABELLED, {"train": 8, "test": 2})
+    assert {label for split in ("train", "test") for _, label in loose.read(split)} == {0}
+    for name in ("cat", "dog"):
+        write_image(tmp_path / name / "1.png")
+    assert FolderSource(tmp_path).classes == ("cat", "dog")
 
 
 # Folders of WebDataset shards

@@ -1,6 +1,7 @@
-"""A folder of images by class: ROOT/CLASS/*.png, or ROOT/train/CLASS/*.png with ROOT/test/CLASS/*.png.
+"""A folder of images by class: ROOT/CLASS/*.png, or ROOT/train/CLASS/*.png with ROOT/test/CLASS/*.png; or without.
 
-Classes are the folders' names in alphabetic order. Without a test (or val) folder a fixed 20 % of each class is the
+Classes are the folders' names in alphabetic order. Images right in ROOT, with no folders of others beside them, are
+without classes, for methods that need none. Without a test (or val) folder a fixed 20 % of each class is the
 test split. Images of several sizes are brought to one: see ``images.read``.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from pipeline import rng
 from pipeline.data import skipped
+from pipeline.data.index import UNLABELLED
 from pipeline.data.shards import IMAGE_EXTENSIONS
 from pipeline.data.skipped import Skipped
 from pipeline.data.sources import images
@@ -55,7 +57,7 @@ class FolderSource:
         by_class = self._readable(root, looks, progress)
         self.classes = tuple(by_class)
         test_root = next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), None)
-        if len(self.classes) < 2:
+        if len(self.classes) < 2 and self.classes != UNLABELLED:
             named = f" ({self.classes[0]})" if self.classes else ""
             left_out = f" Left out: {skipped.by_reason(self.skipped)}." if self.skipped else ""
             raise UserError(
@@ -89,11 +91,13 @@ class FolderSource:
 
     def _readable(self, root: Path, looks: Counter[images.Look], progress: Progress) -> dict[str, list[Path]]:
         """The files of each class whose headers can be read; what they tell is added to ``looks``."""
-        found = {child: _image_files(child) for child in _class_folders(root)}
+        found = {child.name: _image_files(child) for child in _class_folders(root)}
+        if not any(found.values()) and (loose := _loose_images(root)):
+            found = {UNLABELLED[0]: loose}
         total = sum(len(paths) for paths in found.values())
         done = 0
         readable: dict[str, list[Path]] = {}
-        for child, paths in found.items():
+        for name, paths in found.items():
             kept = []
             for path in paths:
                 if done % 1000 == 0:
@@ -106,9 +110,11 @@ class FolderSource:
                     continue
                 kept.append(path)
             if kept:
-                readable[child.name] = kept
+                readable[name] = kept
             else:
-                self.skipped.append(skipped.skip(child, "class without readable images" if paths else "empty class"))
+                self.skipped.append(
+                    skipped.skip(root / name, "class without readable images" if paths else "empty class")
+                )
         return readable
 
     def _test_files(self, root: Path, looks: Counter[images.Look], progress: Progress) -> Labelled:
@@ -132,9 +138,9 @@ class FolderSource:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether there is an image two or three levels down, where classes keep theirs."""
+    """Whether there is an image two or three levels down, where classes keep theirs, or right in the folder."""
     root = folder / "train" if _is_split(folder) else folder
-    return any(_image_files(child) for child in _class_folders(root))
+    return any(_image_files(child) for child in _class_folders(root)) or bool(_loose_images(folder))
 
 
 def _is_split(folder: Path) -> bool:
@@ -149,9 +155,13 @@ def _class_folders(root: Path) -> list[Path]:
 
 def _image_files(folder: Path) -> list[Path]:
     """All image files under a class's folder, sorted."""
-    return sorted(
-        Path(base, name)
-        for base, _, names in os.walk(folder)
-        for name in names
-        if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and not name.startswith(".")
-    )
+    return sorted(Path(base, name) for base, _, names in os.walk(folder) for name in names if _is_image(name))
+
+
+def _loose_images(folder: Path) -> list[Path]:
+    """The image files right in a folder, sorted."""
+    return sorted(path for path in folder.iterdir() if _is_image(path.name) and path.is_file())
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and not name.startswith(".")

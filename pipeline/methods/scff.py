@@ -1,0 +1,187 @@
+"""Self-contrastive Forward-Forward (SCFF): a sample with itself looks good, a sample with another one does not.
+
+Source: Chen et al. 2025, eqs. 3 and 4 and Section 6; Forward-Forward is that of Hinton 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.methods.adamw import AdamW
+from pipeline.methods.base import METHODS, Activations, BatchPosition, MethodConfig, ModelInfo, Rule, StepContext
+from pipeline.nets.base import Layer, NetConfig
+from pipeline.nets.paired import PairedLayer, PairedNet
+from pipeline.per_layer import check_per_layer, of_layer
+
+NEGATIVE = "negative"
+"""What a layer that goes on with pairs gets of samples paired with others (N, …), beside ``x``, those paired with
+themselves. Where readouts alone learn there is none."""
+
+
+@METHODS.register
+@dataclass(frozen=True, kw_only=True)
+class ScffSettings(MethodConfig):
+    """Self-contrastive Forward-Forward. It needs no labels; of settings with several values each layer has one."""
+
+    kind: ClassVar[str] = "scff"
+    figures: ClassVar[tuple[str, ...]] = ("goodness_positive", "goodness_negative")
+    needs_labels: ClassVar[bool] = False
+    smallest_batch: ClassVar[int] = 2
+    layer_order: Literal["together", "in-turn"] = "together"
+    """together: all layers learn at the same time. in-turn: one after the other, `epochs` each; those that have
+    learned are frozen (Chen et al. 2025)."""
+    positive_threshold: tuple[float, ...] = (4.0,)
+    """Θ⁺ above which the goodness of a sample with itself shall be: one for all layers or one for each."""
+    negative_threshold: tuple[float, ...] = (6.0,)
+    """Θ⁻ below which the goodness of a sample with another shall be: one for all layers or one for each."""
+    goodness_penalty: tuple[float, ...] = (0.0,)
+    """λ of the norm of a sample's goodness, which keeps it from growing: one for all layers or one for each."""
+    layer_lr: tuple[float, ...] = (1.0,)
+    """What the learning rate (`lr`) of each layer is multiplied by: one for all layers or one for each."""
+    layer_weight_decay: tuple[float, ...] = (1.0,)
+    """What the weight decay (`weight_decay`) of each layer is multiplied by: one for all layers or one for each."""
+    lr_gamma: tuple[float, ...] = (1.0,)
+    """What each layer's learning rate is multiplied by every `gamma_steps`: one for all layers or one for each."""
+    gamma_steps: tuple[int, ...] = (500,)
+    """Steps, from the beginning of a layer's training, between two such multiplications: one for all layers or one for
+    each."""
+    readout_span: int = 0
+    """Layers that a readout sees side by side: its own and those before it, so many at most. 0: all of them."""
+
+    def check(self) -> None:
+        for name, values in (
+            ("`goodness_penalty`", self.goodness_penalty),
+            ("`layer_weight_decay`", self.layer_weight_decay),
+        ):
+            _check(name, values, lambda value: 0 <= value < math.inf, "numbers of at least 0")
+        for name, values in (
+            ("`positive_threshold`", self.positive_threshold),
+            ("`negative_threshold`", self.negative_threshold),
+        ):
+            _check(name, values, math.isfinite, "numbers")
+        _check("`layer_lr`", self.layer_lr, lambda value: 0 < value < math.inf, "numbers above 0")
+        _check("`lr_gamma`", self.lr_gamma, lambda value: 0 < value <= 1, "numbers above 0 and at most 1")
+        _check("`gamma_steps`", self.gamma_steps, lambda value: value >= 1, "numbers of at least 1")
+        _check("`readout_span`", (self.readout_span,), lambda value: value >= 0, "a number of at least 0")
+
+    def adapt(self, net: NetConfig) -> NetConfig:
+        if not isinstance(net, PairedNet):
+            raise UserError(
+                f"method scff: the layers of {net.describe()} cannot take pairs of samples. Use net paired-mlp or "
+                "paired-conv."
+            )
+        check_per_layer(
+            net.num_layers,
+            positive_threshold=self.positive_threshold,
+            negative_threshold=self.negative_threshold,
+            goodness_penalty=self.goodness_penalty,
+            layer_lr=self.layer_lr,
+            layer_weight_decay=self.layer_weight_decay,
+            lr_gamma=self.lr_gamma,
+            gamma_steps=self.gamma_steps,
+        )
+        return net
+
+    def optimizer(
+        self, index: int, parameters: Sequence[nn.Parameter], *, lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        decay = weight_decay * of_layer(self.layer_weight_decay, index)
+        return AdamW(parameters, lr=lr * of_layer(self.layer_lr, index), weight_decay=decay, fused=True)
+
+    def lr_factor(self, index: int, where: BatchPosition) -> float:
+        return of_layer(self.lr_gamma, index) ** (where.phase_step // of_layer(self.gamma_steps, index))
+
+    def phases(self, num_layers: int) -> Sequence[range]:
+        if self.layer_order == "together":
+            return super().phases(num_layers)
+        return [range(index, index + 1) for index in range(num_layers)]
+
+    def readout_inputs(self, index: int, num_layers: int) -> tuple[int, ...]:
+        first = max(0, index + 1 - self.readout_span) if self.readout_span else 0
+        return tuple(range(first, index + 1))
+
+    def build(self, index: int, layer: Layer, model_info: ModelInfo) -> ScffRule:
+        return ScffRule(self, index)
+
+
+class ScffRule(Rule):
+    """One layer's loss, with a the ReLU of W·x + W·x′ + 2b and goodness g = 1/C Σ_c a_c² at each position:
+
+        L = mean softplus(Θ⁺ − g⁺) + mean softplus(g⁻ − Θ⁻) + λ mean_n ‖g⁺_n‖
+
+    g⁺ is that of a sample with itself, g⁻ with another of the batch, r places on: 1 ≤ r < N, drawn anew in every step,
+    and 1 in evaluation.
+    """
+
+    per_sample = True
+
+    def __init__(self, settings: ScffSettings, index: int) -> None:
+        super().__init__()
+        self.positive_threshold = of_layer(settings.positive_threshold, index)
+        self.negative_threshold = of_layer(settings.negative_threshold, index)
+        self.penalty = of_layer(settings.goodness_penalty, index)
+
+    def forward(self, layer: Layer, activations: Activations, context: StepContext) -> Activations:
+        """``weighed``: W·x + b, with a gradient; of what came paired with others ``negative``. ``x``: what is passed
+        on of samples with themselves."""
+        assert isinstance(layer, PairedLayer), "adapt() refuses other nets"
+        weighed = layer.weigh(activations["x"])
+        outputs = {"x": layer.passed_on(layer.with_itself(weighed.detach())), "weighed": weighed}
+        if NEGATIVE in activations:
+            outputs[NEGATIVE] = layer.weigh(activations[NEGATIVE])
+        return outputs
+
+    def loss(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
+        return self.contrast(*self._goodness(layer, outputs, context))
+
+    def contrast(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """The loss () of the goodness of samples with themselves and with others (N, …)."""
+        norms = torch.linalg.vector_norm(positive.reshape(len(positive), -1), dim=1)  # (N,)
+        above = F.softplus(self.positive_threshold - positive).mean()
+        below = F.softplus(negative - self.negative_threshold).mean()
+        loss: Tensor = above + below + self.penalty * norms.mean()
+        return loss
+
+    def outputs_to_send(self, layer: Layer, outputs: Activations, context: StepContext) -> Activations:
+        assert isinstance(layer, PairedLayer), "adapt() refuses other nets"
+        sent = {"x": outputs["x"].contiguous()}
+        if not layer.next_pairs and not context.where.for_readouts:
+            sent[NEGATIVE] = layer.passed_on(self._negative(layer, outputs, context).detach()).contiguous()
+        return sent
+
+    def figures(self, layer: Layer, outputs: Activations, context: StepContext) -> Mapping[str, Tensor]:
+        positive, negative = self._goodness(layer, outputs, context)
+        return {"goodness_positive": positive.mean(), "goodness_negative": negative.mean()}
+
+    def _goodness(self, layer: Layer, outputs: Activations, context: StepContext) -> tuple[Tensor, Tensor]:
+        """g⁺ and g⁻ of each sample at each position (N, …), float32."""
+        assert isinstance(layer, PairedLayer), "adapt() refuses other nets"
+        positive = layer.with_itself(outputs["weighed"])
+        return goodness(positive), goodness(self._negative(layer, outputs, context))
+
+    def _negative(self, layer: PairedLayer, outputs: Activations, context: StepContext) -> Tensor:
+        if not layer.pairs:
+            return outputs[NEGATIVE]
+        weighed = outputs["weighed"]
+        # The generator's seed is a hash of seed, layer and step: as good as a number drawn, and the same for the loss
+        # and for what is sent. In evaluation a last batch of one sample has no other.
+        drawn = context.generator.initial_seed() if context.generator is not None else 0
+        return layer.with_another(weighed, 1 + drawn % max(1, len(weighed) - 1))
+
+
+def goodness(weighed: Tensor) -> Tensor:
+    """Mean over channels of ReLU(·)² of (N, C, …): (N, …), float32 whatever the layer's precision."""
+    return F.relu(weighed.float()).square().mean(dim=1)
+
+
+def _check(name: str, values: Sequence[float], fits: Callable[[float], bool], allowed: str) -> None:
+    if not all(fits(value) for value in values):
+        raise UserError(f"{name} {' '.join(f'{value:g}' for value in values)}: must be {allowed}.")
