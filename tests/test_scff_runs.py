@@ -252,9 +252,13 @@ def test_a_run_of_another_net_is_no_beginning(
     learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     begun = [*FINE_TUNED, str(learned)]
-    assert_refused([*RUN, *begun, "--width", "64"], ["--width 128", "64", "same preset"], tmp_path, monkeypatch, capsys)
-    said = ["sees the layers 1 2", "2 without"]
-    assert_refused([*RUN, *begun, "--readout-span", "1"], said, tmp_path, monkeypatch, capsys)
+    said = ["--width 128 there, 64 here", "same settings"]
+    assert_refused([*RUN, *begun, "--width", "64"], said, tmp_path, monkeypatch, capsys)
+
+
+def test_a_classifier_that_sees_other_layers_than_the_run_s_readout_begins_anew(learned: Path, capsys: Any) -> None:
+    assert main([*RUN, *FINE_TUNED, str(learned), "--readout-span", "1", "--dry-run"]) == 0
+    assert "its layers begin with the weights of" in capsys.readouterr().out
 
 
 def test_a_method_that_learns_from_classes_refuses_images_without_them(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import reprlib
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.export import Card, read
 from pipeline.layers.layer import State, below
 from pipeline.methods import BaselineSettings
+from pipeline.nets import NetConfig
 from pipeline.nets.sizes import without_values
 from pipeline.nets.whole import WholeNet
 
@@ -70,8 +72,9 @@ class InitialWeights:
         if (card.net, card.shape) != (net, spec.shape):
             raise UserError(
                 f"`init_from` {self.source}: its weights are those of {card.net.describe()} on images of "
-                f"{_size(card.shape)}, and this run trains {net.describe()} on images of {_size(spec.shape)}. Give the "
-                "same settings of the net as that run has, and images of its size."
+                f"{_size(card.shape)}, and this run trains {net.describe()} on images of {_size(spec.shape)}"
+                f"{_other_settings(card.net, net)}. Give the same settings of the net as that run has, and images of "
+                "its size."
             )
         whole = isinstance(spec.net, WholeNet)
         state = {f"{index}.{name}": value for index, layer in enumerate(self.layers) for name, value in layer.items()}
@@ -103,6 +106,15 @@ class InitialWeights:
             theirs = BaselineSettings.like_readout(theirs, card.net, norm=card.readout_norm)
         same = (theirs.joined, theirs.classifier_norm) == (method.joined, method.classifier_norm)
         return self.classifier if same else {}
+
+
+def _other_settings(theirs: NetConfig, ours: NetConfig) -> str:
+    """In which settings two nets of a kind differ, in brackets."""
+    if type(theirs) is not type(ours):
+        return ""
+    pairs = {field.name: (getattr(theirs, field.name), getattr(ours, field.name)) for field in fields(ours)}
+    differ = [f"`{name}` {reprlib.repr(a)} there, {reprlib.repr(b)} here" for name, (a, b) in pairs.items() if a != b]
+    return f" ({'; '.join(differ)})" if differ else ""
 
 
 def _size(shape: tuple[int, ...]) -> str:
