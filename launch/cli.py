@@ -198,10 +198,16 @@ def _doctor(arguments: list[str]) -> Work:
     return lambda console: doctor(arguments, console)
 
 
+def _reproduce(arguments: list[str]) -> Work:
+    from launch.reproduce.command import reproduce  # noqa: PLC0415
+
+    return lambda console: reproduce(arguments, console)
+
+
 def _resume(arguments: list[str]) -> Work:
     from launch.command_line.arguments import ResumeArguments  # noqa: PLC0415
     from launch.command_line.parse import parse  # noqa: PLC0415
-    from launch.output.run_folder import is_sweep  # noqa: PLC0415
+    from launch.output.run_folder import is_reproduction, is_sweep  # noqa: PLC0415
 
     parsed, began = parse(ResumeArguments, arguments, command="launch resume"), process_began()
     if (cluster := parsed.cluster) is not None:
@@ -212,6 +218,10 @@ def _resume(arguments: list[str]) -> Work:
         from launch.sweep.command import go_on  # noqa: PLC0415
 
         return lambda console: go_on(parsed, console)
+    if is_reproduction(parsed.run):
+        from launch.reproduce.command import go_on as go_on_with_table  # noqa: PLC0415
+
+        return lambda console: go_on_with_table(parsed, console)
     from launch.commands.resume import resume  # noqa: PLC0415
 
     return lambda console: resume(parsed, console, began=began)
@@ -322,6 +332,7 @@ COMMANDS: dict[str, Command] = {
     "resume": Command(
         usage="RUN", about="go on from a run's last checkpoint, with any number of stages; with a sweep", begin=_resume
     ),
+    "reproduce": Command(usage="[TABLE]", about="a paper's table beside the paper's figures; --list", begin=_reproduce),
     "checkpoint": Command(usage="RUN", about="have a run that goes on save a checkpoint now", begin=_checkpoint),
     "attach": Command(usage="FILE [RUN]", about="show and fetch a run that --cluster FILE started", begin=_attach),
     "down": Command(usage="FILE", about="end Ray on every machine of a cluster.yaml", begin=_down),

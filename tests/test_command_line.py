@@ -154,6 +154,20 @@ def test_a_configuration_repeats_its_run(saved: Path, name: str | None, tmp_path
         preset_and_default("dcl-fc", ["--config"])
 
 
+def test_a_preset_runs_on_a_net_of_another_kind(saved: Path, capsys: Any) -> None:
+    sizes = ["--channels", "8", "16", "--first-padding", "1"]
+    for given in (["cff-vit"], ["--config", str(saved)]):
+        assert main([*given, "--net", "conv", *sizes, "--dry-run"]) == 0
+        assert "conv[8 16] on digits" in capsys.readouterr().out
+    assert preset_and_default("dcl-fc", ["--net", "mlp"])[1] == PRESETS["dcl-fc"].settings  # which it has already
+    assert main(["cff-vit", "--net", "cnn"]) == 2
+    assert "--net cnn: there are conv, mixer, mlp, resnet, vgg, vit." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["cff-vit", "--net", "mlp", "--help-all"])
+    printed = capsys.readouterr().out
+    assert "--width" in printed and "--heads" not in printed
+
+
 def test_a_dry_run_starts_nothing_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -88,7 +88,7 @@ def cff(small_settings: Settings) -> Settings:
     """Two epochs of 16 steps, then two of the readouts, the better of which is kept."""
     return replace(
         small_settings,
-        data=replace(small_settings.data, train_fraction=0.4),
+        data=replace(small_settings.data, train_fraction=0.4, label_noise=0.2),
         net=MlpSettings(width=24, depth=3),
         method=CffSettings(views=1),
         readout=ReadoutSettings(readout_epochs=2, readout_keep="best"),

@@ -85,8 +85,8 @@ class ResumeArguments:
     are those of a run that was never stopped; what changes numbers says so."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run folder, or the URL of a copy that --mirror made, which is fetched into runs/. Or a sweep's folder: runs that
-    are not finished go on, those that have not begun follow."""
+    """Run folder, or the URL of a copy that --mirror made, which is fetched into runs/. Or the folder of a sweep or
+    of a table that `launch reproduce` made: runs that are not finished go on, those that have not begun follow."""
     stages: int | None = None
     """Pipeline stages. Default: as before."""
     partition: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N …")] = None
@@ -123,6 +123,32 @@ class ResumeArguments:
     """-q: print the result and warnings alone."""
     verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-v"])] = False
     """-v: print also where each worker is, each checkpoint, and how long each part of the start took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceArguments:
+    """What `launch reproduce` takes besides the flags of its runs."""
+
+    table: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TABLE]")] = None
+    """Name of the table, as --list has it."""
+    list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Say which tables there are, what each measures, and how much work it is."""
+    seeds: int | None = None
+    """Runs of each row. Default: the table's, 3 or what its paper has."""
+    seed: int = 0
+    """The first of their seeds."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT …")] = ()
+    """Only the rows whose labels have all these texts in them: --only CIFAR-10 CFF+M."""
+    skip_missing: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Leave out rows whose data set is not prepared here. Default: refuse."""
+    at_once: int | None = None
+    """Runs beside each other at most. Default: as many as there are devices for, on a cluster one."""
+    run_dir: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Folder for the table and its runs; the same command goes on there. Default: runs/reproduce-TABLE-DATE-TIME."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Check everything, print the grid and its commands, and start nothing."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-q"])] = False
+    """-q: print the table and warnings alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

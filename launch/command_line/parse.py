@@ -24,6 +24,7 @@ from launch.presets import PRESETS, Preset, load_plugins
 from pipeline.config import settings as settings_module
 from pipeline.config.settings import Settings
 from pipeline.errors import UserError
+from pipeline.nets import NETS
 from pipeline.plugins import plugin_name
 
 T = TypeVar("T")
@@ -160,7 +161,7 @@ def parse_run(name: str | None, arguments: list[str]) -> RunArguments:
         default=RunArguments(run=default),
         about=f"{preset.title}.\n\n{preset.paper}",
         first=FIRST,
-        more=[_CONFIG, *SWEEP_FLAGS],
+        more=[_CONFIG, _net_flag(), *SWEEP_FLAGS],
     )
     return replace(parsed, run=shortened(parsed.run))
 
@@ -174,10 +175,11 @@ def preset_and_default(name: str | None, arguments: list[str]) -> tuple[Preset, 
         UserError: as ``parse_run``.
     """
     configs, rest = take_options(arguments, "--config", "a file: the config.json of a run folder")
+    nets, rest = take_options(rest, "--net", f"the kind of a net: {', '.join(_net_kinds())}")
     config = configs[-1] if configs else None
     if config is None:
         assert name is not None, "a run has a preset or a configuration"
-        return PRESETS[name], PRESETS[name].settings_for(peek(rest, "--data")), rest
+        return PRESETS[name], _on_net(PRESETS[name].settings_for(peek(rest, "--data")), nets), rest
     saved = settings_module.load(Path(config))
     load_plugins()  # the run's are there now: their presets too
     if name is not None and saved.preset != name:
@@ -187,7 +189,31 @@ def preset_and_default(name: str | None, arguments: list[str]) -> tuple[Preset, 
         )
     if saved.preset not in PRESETS:
         raise UserError(f"--config {config}: {unknown(saved.preset, PRESETS, 'preset')}")
-    return PRESETS[saved.preset], replace(saved, run_dir=None), rest
+    return PRESETS[saved.preset], _on_net(replace(saved, run_dir=None), nets), rest
+
+
+def _net_kinds() -> list[str]:
+    """Those of plug-ins as well."""
+    return sorted(net.kind for net in NETS)
+
+
+def _net_flag() -> Flag:
+    return Flag(
+        name="net",
+        values="|".join(_net_kinds()),
+        default=None,
+        text="Another kind of net in place of the preset's. Its flags take the place of those of the preset's net.",
+        group="",
+    )
+
+
+def _on_net(settings: Settings, nets: list[str]) -> Settings:
+    """The settings on a net of another kind, as it is unless flags say more; the last one that was named counts."""
+    if not nets or nets[-1] == settings.net.kind:
+        return settings
+    if nets[-1] not in NETS:
+        raise UserError(f"--net {nets[-1]}: there are {', '.join(_net_kinds())}.")
+    return replace(settings, net=NETS[nets[-1]]())
 
 
 def with_plugins(parsed: RunArguments, given: Iterable[str]) -> RunArguments:
@@ -230,8 +256,8 @@ def peek(arguments: list[str], flag: str) -> str | None:
     return None
 
 
-def unknown(name: str, known: Iterable[str], what: str) -> str:
+def unknown(name: str, known: Iterable[str], what: str, *, listed_by: str = "launch list") -> str:
     """A sentence about a name that is none of the known ones: the nearest, or where the list is."""
     close = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"Did you mean {close[0]!r}?" if close else "`launch list` shows what there is."
+    hint = f"Did you mean {close[0]!r}?" if close else f"`{listed_by}` shows what there is."
     return f"unknown {what} {name!r}. {hint}"

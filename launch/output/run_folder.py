@@ -64,8 +64,9 @@ MODEL, SALVAGED = "model.safetensors", "salvaged.safetensors"
 RUNS = Path("runs")
 """Where runs go that are not told where."""
 
-SWEEP = "sweep.json"
-"""What a sweep's folder has beside the folders of its runs (``launch.sweep.record``)."""
+SWEEP, REPRODUCTION = "sweep.json", "reproduce.json"
+"""What a sweep's folder has beside the folders of its runs (``launch.sweep.record``), and a reproduced table's
+(``launch.reproduce.record``)."""
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
@@ -266,6 +267,8 @@ def new_path(run_dir: str | None, preset: str) -> Path:
     path = Path(run_dir)
     if is_sweep(path):
         raise UserError(f"--run-dir {path} is a sweep's folder. Give --sweep or --seeds as well, or a new folder.")
+    if is_reproduction(path):
+        raise UserError(f"--run-dir {path} is a folder of `launch reproduce`. Give a new folder.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"--run-dir {path} exists and holds something. Give a new folder, or remove this one.")
     return path
@@ -310,10 +313,16 @@ def is_sweep(place: Path | str) -> bool:
     return (Path(place) / SWEEP).is_file()
 
 
+def is_reproduction(place: Path | str) -> bool:
+    """Whether a folder is that of a table of `launch reproduce`."""
+    return (Path(place) / REPRODUCTION).is_file()
+
+
 def run_name(folder: Path) -> str:
-    """A run's name among others: of a run in a sweep, "SWEEP/RUN"."""
+    """A run's name among others: of a run in a sweep or of a table, "SWEEP/RUN"."""
     folder = folder.resolve()
-    return f"{folder.parent.name}/{folder.name}" if is_sweep(folder.parent) else folder.name
+    among = is_sweep(folder.parent) or is_reproduction(folder.parent)
+    return f"{folder.parent.name}/{folder.name}" if among else folder.name
 
 
 def load_config(run: Path) -> dict[str, Any]:

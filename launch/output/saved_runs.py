@@ -9,7 +9,7 @@ from typing import Any
 
 from launch.output import live
 from launch.output.going_on import is_locked
-from launch.output.run_folder import RUNS, SWEEP, load_config, run_name
+from launch.output.run_folder import REPRODUCTION, RUNS, SWEEP, load_config, run_name
 from pipeline import plain_json
 from pipeline.errors import UserError
 
@@ -33,7 +33,7 @@ class SavedRun:
 
     @property
     def name(self) -> str:
-        """That of its folder, of a run in a sweep with the sweep's before it."""
+        """That of its folder, of a run in a sweep or of a table with the folder's before it."""
         return run_name(self.folder)
 
     @property
@@ -56,7 +56,7 @@ class SavedRun:
 
 
 def folders_in(place: Path) -> list[Path]:
-    """A run folder, or those in a folder, also in sweeps there. Raises UserError where there is none."""
+    """A run folder, or those in a folder, also in sweeps and tables there. Raises UserError where there is none."""
     if (place / "config.json").is_file():
         return [place]
     found = runs_below(place)
@@ -66,8 +66,8 @@ def folders_in(place: Path) -> list[Path]:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """Run folders in a folder, and in sweeps there; none where there is no such folder."""
-    sweeps = [sweep.parent for sweep in folder.glob(f"*/{SWEEP}")]
+    """Run folders in a folder, and in sweeps and tables there; none where there is no such folder."""
+    sweeps = [sweep.parent for name in (SWEEP, REPRODUCTION) for sweep in folder.glob(f"*/{name}")]
     return sorted(config.parent for one in (folder, *sweeps) for config in one.glob("*/config.json"))
 
 

@@ -79,6 +79,8 @@ def summarise(
             "train": dataset.count("train"),
             "validate": dataset.count("validate"),
             "test": dataset.count("test"),
+            "train_fraction": settings.data.train_fraction,
+            "label_noise": settings.data.label_noise,
             "skipped": [asdict(one) for one in left_out(dataset)[:_SKIPPED]],
             "skipped_count": dataset.index.skipped + len(dataset.skipped),
         },

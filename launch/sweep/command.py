@@ -20,18 +20,15 @@ from launch.command_line.flags import flags_of
 from launch.command_line.options import take_options
 from launch.command_line.parse import RunArguments
 from launch.command_line.sweep_flags import SweepFlags
-from launch.commands.train import Interrupts
 from launch.output.console import counted, make_console, say, warn
-from launch.output.going_on import lock_of
 from launch.output.run_folder import is_sweep, new_path
 from launch.output.tables import print_table
-from launch.signals import INTERRUPTED, heard_by
+from launch.signals import INTERRUPTED
 from launch.sweep import record
 from launch.sweep.grid import read_count, read_grid
-from launch.sweep.points import Planned, jobs_of, numbers_of, plan
-from launch.sweep.processes import Devices, Job, Processes
-from launch.sweep.progress import Progress
+from launch.sweep.points import Planned, jobs_of, plan
 from launch.sweep.record import Asked, Row
+from launch.sweep.runs import held, run_all
 from launch.sweep.table import print_rows
 from pipeline.errors import UserError
 
@@ -89,13 +86,18 @@ def go_on(arguments: ResumeArguments, console: Console) -> int:
     Raises:
         UserError: a change is asked for, the folder is damaged, or another process writes to it.
     """
-    given = {one.name for one in fields(arguments) if getattr(arguments, one.name) not in (None, False)}
-    if changes := given - {"run", "quiet", "verbose"}:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(changes))
-        raise UserError(f"{arguments.run}: is a sweep, which goes on as it was asked for. Leave out {names}.")
+    refuse_changes(arguments, "a sweep")
     folder = Path(arguments.run)
     asked = record.read(folder)
     return _carry_out(asked, plan(asked), folder, None, console, make_console(quiet=arguments.quiet))
+
+
+def refuse_changes(arguments: ResumeArguments, what: str) -> None:
+    """Raises UserError where `launch resume` was given a change for many runs at once, of a sweep or a table."""
+    given = {one.name for one in fields(arguments) if getattr(arguments, one.name) not in (None, False)}
+    if changes := given - {"run", "quiet", "verbose"}:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(changes))
+        raise UserError(f"{arguments.run}: is {what}, which goes on as it was asked for. Leave out {names}.")
 
 
 def _print_plan(asked: Asked, planned: Sequence[Planned], folder: Path, console: Console) -> None:
@@ -111,35 +113,13 @@ def _print_plan(asked: Asked, planned: Sequence[Planned], folder: Path, console:
 def _carry_out(
     asked: Asked, planned: Sequence[Planned], folder: Path, at_once: int | None, console: Console, aside: Console
 ) -> int:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_of(folder)
-    except OSError as error:
-        raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror}). Choose another.") from error
-    try:
-        jobs, interrupts = jobs_of(asked, planned, folder), Interrupts()
+    with held(folder):
+        jobs = jobs_of(asked, planned, folder)
         if finished := len(asked.seeds) * len(planned) - len(jobs):
             say(aside, f"{counted(finished, 'run')} of before: finished, and not run again")
         _note(folder, asked)
-        with heard_by(interrupts.hear), Progress(aside, len(jobs)) as progress:
-
-            def ended(job: Job, status: int) -> None:
-                progress.ended(job, status)
-                _note(folder, asked)
-
-            interrupts.begun = True
-            Processes(
-                Devices({kind: numbers_of(kind, at_once) for kind in {job.kind for job in jobs}}),
-                at_once=at_once,
-                began=progress.began,
-                ended=ended,
-                looked=progress.looked,
-                stopping=progress.stopping,
-                stopped=interrupts.asked.is_set,
-            ).run(jobs)
-        return _conclude(record.rows_of(folder, asked), folder, console, stopped=interrupts.asked.is_set())
-    finally:
-        lock.release()
+        stopped = run_all(jobs, at_once=at_once, aside=aside, note=lambda: _note(folder, asked))
+        return _conclude(record.rows_of(folder, asked), folder, console, stopped=stopped)
 
 
 def _note(folder: Path, asked: Asked) -> None:

@@ -27,6 +27,11 @@ SWITCHED = {"on": "--{}", "off": "--no-{}"}
 """What may be typed for a switch, and the flag that it becomes."""
 
 
+def in_a_name(text: str) -> str:
+    """As it stands in a folder's name."""
+    return _NO_NAME.sub("-", text)
+
+
 @dataclass(frozen=True)
 class Axis:
     """A setting, by its flag's name without dashes in front, and its values as typed."""
@@ -48,7 +53,7 @@ class Point:
 
     def run_name(self, seed: int) -> str:
         """The name of the folder of its run with a seed: "lr=1e-3,depth=4,seed=0"."""
-        parts = [f"{name}={_NO_NAME.sub('-', value)}" for name, value in self.values.items()]
+        parts = [f"{name}={in_a_name(value)}" for name, value in self.values.items()]
         return ",".join([*parts, f"{SEED}={seed}"])
 
     def flags(self, switches: frozenset[str], seed: int) -> list[str]:

@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter
 
 from launch.output.run_folder import SWEEP, write_json
-from launch.output.saved_runs import SavedRun, open_one
 from launch.output.whole_file import write_whole
 from launch.sweep.grid import SWITCHED, Axis, Grid, Point
+from launch.sweep.runs import look
 from pipeline import plain_json
 from pipeline.errors import UserError
 from pipeline.registry import STRICT
@@ -35,7 +35,6 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
     "seconds": ("seconds", "total"),
 }
 """What a sweep tells of each run, and where summary.json has it."""
-NOT_BEGUN, CUT_OFF = "not begun", "cut off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +109,9 @@ def rows_of(folder: Path, asked: Asked) -> list[Row]:
 
 
 def _came(folder: Path, seed: int) -> Came:
-    if not (folder / "config.json").is_file():
-        return Came(folder.name, seed, NOT_BEGUN, dict.fromkeys(FIGURES))
-    try:
-        run: SavedRun = open_one(folder)
-    except UserError:  # it was cut off before it had written what it is, or is about to write that
-        return Came(folder.name, seed, CUT_OFF, dict.fromkeys(FIGURES))
-    return Came(folder.name, seed, run.status, {name: run.value(*path) for name, path in FIGURES.items()})
+    status, run = look(folder)
+    figures = {name: run.value(*path) if run is not None else None for name, path in FIGURES.items()}
+    return Came(folder.name, seed, status, figures)
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:

@@ -49,9 +49,11 @@ class DataSettings:
     """Share of the training images kept back for validation. test: none; all are trained on, and the test images choose
     the epoch that is kept, as in papers that report the best test accuracy. Such an accuracy is too good."""
     train_fraction: float = 1.0
-    """Share of the remaining training images that is used (Aghagolzadeh & Ezoji 2025, Table 4, limited data)."""
+    """Share of the remaining training images that is used, the same of every class; `seed` decides which
+    (Aghagolzadeh & Ezoji 2025, Table 4, limited data)."""
     label_noise: float = 0.0
-    """Share of the training labels changed to another class (Aghagolzadeh & Ezoji 2025, Table 4, noisy labels)."""
+    """Share of the training labels changed to another class, the same of every class and to each other one equally
+    often; `seed` decides which. Validation and test keep theirs (Aghagolzadeh & Ezoji 2025, Table 4, noisy labels)."""
     strict_data: bool = False
     """Refuse a damaged shard or image. Default: skip it, and list it with its reason in the run folder."""
     memory_budget: float = 4.0

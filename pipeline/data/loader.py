@@ -54,8 +54,9 @@ class Dataset:
         folder: holds ``index.json`` and its shards.
         seed: the run's seed; keys the validation split, the train fraction, label noise and the order of epochs.
         validation: share of the training samples that validates, in [0, 1); "test": none, and the test samples do.
-        train_fraction: share of the remaining training samples that is used, in (0, 1].
-        label_noise: share of the used training labels that is changed to another class, in [0, 1].
+        train_fraction: share of the remaining training samples that is used, of every class alike, in (0, 1].
+        label_noise: share of the used training labels that is changed to another class, of every class alike and to
+            each other one equally often, in [0, 1).
         memory_budget: bytes that decoded images may take; all splits fit or none is kept.
         shuffle_window: samples over which an epoch is shuffled at a time; below that whole shards are.
         max_batches: batches after which a pass over any split ends; None for no such bound.
@@ -105,11 +106,16 @@ class Dataset:
         }
 
         count = disk["train"].count
-        division = order.divide(count, seed=seed, validation=share, train_fraction=train_fraction)
-        self._shifts = order.label_shifts(
-            division.train, count, seed=seed, share=label_noise, num_classes=len(self.index.classes)
-        )
-        # Skipped shards leave the division of the others as it was.
+        num_classes = len(self.index.classes)
+        noisy = label_noise > 0 and num_classes > 1
+        labels = disk["train"].labels() if train_fraction < 1 or noisy else None
+        division = order.divide(count, labels, seed=seed, validation=share, train_fraction=train_fraction)
+        self._shifts: NDArray[np.int64] | None = None
+        if noisy and labels is not None:
+            self._shifts = order.label_shifts(
+                division.train, labels, seed=seed, share=label_noise, num_classes=num_classes
+            )
+        # Skipped shards leave the division of the others into training and validation as it was.
         test = disk["test"].present(np.arange(disk["test"].count))
         self._ids: dict[Split, NDArray[np.int64]] = {
             "train": disk["train"].present(division.train),
@@ -243,6 +249,16 @@ class _SplitOnDisk:
             return ids
         return ids[self._usable[self._shard_of(ids)]]
 
+    def labels(self) -> NDArray[np.int64]:
+        """Of every sample, (count,); those of skipped shards have one of their own, below all others.
+
+        Raises:
+            UserError: a shard that was not scanned yet cannot be read.
+        """
+        for number in np.flatnonzero(self._usable):
+            self._readable(int(number))
+        return self._labels
+
     def keep_images(self) -> None:
         """Keep every image once it is decoded."""
         # The pages of an empty array take memory as they are written.
@@ -334,8 +350,8 @@ def _check_settings(
         raise UserError(f"`validation` {validation}: give the share of training samples that validates, 0 <= share < 1")
     if not 0 < train_fraction <= 1:
         raise UserError(f"`train_fraction` {train_fraction}: give the share of samples to train on, 0 < share <= 1")
-    if not 0 <= label_noise <= 1:
-        raise UserError(f"`label_noise` {label_noise}: give the share of labels to change, 0 <= share <= 1")
+    if not 0 <= label_noise < 1:
+        raise UserError(f"`label_noise` {label_noise}: give the share of labels to change, 0 <= share < 1")
     if memory_budget < 0:
         raise UserError(f"`memory_budget` {memory_budget}: give bytes for decoded images, 0 or more")
     if shuffle_window < 1:

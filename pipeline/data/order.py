@@ -21,31 +21,55 @@ class Division:
     validate: Ids
 
 
-def divide(count: int, *, seed: int, validation: float, train_fraction: float) -> Division:
-    """Take ``validation`` of ``count`` samples to validate, and of the rest keep ``train_fraction``.
+def divide(count: int, labels: Ids | None, *, seed: int, validation: float, train_fraction: float) -> Division:
+    """Take ``validation`` of ``count`` samples to validate, and of the rest keep ``train_fraction`` of every class.
 
     Source: Aghagolzadeh & Ezoji 2025, Table 4, M %.
+
+    Args:
+        labels: class of every sample (count,); needed where a part of the samples is kept.
     """
     mixed = rng.generator(seed, "validation-split").permutation(count)
     num_validate = round(validation * count)
-    rest = np.sort(mixed[num_validate:])
-    kept = rng.generator(seed, "train-fraction").permutation(len(rest))[: round(train_fraction * len(rest))]
-    return Division(train=rest[np.sort(kept)], validate=np.sort(mixed[:num_validate]))
+    validate, rest = np.sort(mixed[:num_validate]), np.sort(mixed[num_validate:])
+    if train_fraction == 1:
+        return Division(train=rest, validate=validate)
+    assert labels is not None, "a part of the samples is one of every class"
+    kept = _evenly(rest, labels, rng.generator(seed, "train-fraction"))[: round(train_fraction * len(rest))]
+    return Division(train=np.sort(kept), validate=validate)
 
 
-def label_shifts(train: Ids, count: int, *, seed: int, share: float, num_classes: int) -> NDArray[np.int64] | None:
-    """Label noise: what to add, modulo the number of classes, to each label; (count,), or None for none.
+def label_shifts(train: Ids, labels: Ids, *, seed: int, share: float, num_classes: int) -> Ids:
+    """Label noise: what to add, modulo the number of classes, to each label; (count,).
 
-    ``share`` of the train samples get another class, each of the others equally likely; all else gets 0.
+    ``share`` of the train samples of every class get another class, each of the others equally often; all else gets 0.
+    Source: Aghagolzadeh & Ezoji 2025, Table 4, N %.
+
+    Args:
+        labels: class of every sample, (count,).
+        num_classes: at least 2.
     """
-    if share == 0 or num_classes < 2:
-        return None
-    random = rng.generator(seed, "label-noise")
-    chosen = train[random.permutation(len(train))[: round(share * len(train))]]
-    shifts = np.zeros(count, dtype=np.int64)
-    # Drawn for every sample, so that which class a sample gets does not depend on which others are chosen.
-    shifts[chosen] = rng.generator(seed, "label-noise-class").integers(1, num_classes, size=count)[chosen]
+    shifts = np.zeros(len(labels), dtype=np.int64)
+    chosen = _evenly(train, labels, rng.generator(seed, "label-noise"))[: round(share * len(train))]
+    for label in np.unique(labels[chosen]):
+        of_class = chosen[labels[chosen] == label]
+        rounds = np.tile(np.arange(1, num_classes), (-(-len(of_class) // (num_classes - 1)), 1))
+        mixed = rng.generator(seed, "label-noise-class", int(label)).permuted(rounds, axis=1)
+        shifts[of_class] = mixed.reshape(-1)[: len(of_class)]
     return shifts
+
+
+def _evenly(ids: Ids, labels: Ids, random: np.random.Generator) -> Ids:
+    """The samples in a random order of which every beginning has the classes in their proportions.
+
+    Of n samples of a class the k-th comes at (k - 1/2) / n, as seats are handed out after Sainte-Laguë.
+    """
+    mixed = random.permutation(ids)
+    by_class = mixed[np.argsort(labels[mixed], kind="stable")]
+    counts = np.unique(labels[by_class], return_counts=True)[1]
+    places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts] or [np.empty(0)])
+    ties = random.permutation(len(ids))  # which class comes first where several have a sample at one place
+    return by_class[np.lexsort((ties, places))]
 
 
 def epoch_order(shard_sizes: Sequence[int], selected: Ids, *, seed: int, epoch: int, shuffle_window: int) -> Ids:
