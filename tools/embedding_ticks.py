@@ -2,94 +2,118 @@
 
     python tools/embedding_ticks.py 1 2 5
 
-Trains nets of nearly empty layers over Ray, each of which sleeps for a tick of so many milliseconds, as a stage's host
-does while its GPU computes, so that few cores suffice. By what a step takes longer than the tick it sends, receives and
-updates; `sync` is the time spent on label embeddings, as every run accounts for it.
-To compare two states of the sources, run it in both in turn.
+Two stages of a layer each read versions of a coordinator and send it gradients, and between sleep for a tick of so many
+milliseconds, as a stage's host waits for its GPU. All three are Ray actors, as in a run. Stages share memory with the
+coordinator in one turn and call it in the next, as from another machine; medians over the turns.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
-from torch import Tensor
+import ray
+import torch
 
 from pipeline.config.build import build_run, open_data
 from pipeline.config.devices import Devices
-from pipeline.config.settings import DataSettings, PipelineSettings, ReadoutSettings, Settings, TrainSettings
-from pipeline.kind import Kind
-from pipeline.methods import CflSettings
+from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import DataSettings, PipelineSettings, Settings, TrainSettings
+from pipeline.methods import BatchPosition, CflSettings
 from pipeline.methods.embeddings import EmbeddingSettings
-from pipeline.nets import NETS, Layer, MlpSettings, Shape
-from pipeline.nets.mlp import LinearLayer
-from pipeline.telemetry.clock import TimeCategory
+from pipeline.nets import MlpSettings
+from pipeline.runtime.checkpointing import NO_CHECKPOINTS
 from workers.cluster import ray_cluster
-from workers.group import train_ray
+from workers.coordinator import CoordinatorWorker
+from workers.remote_state import Part, remote_state
 
 _STAGES = 2
-_EPOCHS = 5  # the first one is left out: it has the pipeline's start in it
-
-
-@NETS.register
-@dataclass(frozen=True, kw_only=True)
-class TickSettings(MlpSettings):
-    """A net of small linear layers that takes a given time."""
-
-    kind: ClassVar[str] = "ticks"
-    tick: float = 0.0
-    """Seconds that a layer sleeps in every forward pass."""
-
-    def build(self, index: int, shape: Shape) -> Layer:
-        layer = super().build(index, shape)
-        assert isinstance(layer, LinearLayer), "what an MLP consists of"
-        layer.register_forward_pre_hook(_Sleep(self.tick))
-        return layer
+_TURNS, _STEPS, _WARM = 5, 300, 30
 
 
 @dataclass(frozen=True)
-class _Sleep:
-    seconds: float
+class Turn:
+    """What a stage spent on a step: seconds in all, of waiting for and sending of label embeddings, and of its CPU."""
 
-    def __call__(self, layer: LinearLayer, inputs: tuple[Tensor, ...]) -> None:
-        time.sleep(self.seconds)
+    wall: float
+    sync: float
+    cpu: float
 
 
-def settings_of(tick: float) -> Settings:
-    """A run of a layer a stage, all of which change the label embeddings in every step. ``tick``: in seconds."""
-    return Settings(
-        data=DataSettings(data="digits"),
-        net=TickSettings(width=16, depth=_STAGES, tick=tick),
-        method=CflSettings(embedding=EmbeddingSettings(embedding_mode="shared-mean")),
-        train=TrainSettings(epochs=_EPOCHS, batch_size=8),
-        readout=ReadoutSettings(readout_epochs=1),
-        pipeline=PipelineSettings(executor="ray", device="cpu", stages=_STAGES, ray_address="local", feeders=1),
-    )
+class Away(CoordinatorWorker):
+    """A coordinator that shares memory with nobody, as on another machine."""
+
+    def offer_line(self, attempt: int, stage: str) -> None:
+        """Offers none."""
+
+
+class Ticker:
+    """A stage whose layer takes a tick and computes nothing."""
+
+    def __init__(self, spec: RunSpec, number: int) -> None:
+        torch.set_num_threads(1)
+        self._spec, self._number = spec, number
+
+    def take_turn(self, coordinator: Any, tick: float) -> Turn:
+        """So many steps, of which the first are not measured. ``tick``: in seconds."""
+        layers = self._spec.stages[self._number]
+        name, cpu = f"stage {self._number + 1}", torch.device("cpu")
+        state = remote_state(Part(spec=self._spec, coordinator=coordinator, name=name, layers=layers, device=cpu))
+        sync = 0.0
+        for step in range(_WARM + _STEPS):
+            if step == _WARM:
+                begun, used, sync = time.perf_counter(), time.process_time(), 0.0
+            time.sleep(tick)
+            waits = time.perf_counter()
+            for layer in layers:
+                values = state.read(layer, BatchPosition(step=step, training=True))
+                state.push(layer, step, torch.ones_like(values))
+            sync += time.perf_counter() - waits
+        wall, used = time.perf_counter() - begun, time.process_time() - used
+        state.close()
+        return Turn(wall / _STEPS, sync / _STEPS, used / _STEPS)
+
+
+def measure(spec: RunSpec, kind: type[CoordinatorWorker], tick: float) -> list[Turn]:
+    """A turn of every stage, at the same time."""
+    coordinator: Any = ray.remote(kind).options(num_cpus=0, max_concurrency=4 + 2 * _STAGES).remote(spec)
+    stages: list[Any] = [ray.remote(Ticker).options(num_cpus=0).remote(spec, number) for number in range(_STAGES)]
+    ray.get(coordinator.begin.remote(NO_CHECKPOINTS))
+    try:
+        return list(ray.get([stage.take_turn.remote(coordinator, tick) for stage in stages]))
+    finally:
+        for actor in (coordinator, *stages):
+            ray.kill(actor)
 
 
 def main(ticks: list[float]) -> None:
     """Measures at these ticks, in milliseconds."""
-    base = settings_of(0.0)
-    dataset = open_data(base)
-    print(f"{_STAGES} stages; a step takes a tick and what the pipeline adds")
-    with ray_cluster(base):
+    settings = Settings(
+        data=DataSettings(data="digits"),
+        net=MlpSettings(width=512, depth=_STAGES),
+        method=CflSettings(embedding=EmbeddingSettings(embedding_mode="shared-mean")),
+        train=TrainSettings(epochs=20, batch_size=32),
+        pipeline=PipelineSettings(executor="ray", device="cpu", stages=_STAGES, ray_address="local", feeders=1),
+    )
+    spec = build_run(settings, Devices("cpu", _STAGES), dataset=open_data(settings))
+    with ray_cluster(spec.settings):
         for tick in ticks:
-            spec = build_run(settings_of(tick / 1000), Devices("cpu", _STAGES), dataset=dataset)
-            accounts = train_ray(spec).history.accounts(Kind.TRAIN, epochs=range(1, _EPOCHS))
-            steps = (_EPOCHS - 1) * spec.steps_per_epoch
-            wall = max(account.wall for account in accounts.values())
-            shares = ", ".join(
-                f"stage {stage + 1} {100 * account.seconds[TimeCategory.SYNC] / account.wall:4.1f} %"
-                for stage, account in sorted(accounts.items())
-            )
-            # A gradient of every stage and a version to every stage, in each step.
-            calls = 2 * _STAGES * steps / wall
-            print(
-                f"tick {tick:g} ms: step {1000 * wall / steps:.2f} ms, {calls:,.0f} messages/s, sync {shares}",
-                flush=True,
-            )
+            turns: dict[str, list[Turn]] = {"shared memory": [], "calls": []}
+            for _ in range(_TURNS):
+                turns["shared memory"] += measure(spec, CoordinatorWorker, tick / 1000)
+                turns["calls"] += measure(spec, Away, tick / 1000)
+            for way, taken in turns.items():
+                wall, sync, cpu = (
+                    1000 * statistics.median(getattr(turn, what) for turn in taken) for what in ("wall", "sync", "cpu")
+                )
+                print(
+                    f"tick {tick:g} ms, {way:13}: {1000 / wall:4.0f} steps/s, sync {sync:.2f} ms a step "
+                    f"({100 * sync / wall:.1f} %), {cpu:.2f} ms of a stage's CPU",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
