@@ -57,11 +57,19 @@ class Ticker:
         torch.set_num_threads(1)
         self._spec, self._number = spec, number
 
-    def take_turn(self, coordinator: Any, tick: float) -> Turn:
+    def take_turn(self, coordinator: Any, attempt: int, tick: float) -> Turn:
         """So many steps, of which the first are not measured. ``tick``: in seconds."""
         layers = self._spec.stages[self._number]
-        name, cpu = f"stage {self._number + 1}", torch.device("cpu")
-        state = remote_state(Part(spec=self._spec, coordinator=coordinator, name=name, layers=layers, device=cpu))
+        state = remote_state(
+            Part(
+                spec=self._spec,
+                coordinator=coordinator,
+                name=f"stage {self._number + 1}",
+                layers=layers,
+                device=torch.device("cpu"),
+                attempt=attempt,
+            )
+        )
         sync = 0.0
         for step in range(_WARM + _STEPS):
             if step == _WARM:
@@ -77,16 +85,23 @@ class Ticker:
         return Turn(wall / _STEPS, sync / _STEPS, used / _STEPS)
 
 
-def measure(spec: RunSpec, kind: type[CoordinatorWorker], tick: float) -> list[Turn]:
-    """A turn of every stage, at the same time."""
-    coordinator: Any = ray.remote(kind).options(num_cpus=0, max_concurrency=4 + 2 * _STAGES).remote(spec)
-    stages: list[Any] = [ray.remote(Ticker).options(num_cpus=0).remote(spec, number) for number in range(_STAGES)]
-    ray.get(coordinator.begin.remote(NO_CHECKPOINTS))
-    try:
-        return list(ray.get([stage.take_turn.remote(coordinator, tick) for stage in stages]))
-    finally:
-        for actor in (coordinator, *stages):
-            ray.kill(actor)
+class Crew:
+    """A coordinator and its stages."""
+
+    def __init__(self, spec: RunSpec, kind: type[CoordinatorWorker]) -> None:
+        beside = 4 + 2 * _STAGES  # calls that are answered at once
+        self._coordinator: Any = ray.remote(kind).options(num_cpus=0, max_concurrency=beside).remote(spec)
+        self._stages: list[Any] = [
+            ray.remote(Ticker).options(num_cpus=0).remote(spec, number) for number in range(_STAGES)
+        ]
+        self._attempts = 0
+
+    def take_turn(self, tick: float) -> list[Turn]:
+        """A turn of every stage, at the same time, from the first version on."""
+        self._attempts += 1
+        ray.get(self._coordinator.begin.remote(NO_CHECKPOINTS, self._attempts))
+        asked = [stage.take_turn.remote(self._coordinator, self._attempts, tick) for stage in self._stages]
+        return list(ray.get(asked))
 
 
 def main(ticks: list[float]) -> None:
@@ -100,11 +115,12 @@ def main(ticks: list[float]) -> None:
     )
     spec = build_run(settings, Devices("cpu", _STAGES), dataset=open_data(settings))
     with ray_cluster(spec.settings):
+        crews = {"shared memory": Crew(spec, CoordinatorWorker), "calls": Crew(spec, Away)}
         for tick in ticks:
-            turns: dict[str, list[Turn]] = {"shared memory": [], "calls": []}
+            turns: dict[str, list[Turn]] = {way: [] for way in crews}
             for _ in range(_TURNS):
-                turns["shared memory"] += measure(spec, CoordinatorWorker, tick / 1000)
-                turns["calls"] += measure(spec, Away, tick / 1000)
+                for way, crew in crews.items():
+                    turns[way] += crew.take_turn(tick / 1000)
             for way, taken in turns.items():
                 wall, sync, cpu = (
                     1000 * statistics.median(getattr(turn, what) for turn in taken) for what in ("wall", "sync", "cpu")
