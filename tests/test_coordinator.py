@@ -159,7 +159,8 @@ def test_what_is_under_way_from_an_attempt_that_is_over_does_not_reach_the_next(
 
 
 def stage_of(worker: Any, spec: RunSpec, number: int, layers: range, attempt: int = 0) -> Any:
-    from workers.remote_state import Part, remote_state
+    from workers.remote_base import Part
+    from workers.remote_state import remote_state
 
     part = Part(spec=spec, coordinator=worker, name=f"stage {number}", layers=layers, device=CPU, attempt=attempt)
     return remote_state(part)
@@ -173,7 +174,8 @@ def at(step: int) -> BatchPosition:
 def test_stages_near_the_coordinator_and_away_from_it_read_what_one_process_does(away: bool, cluster: None) -> None:
     import ray
 
-    from workers.remote_state import CalledState, NearState
+    from workers.called_state import CalledState
+    from workers.near_state import NearState
 
     with coordinator(away=away, mode="shared-mean") as (worker, spec):
         ray.get(worker.begin.remote(NO_CHECKPOINTS))

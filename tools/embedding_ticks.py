@@ -28,7 +28,8 @@ from pipeline.nets import MlpSettings
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS
 from workers.cluster import ray_cluster
 from workers.coordinator import CoordinatorWorker
-from workers.remote_state import Part, remote_state
+from workers.remote_base import Part
+from workers.remote_state import remote_state
 
 _STAGES = 2
 _TURNS, _STEPS, _WARM = 5, 300, 30

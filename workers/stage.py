@@ -34,7 +34,8 @@ from pipeline.transport.edges import EdgeGroups, Ends
 from workers.feeder import open_source
 from workers.names import StageName
 from workers.parts import HasParts
-from workers.remote_state import Part, RemoteState, remote_state
+from workers.remote_base import Part, RemoteState
+from workers.remote_state import remote_state
 from workers.rendezvous import Exchange, Said, meeting
 from workers.signals import die_of_sigterm
 from workers.stacks import show_on_demand
