@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import ray
 from ray.exceptions import RayError
 from torch import Tensor
@@ -11,7 +13,7 @@ from pipeline.runtime.state_line import Said, StageEnd
 from workers.coordinator import NAME
 from workers.remote_base import Outgoing, Part, RemoteState
 
-_ANSWER = 5.0  # seconds for the coordinator to say what it waits for
+_ANSWER = 5.0  # seconds for the coordinator to say what it waits for, and to take what is being said
 
 
 def open_line(part: Part) -> StageEnd | None:
@@ -35,9 +37,10 @@ class NearState(RemoteState):
         super().__init__(part)
         self._line = line
         self._outgoing: Outgoing | None = None
+        self._sending: threading.Thread | None = None
         if part.device.type == "cuda":  # whose gradients come later than they are said
             self._outgoing = Outgoing()
-            self._beside("send", self._send)
+            self._sending = self._beside("send", self._send)
 
     def _await(self, version: int) -> dict[int, Tensor]:
         come: dict[int, Tensor] = {}
@@ -77,6 +80,7 @@ class NearState(RemoteState):
                 self._line.say(said)
 
     def close(self) -> None:
-        if self._outgoing is not None:
+        if self._outgoing is not None and self._sending is not None:
             self._outgoing.close()
+            self._sending.join(_ANSWER)
         self._line.close()

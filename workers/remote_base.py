@@ -125,7 +125,7 @@ class RemoteState(ABC):
             return values
         return values.pin_memory().to(self._part.device, non_blocking=True)
 
-    def _beside(self, name: str, work: Callable[[], None]) -> None:
+    def _beside(self, name: str, work: Callable[[], None]) -> threading.Thread:
         """Works in a thread of its own."""
 
         def guarded() -> None:
@@ -134,7 +134,9 @@ class RemoteState(ABC):
             except (RayError, RunError) as error:
                 self._fail(lost(error) if isinstance(error, RayError) else error)
 
-        threading.Thread(target=guarded, name=f"label embeddings: {name}", daemon=True).start()
+        thread = threading.Thread(target=guarded, name=f"label embeddings: {name}", daemon=True)
+        thread.start()
+        return thread
 
     def _fail(self, error: RunError) -> None:
         """A thread has ended by this error, which is told when the stage asks next."""

@@ -12,6 +12,7 @@ from launch.bench.entries import THEIRS, chosen
 from launch.bench.ours import rows_of
 from launch.command_line.parse import shortened
 from launch.output.run_folder import new_path
+from pipeline.config import checks
 from pipeline.config.settings import DataSettings, Settings
 from pipeline.errors import UserError
 from pipeline.methods import BaselineSettings, CffSettings
@@ -85,13 +86,19 @@ def check(asked: BenchArguments) -> tuple[str, ...]:
         raise UserError(f"--to-accuracy {asked.to_accuracy:g}: give per cent, from 1 to 100.")
     if asked.max_epochs < 1:
         raise UserError(f"--max-epochs {asked.max_epochs}: give at least 1.")
-    if asked.preset is not None and isinstance(asked.settings.method, BaselineSettings):
-        raise UserError(
-            f"--preset {asked.preset}: it is backprop, which takes part anyway. Give one of a local method."
-        )
+    if asked.preset is not None:
+        _check_preset(asked.preset, asked.settings)
     if asked.settings.baseline is not None:
         raise UserError(f"--baseline {asked.settings.baseline}: backprop takes part anyway; choose rows with --only.")
     return chosen(asked.only, asked.without, (*THEIRS, *rows_of(asked.preset)))
+
+
+def _check_preset(name: str, settings: Settings) -> None:
+    """Refuses what is no contest between a pipeline and backprop. Raises UserError."""
+    if isinstance(settings.method, BaselineSettings):
+        raise UserError(f"--preset {name}: backprop takes part anyway. Give one of a local method.")
+    if len(settings.method.phases(checks.num_layers(settings))) > 1:
+        raise UserError(f"--preset {name}: its layers learn one after another. Give one whose layers learn together.")
 
 
 def output_folder(out: str | None, name: str, *, run_dir: str | None = None) -> Path:
