@@ -161,7 +161,7 @@ def test_a_gpu_without_bf16_or_without_kernels_is_said() -> None:
     older = replace(FIT.torch_gpus[0], capability=(7, 5))
     unknown = replace(FIT.torch_gpus[0], capability=(12, 0), supported=False)
     machine = replace(FIT, torch_gpus=(older, unknown))
-    assert "bf16 needs 8.0" in findings_of(machine, "GPU 0").advice
+    assert "--precision bf16 and tf32 need 8.0" in findings_of(machine, "GPU 0").advice
     assert findings_of(machine, "GPU 1").status == "problem"
     crowded = replace(FIT, driver_gpus=(replace(FIT.driver_gpus[0], used=30_000), FIT.driver_gpus[1]))
     assert "30,000 MiB" in findings_of(crowded, "GPU 0").advice
