@@ -213,36 +213,31 @@ def test_a_version_that_does_not_come_is_an_error_that_says_whose_gradient_it_la
         other.close()
 
 
-def test_what_a_stage_says_wrongly_ends_the_run_and_lets_all_stages_go(cluster: None) -> None:
+def test_a_line_ends_with_its_attempt_which_ends_by_what_a_stage_says_wrongly(cluster: None) -> None:
+    """All stages are let go, nothing of an attempt reaches the next, and the coordinator's death shows at once."""
     import ray
 
     with coordinator() as (worker, spec):
-        ray.get(worker.begin.remote(NO_CHECKPOINTS))
+        gradient = torch.ones(len(spec.classes), 8)
+        ray.get(worker.begin.remote(NO_CHECKPOINTS, 0))
         watch = worker.watch.remote()
         last, waiting = stage_of(worker, spec, 2, range(1, 3)), stage_of(worker, spec, 1, range(1))
         for _ in range(2):
-            last.push(2, 0, torch.ones(len(spec.classes), 8))
+            last.push(2, 0, gradient)
         with pytest.raises(ray.exceptions.RayTaskError, match="layer 3, step 1: its gradient came twice"):
             ray.get(watch, timeout=30)
         with pytest.raises(PeerLostError):
             waiting.read(0, at(9))
-
-
-def test_a_line_ends_with_its_attempt_and_with_the_coordinator(cluster: None) -> None:
-    import ray
-
-    with coordinator() as (worker, spec):
-        ray.get(worker.begin.remote(NO_CHECKPOINTS, 0))
-        before = stage_of(worker, spec, 1, range(3))
-        before.push(2, 0, torch.ones(len(spec.classes), 8))
         ray.get(worker.begin.remote(NO_CHECKPOINTS, 1))
+        before = stage_of(worker, spec, 1, range(3), attempt=1)
+        ray.get(worker.begin.remote(NO_CHECKPOINTS, 2))
         with pytest.raises(PeerLostError):
             before.read(2, at(9))
-        after = stage_of(worker, spec, 1, range(3), attempt=1)
-        after.push(2, 0, torch.full((len(spec.classes), 8), 3.0))
+        after = stage_of(worker, spec, 1, range(3), attempt=2)
+        after.push(2, 0, 3 * gradient)
         alone = VersionedState(spec)
-        alone.push(2, 0, torch.full((len(spec.classes), 8), 3.0))
-        assert torch.equal(after.read(2, at(2)), alone.wait_for(1)), "nothing of the attempt before is in it"
+        alone.push(2, 0, 3 * gradient)
+        assert torch.equal(after.read(2, at(2)), alone.wait_for(1)), "nothing of the attempts before is in it"
         ray.kill(worker)
         with pytest.raises(PeerLostError, match="is gone"):
             after.read(2, at(9))
