@@ -99,7 +99,7 @@ class VersionedState:
 
     @property
     def most_ahead(self) -> int:
-        """Versions that may be there and be read yet, at most."""
+        """Versions that a stage has still to read, at most."""
         return self._schedule.num_layers + self._schedule.lag + 1
 
     def push(self, layer: int, step: int, contribution: Tensor) -> None:
