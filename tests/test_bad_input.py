@@ -222,6 +222,16 @@ def test_bf16_on_a_gpu_that_would_crawl_is_refused_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
+def test_tf32_is_refused_where_no_gpu_has_it(old_gpus: None, tmp_path: Path, capsys: Any) -> None:
+    run = ["cff-vit", "--executor", "serial", "--run-dir", str(tmp_path / "run"), "--precision", "tf32"]
+    assert main([*run, "--device", "cpu"]) == 2
+    assert main(run) == 1
+    on_cpu, on_gpus = capsys.readouterr().err.splitlines()
+    assert on_cpu == "error: --precision tf32: TF32 is a GPU's. Use --precision fp32."
+    assert "cuda:1 is a GPU of compute capability 7.5, which has none; tf32 needs 8.0 or higher" in on_gpus
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_precisions_and_gpus_are_not_refused(old_gpus: None) -> None:
     assert local_devices("auto", 1) == Devices("cuda", 2)
     assert local_devices("cpu", 1, "bf16").kind == "cpu"

@@ -159,6 +159,12 @@ def test_a_row_with_the_feeder_is_held_against_rows_with_the_feeder() -> None:
     assert fed.to_serial.of_medians == pytest.approx(160 / 60), "from memory, as it does not run with the feeder"
 
 
+def test_rows_of_a_preset_are_held_against_its_serial_row() -> None:
+    serial, pipelined = rows_of(measured("serial", [60], family="local"), measured("pipelined", [90], family="local"))
+    assert pipelined.to_serial is not None and pipelined.to_serial.of_medians == pytest.approx(1.5)
+    assert serial.to_backprop is None
+
+
 def test_ideal_is_the_slowest_stage_and_efficiency_what_is_reached_of_it() -> None:
     # Stages of 0.08 and 0.1 s a step: at best a batch of 10 every 0.1 s, and 1.8 stages' work at a time.
     (row,) = rows_of(measured("cff-1", [90], family="local", busy=[0.08, 0.1]))
@@ -328,6 +334,9 @@ def test_the_feeder_is_in_the_loop_of_the_rows_that_matter() -> None:
         (["--stages", "3"], "--stages 3: this net has 2 layers"),
         (["--baseline", "bp"], "--only"),
         (["--out", "."], "--out"),
+        (["--preset", "dcl-vgg8"], "--preset dcl-vgg8: unknown preset 'dcl-vgg8'. Did you mean 'dcl-vgg8b'?"),
+        (["--preset", "cff-vit", "--only", "cff-1"], "--only cff-1: there is no such row. Rows: backprop"),
+        (["--preset", "cff-vit", "--ablate"], "--preset cff-vit: --ablate measures CFF on ViT alone"),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(flags: list[str], said: str, capsys: Any) -> None:
@@ -450,6 +459,25 @@ def test_a_whole_benchmark(tmp_path: Path, cluster: None, capsys: Any) -> None:
     assert "not reached in 1 epochs" in page
     assert report["settings"]["net"]["depth"] == 2
     assert report["machine"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+
+
+@pytest.mark.slow
+def test_any_net_and_method_is_measured_beside_backprop_on_its_stages(tmp_path: Path, cluster: None) -> None:
+    """Convolutions with label embeddings in a pipeline of unequal stages."""
+    out = tmp_path / "out"
+    flags = ["--preset", "dcl-conv512", "--data", "digits", "--channels", "8", "8", "8", "--batch-size", "32"]
+    flags += ["--partition", "1", "2", "--devices", "2", "--device", "cpu", "--source", "memory"]
+    flags += ["--rounds", "1", "--steps", "3", "--only", "pipelined", "1f1b-8", "--out", str(out)]
+    assert main(["bench", *flags]) == 0
+    report = report_in(out)
+    rows = {row["name"]: row for row in report["rows"]}
+    assert list(rows) == ["1f1b-8", "pipelined"]
+    assert all(row["images_per_second"] > 0 for row in rows.values()), rows
+    stages = [device["name"] for device in rows["1f1b-8"]["devices"]]
+    assert stages == ["stage 1 (layer 1)", "stage 2 (layers 2-3)"]
+    assert [device["name"] for device in rows["pipelined"]["devices"]] == stages
+    assert rows["pipelined"]["title"] == "dcl-conv512, pipelined, 2 stages"
+    assert report["settings"]["method"]["kind"] == "dcl"
 
 
 def report_in(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch._dynamo.utils import counters
 from pipeline.layers.layer import LocalLayer
 from pipeline.methods import BatchPosition, CffSettings, DclSettings, MethodConfig
 from pipeline.nets import ConvSettings, MlpSettings, NetConfig, VitSettings
-from tests.support import CPU, changed
+from pipeline.runtime import process
+from tests.support import CPU, changed, tiny_spec
 from tests.test_determinism import layer_of
 
 LABELS = torch.tensor([0, 1, 2, 0])
+_PROCESSES = "TORCHINDUCTOR_COMPILE_THREADS"
 SHAPE = (1, 8, 8)
 
 
@@ -68,3 +71,21 @@ def learn(layers: list[LocalLayer], step: int) -> None:
     activations = {"x": torch.randn(len(LABELS) * layers[0].rule.num_views, *SHAPE)}
     for layer in layers:
         activations, _ = layer.train(activations, LABELS, BatchPosition(step=step, training=True))
+
+
+@pytest.mark.parametrize(
+    ("cores", "stages", "given", "processes"), [(64, 3, None, "21"), (2, 3, None, "1"), (64, 3, "5", "5")]
+)
+def test_stages_that_compile_share_the_cores(
+    cores: int, stages: int, given: str | None, processes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself the compiler starts a process for each core, in every stage."""
+    monkeypatch.setenv(_PROCESSES, given or "")
+    if given is None:
+        monkeypatch.delenv(_PROCESSES)
+    monkeypatch.setattr(process, "num_cores", lambda: cores)
+    spec = tiny_spec(stages=3)
+    process.configure_process(spec, CPU)
+    assert os.environ.get(_PROCESSES) == given, "nothing is compiled"
+    process.configure_process(changed(spec, "pipeline", compile="on", executor="ray"), CPU)
+    assert os.environ[_PROCESSES] == processes

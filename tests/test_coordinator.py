@@ -17,7 +17,7 @@ import torch
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
-from pipeline.errors import NonFiniteLossError, RunError, SharedStateError
+from pipeline.errors import NonFiniteLossError, PeerLostError, RunError, SharedStateError
 from pipeline.layers.shared_state import VersionedState
 from pipeline.methods import BatchPosition, DclSettings
 from pipeline.methods.embeddings import EmbeddingSettings
@@ -27,8 +27,9 @@ from pipeline.runtime.serial import train_serial
 from pipeline.runtime.stage import AwaitedState
 from pipeline.runtime.threads import train_threads
 from pipeline.telemetry.clock import Clock, TimeCategory
+from pipeline.versions import Mode
 from tests.conftest import make_run
-from tests.support import tiny_spec
+from tests.support import CPU, changed, tiny_spec
 from tests.support_cli import launch
 from tests.test_embedding_equality import settings_with
 
@@ -103,15 +104,21 @@ def test_waiting_for_a_version_counts_as_sync_and_reading_one_that_is_there_does
 
 
 @contextmanager
-def coordinator() -> Iterator[tuple[Any, RunSpec]]:
-    """An actor of its own, of a run whose last layer alone changes the embeddings."""
+def coordinator(*, away: bool = False, mode: Mode = "last", timeout: float = 60) -> Iterator[tuple[Any, RunSpec]]:
+    """An actor of its own, of a run of three layers; away: as if on another machine."""
     import ray
 
     from workers.coordinator import CoordinatorWorker
 
-    embedding = EmbeddingSettings(embedding_mode="last", embedding_width=8)
+    class Away(CoordinatorWorker):
+        def offer_line(self, attempt: int, stage: str) -> None:
+            return None
+
+    embedding = EmbeddingSettings(embedding_mode=mode, embedding_width=8)
     spec = tiny_spec(method=DclSettings(embedding=embedding))
-    worker: Any = ray.remote(CoordinatorWorker).options(num_cpus=0, max_concurrency=6).remote(spec)
+    spec = changed(spec, "pipeline", stall_timeout=timeout)
+    kind = Away if away else CoordinatorWorker
+    worker: Any = ray.remote(kind).options(num_cpus=0, max_concurrency=6).remote(spec)
     try:
         yield worker, spec
     finally:
@@ -149,3 +156,88 @@ def test_what_is_under_way_from_an_attempt_that_is_over_does_not_reach_the_next(
                 ray.get(late)
         ray.get(worker.push.remote(1, [(2, 0, gradient)]))  # the first of its step
         assert sorted(ray.get(worker.wait_from.remote(1, 1))) == [1]
+
+
+def stage_of(worker: Any, spec: RunSpec, number: int, layers: range, attempt: int = 0) -> Any:
+    from workers.remote_base import Part
+    from workers.remote_state import remote_state
+
+    part = Part(spec=spec, coordinator=worker, name=f"stage {number}", layers=layers, device=CPU, attempt=attempt)
+    return remote_state(part)
+
+
+def at(step: int) -> BatchPosition:
+    return BatchPosition(step=step, training=True)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_stages_near_the_coordinator_and_away_from_it_read_what_one_process_does(away: bool, cluster: None) -> None:
+    import ray
+
+    from workers.called_state import CalledState
+    from workers.near_state import NearState
+
+    with coordinator(away=away, mode="shared-mean") as (worker, spec):
+        ray.get(worker.begin.remote(NO_CHECKPOINTS))
+        first, second = stage_of(worker, spec, 1, range(2)), stage_of(worker, spec, 2, range(2, 3))
+        assert {type(first), type(second)} == {CalledState if away else NearState}
+        alone, read = VersionedState(spec), []
+        for step in range(8):
+            for layer, stage in ((0, first), (1, first), (2, second)):
+                read.append(torch.equal(stage.read(layer, at(step)), alone.read(layer, at(step))))
+                values = torch.full(alone.shape, 0.1 * layer + step)
+                stage.push(layer, step, values)
+                alone.push(layer, step, values)
+        first.freeze(1)
+        alone.freeze(1)
+        test = BatchPosition(step=8, training=False)
+        assert torch.equal(first.read(0, test), alone.read(0, test))
+        assert len(read) == 24 and all(read)
+        assert not torch.equal(alone.wait_for(8), alone.wait_for(7)), "or equal versions show nothing"
+        for stage in (first, second):
+            stage.close()
+
+
+def test_a_version_that_does_not_come_is_an_error_that_says_whose_gradient_it_lacks(cluster: None) -> None:
+    import ray
+
+    with coordinator(mode="shared-mean", timeout=1) as (worker, spec):
+        ray.get(worker.begin.remote(NO_CHECKPOINTS))
+        stage, other = stage_of(worker, spec, 2, range(1, 3)), stage_of(worker, spec, 1, range(1))
+        for layer in (1, 2):
+            stage.push(layer, 0, torch.ones(len(spec.classes), 8))
+        with pytest.raises(
+            PeerLostError, match=r"version 1 did not come within 1 s; step 1 lacks the gradient of layer 1"
+        ):
+            stage.read(2, at(2))
+        other.close()
+
+
+def test_a_line_ends_with_its_attempt_which_ends_by_what_a_stage_says_wrongly(cluster: None) -> None:
+    """All stages are let go, nothing of an attempt reaches the next, and the coordinator's death shows at once."""
+    import ray
+
+    with coordinator() as (worker, spec):
+        gradient = torch.ones(len(spec.classes), 8)
+        ray.get(worker.begin.remote(NO_CHECKPOINTS, 0))
+        watch = worker.watch.remote()
+        last, waiting = stage_of(worker, spec, 2, range(1, 3)), stage_of(worker, spec, 1, range(1))
+        for _ in range(2):
+            last.push(2, 0, gradient)
+        with pytest.raises(ray.exceptions.RayTaskError, match="layer 3, step 1: its gradient came twice"):
+            ray.get(watch, timeout=30)
+        with pytest.raises(PeerLostError):
+            waiting.read(0, at(9))
+        ray.get(worker.begin.remote(NO_CHECKPOINTS, 1))
+        before = stage_of(worker, spec, 1, range(3), attempt=1)
+        ray.get(worker.begin.remote(NO_CHECKPOINTS, 2))
+        with pytest.raises(PeerLostError):
+            before.read(2, at(9))
+        after = stage_of(worker, spec, 1, range(3), attempt=2)
+        after.push(2, 0, 3 * gradient)
+        alone = VersionedState(spec)
+        alone.push(2, 0, 3 * gradient)
+        assert torch.equal(after.read(2, at(2)), alone.wait_for(1)), "nothing of the attempts before is in it"
+        ray.kill(worker)
+        with pytest.raises(PeerLostError, match="is gone"):
+            after.read(2, at(9))

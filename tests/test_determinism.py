@@ -191,3 +191,18 @@ def test_the_compiler_times_no_kernels() -> None:
     """Each process would choose its own by how fast they were that day, with other bits."""
     compiled(lambda x: x + 1, "on")
     assert torch._inductor.config.deterministic
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_float32_goes_by_tf32_only_where_a_run_asks_for_it(precision: Any) -> None:
+    """Convolutions as well, which PyTorch by itself lets round."""
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = precision != "tf32"  # as it must not stay
+        process.allow_tf32(precision)
+        assert [backend.allow_tf32 for backend in backends] == [precision == "tf32"] * 2
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value

@@ -26,7 +26,7 @@ from launch.doctor.nvidia import parse_gpus, parse_links
 from launch.doctor.redaction import Redaction, redaction_here
 from launch.doctor.report import Report, StepResult
 from launch.doctor.runner import BY_HAND, Ended, environment, last_words, run_all, run_step
-from launch.doctor.steps import LEAST, TF32, Step, allowance, steps_for, why_not
+from launch.doctor.steps import LEAST, Step, allowance, steps_for, why_not
 from launch.doctor.trace import summed
 from launch.doctor.workloads import WORKLOADS, Learning, spec_of
 from pipeline.errors import RunError, UserError
@@ -161,7 +161,7 @@ def test_a_gpu_without_bf16_or_without_kernels_is_said() -> None:
     older = replace(FIT.torch_gpus[0], capability=(7, 5))
     unknown = replace(FIT.torch_gpus[0], capability=(12, 0), supported=False)
     machine = replace(FIT, torch_gpus=(older, unknown))
-    assert "bf16 needs 8.0" in findings_of(machine, "GPU 0").advice
+    assert "--precision bf16 and tf32 need 8.0" in findings_of(machine, "GPU 0").advice
     assert findings_of(machine, "GPU 1").status == "problem"
     crowded = replace(FIT, driver_gpus=(replace(FIT.driver_gpus[0], used=30_000), FIT.driver_gpus[1]))
     assert "30,000 MiB" in findings_of(crowded, "GPU 0").advice
@@ -255,7 +255,7 @@ def test_every_step_is_a_command_that_is_known(device: str, gpus: int) -> None:
         if step.reader == "tests":
             assert step.shown().startswith("python -m pytest tests/test_gpu.py")
         else:
-            assert step.shown().removeprefix("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 ").startswith("launch ")
+            assert step.shown().startswith("launch ")
             assert step.command[step.command.index("--out") + 1] == step.name
             device_given = step.command[step.command.index("--device") + 1] if "--device" in step.command else device
             assert device_given == device
@@ -275,10 +275,10 @@ def test_flags_of_every_step_are_known_to_its_command(device: str, capsys: Any) 
 def test_the_steps_measure_what_the_report_promises() -> None:
     steps = steps_for("cuda", 2, "cifar10")
     every = [" ".join(step.command) for step in steps]
-    for promised in ("bench paper", "--precision bf16", "--compile on", "--compile graphs", "--dim 240", "vit-b-224",
+    for promised in ("bench paper", "--precision bf16", "--precision tf32",
+                     "--compile on", "--compile graphs", "--dim 240", "vit-b-224",
                      "resnet32", "vgg8b", "bench memory", "bench transport", "dcl-vgg8b"):  # fmt: skip
         assert any(promised in command for command in every), promised
-    assert any(step.environment == TF32 for step in steps)
     assert steps[0].name == "gpu-tests"
     assert set(WORKLOADS) >= {step.command[2] for step in steps if step.reader == "costs"}
 
@@ -466,7 +466,7 @@ def test_the_report_is_there_after_every_step(report: Report, tmp_path: Path) ->
 
 
 def test_the_report_has_what_a_stranger_needs(report: Report, tmp_path: Path) -> None:
-    step = step_of("bench-tf32", environment=TF32)
+    step = step_of("bench-tf32")
     carry_out([step], {"bench-tf32": ended(log="it printed\n")}, report, tmp_path)
     page = (report.folder / "report.md").read_text()
     for part in (
@@ -475,7 +475,7 @@ def test_the_report_has_what_a_stranger_needs(report: Report, tmp_path: Path) ->
         "CUDA | ok | 13.0, driver 580.65.06, NCCL 2.28.9",
         "GPU0\t X \tNV4",
         "| bench-tf32 | done | 10 of 60 |",
-        "```text\nTORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 launch bench transport\n```",
+        "```text\nlaunch bench transport\n```",
         "| socket | 2 | 3,000 | 660.0 | 700.0 |",
         "- A message of 2 MB takes 0.66 ms",
     ):
@@ -730,10 +730,9 @@ def test_every_nets_step_can_be_built() -> None:
 
 def test_a_steps_process_finds_the_program_and_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    found = environment(step_of("a", environment=TF32), {"LOCALPIPE_DATA": "data", "PYTHONPATH": "x"})
+    found = environment({"LOCALPIPE_DATA": "data", "PYTHONPATH": "x"})
     assert found["LOCALPIPE_DATA"] == str(tmp_path / "data")
     assert found["PYTHONPATH"].endswith(":x")
-    assert found["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] == "1"
 
 
 def test_the_reason_of_a_failure_is_its_error() -> None:

@@ -301,6 +301,27 @@ def test_latest_loss_stays_until_the_next() -> None:
     assert tally.finite_latest() == 1
 
 
+def test_a_look_behind_finds_what_is_no_number_a_call_later_and_misses_nothing() -> None:
+    tally = TrainTally(1)
+    for loss in (1.0, math.nan):
+        tally.add(torch.tensor(loss))
+    tally.look_behind()  # has them copied, and looks at nothing
+    tally.add(torch.tensor(2.0))
+    with pytest.raises(NonFiniteLossError, match="layer 2: the loss is nan") as found:
+        tally.look_behind()
+    assert found.value.step == 1
+    good = TrainTally(0)
+    for loss in (1.0, 2.0, 3.0):
+        good.add(torch.tensor(loss))
+        good.look_behind()
+    assert good.finite_latest() == 3
+    good.add(torch.tensor(math.inf))
+    good.look_behind()
+    with pytest.raises(NonFiniteLossError) as found:
+        good.finite_latest()  # waits for no later call
+    assert found.value.step == 3
+
+
 @pytest.mark.parametrize(("bad", "said"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
 def test_first_loss_that_is_not_finite_is_found_among_later_ones(bad: float, said: str) -> None:
     tally = TrainTally(1)

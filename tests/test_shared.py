@@ -52,6 +52,18 @@ def both_ends(depth: int = 1) -> tuple[SharedSender, SharedReceiver]:
     return made.accept("stage 1 → stage 2", stall_timeout=5.0, clock=Clock()), receiver
 
 
+def test_as_many_messages_wait_as_room_was_made_for() -> None:
+    """More than fit a pipe as it comes: nobody has received one, and the sender never waits."""
+    made = offer(depth=60)
+    assert made.make_room(60)
+    receiver = look(made.address, depth=60)
+    assert receiver is not None
+    sender = made.accept("stage 1 → stage 2", stall_timeout=0.0, clock=Clock())
+    for step in range(61):
+        sender.send(Message(Kind.TRAIN, step=step))
+    assert [receiver.receive().step for _ in range(61)] == list(range(61))
+
+
 def pieces() -> tuple[int, int]:
     """Mappings and open files of ours."""
     maps = Path("/proc/self/maps").read_text().count("memfd:localpipe-")

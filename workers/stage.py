@@ -31,10 +31,11 @@ from pipeline.telemetry.trace import StageTrace, TraceWish
 from pipeline.transport.base import DeviceKind
 from pipeline.transport.channel import Receiver
 from pipeline.transport.edges import EdgeGroups, Ends
-from workers.coordinator import RemoteState
 from workers.feeder import open_source
 from workers.names import StageName
 from workers.parts import HasParts
+from workers.remote_base import Part, RemoteState
+from workers.remote_state import remote_state
 from workers.rendezvous import Exchange, Said, meeting
 from workers.signals import die_of_sigterm
 from workers.stacks import show_on_demand
@@ -97,7 +98,17 @@ class StageWorker(HasParts):
         clock, pacer, tokens = Clock(), pacer_of(spec, checkpointing), Tokens()
         reports, traces = list[PassReport](), list[StageTrace]()
         if coordinator is not None:
-            self._shared = RemoteState(spec, coordinator, spec.stages[self.name.stage], cut, attempt)
+            self._shared = remote_state(
+                Part(
+                    spec=spec,
+                    coordinator=coordinator,
+                    name=f"stage {self.name.stage + 1}",
+                    layers=spec.stages[self.name.stage],
+                    device=self._device,
+                    cut=cut,
+                    attempt=attempt,
+                )
+            )
         saver = self._save_anew(checkpointing)
 
         def report(one: PassReport) -> None:
@@ -181,6 +192,8 @@ class StageWorker(HasParts):
             stages.run(own.stage, own.inbox, next(iter(self._ends.outboxes), None), own.clock)
         except BaseException:
             self._ends.break_off()
+            if self._shared is not None:
+                self._shared.close()
             raise
 
     def feed(self, passes: Sequence[Pass]) -> None:

@@ -7,7 +7,7 @@ seconds that a step takes in the row (with the feeder in the loop where the row 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from launch.bench.entries import THEIRS
 from launch.bench.figures import Figures
-from launch.bench.ours import ROWS, spec_of
+from launch.bench.ours import Row, spec_of
 from launch.output.console import say
 from pipeline.config import build
 from pipeline.config.build import build_run
@@ -35,6 +35,8 @@ CURVE_OF: dict[str, str] = {
     "cff-1": "cff-1",
     "cff-serial-2": "cff-2",
     "cff-2": "cff-2",
+    "serial": "pipelined",
+    "pipelined": "pipelined",
 }
 """The learning curve of each row that has one."""
 
@@ -80,6 +82,7 @@ def curves(
     settings: Settings,
     devices: Devices,
     names: Sequence[str],
+    rows: Mapping[str, Row],
     *,
     accuracy: float,
     max_epochs: int,
@@ -89,11 +92,14 @@ def curves(
     """Trains each method that a row needs until it has the accuracy, or for so many epochs. Ray must be initialised.
 
     Args:
+        names: of the rows that take part.
+        rows: ours, by name.
         accuracy: a share, in (0, 1].
         learned: takes each curve as soon as it is there, so that a stop loses none.
     """
     for method in dict.fromkeys(CURVE_OF[name] for name in names if name in CURVE_OF):
-        learned.append(_curve(settings, devices, method, accuracy, max_epochs, console))  # noqa: PERF401
+        row = rows.get(method)  # None: backpropagation
+        learned.append(_curve(settings, devices, method, row, accuracy, max_epochs, console))
 
 
 def times_to(rows: Sequence[Figures], learned: Sequence[Curve]) -> list[TimeTo]:
@@ -121,11 +127,16 @@ def times_to(rows: Sequence[Figures], learned: Sequence[Curve]) -> list[TimeTo]:
 
 
 def _curve(
-    settings: Settings, devices: Devices, method: str, accuracy: float, max_epochs: int, console: Console
+    settings: Settings,
+    devices: Devices,
+    method: str,
+    row: Row | None,
+    accuracy: float,
+    max_epochs: int,
+    console: Console,
 ) -> Curve:
     settings = replace(settings, train=replace(settings.train, epochs=max_epochs))
-    spec, dataset = _backprop(settings, devices) if method == "backprop" else _local(settings, devices, method, console)
-
+    spec, dataset = _backprop(settings, devices) if row is None else _local(settings, devices, row, console)
     until = _UntilAccuracy(spec, method, accuracy, console)
     if spec.settings.pipeline.executor == "ray":
         train_ray(spec, until)
@@ -157,9 +168,9 @@ class _UntilAccuracy(Observer):
         return bool(self.accuracies) and self.accuracies[-1] >= self._accuracy
 
 
-def _local(settings: Settings, devices: Devices, name: str, console: Console) -> tuple[RunSpec, Dataset]:
+def _local(settings: Settings, devices: Devices, row: Row, console: Console) -> tuple[RunSpec, Dataset]:
     """The pipelined row's run: the fastest way to its curve."""
-    spec = spec_of(ROWS[name], settings, devices, console)
+    spec = spec_of(row, settings, devices, console)
     return spec, build.open_data(spec.settings)
 
 

@@ -8,12 +8,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from launch.bench.entries import chosen
+from launch.bench.entries import THEIRS, chosen
+from launch.bench.ours import rows_of
 from launch.command_line.parse import shortened
 from launch.output.run_folder import new_path
+from pipeline.config import checks
 from pipeline.config.settings import DataSettings, Settings
 from pipeline.errors import UserError
-from pipeline.methods import CffSettings
+from pipeline.methods import BaselineSettings, CffSettings
 from pipeline.nets import VitSettings
 
 DEFAULT = Settings(
@@ -30,6 +32,8 @@ class BenchArguments:
     """Flags of the benchmark itself, beside those of a run."""
 
     settings: Settings = field(default_factory=lambda: DEFAULT)
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """A preset's net, method, data and batch in place of ViT and CFF. Rows of ours are then serial and pipelined."""
     devices: int | None = None
     """Devices that rows may use. Default: all. A CPU device is --threads threads."""
     rounds: int = 5
@@ -44,7 +48,7 @@ class BenchArguments:
     """Rows that do not."""
     source: Literal["memory", "feeder", "both"] = "both"
     """Where images come from. memory: cached, taken by the device itself. feeder: read, shuffled and sent by another
-    process. both: all rows from memory, and ddp, cff-1 and cff-2 once more with the feeder."""
+    process. both: all rows from memory, and ddp, cff-1, cff-2 and pipelined once more with the feeder."""
     to_accuracy: float | None = None
     """Also the time to this validation accuracy in per cent: trains each method once until it has it."""
     max_epochs: int = 100
@@ -82,9 +86,19 @@ def check(asked: BenchArguments) -> tuple[str, ...]:
         raise UserError(f"--to-accuracy {asked.to_accuracy:g}: give per cent, from 1 to 100.")
     if asked.max_epochs < 1:
         raise UserError(f"--max-epochs {asked.max_epochs}: give at least 1.")
+    if asked.preset is not None:
+        _check_preset(asked.preset, asked.settings)
     if asked.settings.baseline is not None:
         raise UserError(f"--baseline {asked.settings.baseline}: backprop takes part anyway; choose rows with --only.")
-    return chosen(asked.only, asked.without)
+    return chosen(asked.only, asked.without, (*THEIRS, *rows_of(asked.preset)))
+
+
+def _check_preset(name: str, settings: Settings) -> None:
+    """Refuses what is no contest between a pipeline and backprop. Raises UserError."""
+    if isinstance(settings.method, BaselineSettings):
+        raise UserError(f"--preset {name}: backprop takes part anyway. Give one of a local method.")
+    if len(settings.method.phases(checks.num_layers(settings))) > 1:
+        raise UserError(f"--preset {name}: its layers learn one after another. Give one whose layers learn together.")
 
 
 def output_folder(out: str | None, name: str, *, run_dir: str | None = None) -> Path:

@@ -19,13 +19,14 @@ from launch.bench.entries import NAMES, BenchProtocol, Entry, compete, field_of,
 from launch.bench.feeding import FeederSpeed, feeder_speed
 from launch.bench.figures import Figures, figures_of
 from launch.bench.memory import memory
-from launch.bench.ours import PipelineRunner
+from launch.bench.ours import BY_PRESET, PipelineRunner, rows_of
 from launch.bench.report import print_report, write_report
-from launch.command_line.parse import parse
+from launch.command_line.parse import parse, peek, unknown
 from launch.output import console as console_module
 from launch.output.progress import ProgressLine
 from launch.output.run_folder import command_line
 from launch.output.summary import machine
+from launch.presets import PRESETS
 from pipeline.config import build, checks
 from pipeline.config import settings as settings_module
 from pipeline.config.devices import Devices, local_devices, num_cores
@@ -41,7 +42,7 @@ _PAPER = BenchArguments(
 )
 
 _FIRST = (
-    *("rounds", "steps", "devices", "only", "without", "source", "to-accuracy", "ablate", "out"),
+    *("preset", "rounds", "steps", "devices", "only", "without", "source", "to-accuracy", "ablate", "out"),
     *("data", "batch-size", "dim", "heads", "depth", "threads", "precision", "compile", "device"),
 )
 
@@ -51,6 +52,8 @@ _ABOUT = f"""The pipeline beside what people use today: backprop on one device, 
 the same devices, batch, model, precision and allocator settings. Rows take turns; figures are medians over rounds.
 
 Rows: {", ".join(NAMES)}.
+
+launch bench --preset NAME: the same with a preset's net, method, data and batch. Our rows: {" and ".join(BY_PRESET)}.
 
 launch bench paper: the experiment of Aghagolzadeh & Ezoji 2025, ViT[128 4 2], one-forward, two stages,
 against backprop.
@@ -81,11 +84,15 @@ def bench(arguments: list[str], console: Console) -> None:
     if name and not name.startswith("-") and name != "paper":
         raise UserError(f"launch bench {name}: there is paper, memory and transport, or no name at all, then flags.")
     paper = name == "paper"
+    preset = peek(arguments, "--preset")
+    if preset is not None and (paper or "--ablate" in arguments):
+        other = "launch bench paper" if paper else "--ablate"
+        raise UserError(f"--preset {preset}: {other} measures CFF on ViT alone. Leave one of the two out.")
     asked = parse(
         BenchArguments,
         rest if paper else arguments,
         command="launch bench paper" if paper else "launch bench",
-        default=_PAPER if paper else BenchArguments(),
+        default=_PAPER if paper else _defaults(preset, peek(arguments, "--data")),
         about=_ABOUT,
         first=_FIRST,
     )
@@ -95,6 +102,15 @@ def bench(arguments: list[str], console: Console) -> None:
         ablate(asked, console, threads_given=threads_given)
     else:
         _contest(asked, console, paper=paper)
+
+
+def _defaults(preset: str | None, data: str | None) -> BenchArguments:
+    """What flags start from. Raises UserError: there is no such preset."""
+    if preset is None:
+        return BenchArguments()
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: {unknown(preset, PRESETS, 'preset')}")
+    return BenchArguments(settings=PRESETS[preset].settings_for(data), preset=preset)
 
 
 @dataclass(kw_only=True)
@@ -141,7 +157,13 @@ def _contest(asked: BenchArguments, console: Console, *, paper: bool) -> None:
     if idle is not None:
         say(idle)
     protocol = BenchProtocol(
-        settings=settings, dataset=dataset, devices=devices, warm=asked.warm, steps=asked.steps, console=console
+        settings=settings,
+        rows=rows_of(asked.preset),
+        dataset=dataset,
+        devices=devices,
+        warm=asked.warm,
+        steps=asked.steps,
+        console=console,
     )
     outcome = _Outcome(entries=field_of(protocol, names, asked.source))
     with ExitStack() as stack:
@@ -208,6 +230,7 @@ def _measure(
             protocol.settings,
             protocol.devices,
             names,
+            protocol.rows,
             accuracy=asked.to_accuracy / 100,
             max_epochs=asked.max_epochs,
             learned=outcome.curves,

@@ -104,11 +104,11 @@ def _winner(rows: Sequence[Figures]) -> list[str]:
             f"({_speed(second)})."
         )
     said = [sentence]
-    if best.name != BACKPROP and second.name != BACKPROP:
+    if best.name not in BACKPROP and second.name not in BACKPROP:
         said += [
             f"Against DDP, {_speed(row)}: {best.title} is {_times(best.to_backprop)}."
             for row in rows
-            if row.name == BACKPROP and best.to_backprop is not None
+            if row.name in BACKPROP and best.to_backprop is not None
         ]
     return said
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -12,7 +12,7 @@ from typing import Literal
 from rich.console import Console
 
 from launch.bench.backprop.entry import backprop_runners
-from launch.bench.ours import ROWS, PipelineRunner, Source, spec_of, turns_of
+from launch.bench.ours import ROWS, PipelineRunner, Row, Source, reference, spec_of, turns_of
 from launch.bench.protocol import CannotRunError, Round, Runner
 from launch.command_line.setting_names import as_flags
 from pipeline.config.devices import Devices
@@ -23,8 +23,8 @@ from pipeline.errors import UserError
 THEIRS = ("backprop", "dataparallel", "ddp", "gpipe-8", "gpipe-32", "1f1b-8", "1f1b-32")
 """Rows of backpropagation."""
 NAMES = (*THEIRS, *ROWS)
-"""Every row by name: theirs, then ours."""
-FED = ("ddp", "cff-1", "cff-2")
+"""Every row by name: theirs, then ours, where none are a preset's."""
+FED = ("ddp", "cff-1", "cff-2", "pipelined")
 """Rows that run once more with the feeder in the loop, where both sources are asked for."""
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "low on memory", "can't allocate", "memoryerror", "bad_alloc")
@@ -70,19 +70,19 @@ class Absent(Runner):
         """Nothing was started."""
 
 
-def chosen(only: Sequence[str], without: Sequence[str]) -> tuple[str, ...]:
-    """The names of the rows that take part.
+def chosen(only: Sequence[str], without: Sequence[str], there: Sequence[str] = NAMES) -> tuple[str, ...]:
+    """The names of the rows that take part, of those that there are.
 
     Raises:
         UserError: a name that there is not, or no row is left.
     """
     for flag, names in (("--only", only), ("--without", without)):
-        unknown = [name for name in names if name not in NAMES]
+        unknown = [name for name in names if name not in there]
         if unknown:
-            raise UserError(f"{flag} {' '.join(unknown)}: there is no such row. Rows: {', '.join(NAMES)}.")
-    left = tuple(name for name in NAMES if (not only or name in only) and name not in without)
+            raise UserError(f"{flag} {' '.join(unknown)}: there is no such row. Rows: {', '.join(there)}.")
+    left = tuple(name for name in there if (not only or name in only) and name not in without)
     if not left:
-        raise UserError(f"--without {' '.join(without)}: no row is left. Rows: {', '.join(NAMES)}.")
+        raise UserError(f"--without {' '.join(without)}: no row is left. Rows: {', '.join(there)}.")
     return left
 
 
@@ -101,6 +101,7 @@ class BenchProtocol:
 
     Attributes:
         settings: the run that every row trains in its own way.
+        rows: ours, by name.
         dataset: its data, opened.
         devices: what rows may use.
         warm, steps: unmeasured and measured steps of a turn.
@@ -108,6 +109,7 @@ class BenchProtocol:
     """
 
     settings: Settings
+    rows: Mapping[str, Row]
     dataset: Dataset
     devices: Devices
     warm: int
@@ -122,7 +124,7 @@ def field_of(protocol: BenchProtocol, names: Sequence[str], source: str) -> list
         UserError: the settings do not fit the data or each other.
     """
     entries = [
-        Entry(runner=(_ours if name in ROWS else _theirs)(protocol, name, where), source=where)
+        Entry(runner=(_ours if name in protocol.rows else _theirs)(protocol, name, where), source=where)
         for name in names
         for where in sources_of(name, source, names)
     ]
@@ -131,8 +133,8 @@ def field_of(protocol: BenchProtocol, names: Sequence[str], source: str) -> list
 
 
 def _theirs(protocol: BenchProtocol, name: str, source: Source) -> Runner:
-    """Backpropagation on the net, data and stages of the pipelined one-forward row."""
-    spec = spec_of(ROWS["cff-1"], protocol.settings, protocol.devices, protocol.console)
+    """Backpropagation on the net, data and stages of a pipelined row."""
+    spec = spec_of(reference(protocol.rows), protocol.settings, protocol.devices, protocol.console)
     if source == "feeder":  # as many images as ours read, so that both have them decoded
         spec = turns_of(spec, source, warm=protocol.warm, steps=protocol.steps)
     dataset = protocol.dataset if source == "memory" else None
@@ -141,7 +143,7 @@ def _theirs(protocol: BenchProtocol, name: str, source: Source) -> Runner:
 
 
 def _ours(protocol: BenchProtocol, name: str, source: Source) -> Runner:
-    row, devices = ROWS[name], protocol.devices
+    row, devices = protocol.rows[name], protocol.devices
     spec = spec_of(row, protocol.settings, devices, protocol.console)
     title = f"{row.title}, {spec.num_stages} stages" if row.pipelined else row.title
     if row.pipelined and devices.count < 2:

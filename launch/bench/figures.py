@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -11,8 +11,9 @@ from launch.bench.entries import Entry
 from launch.bench.ours import Source, StageUse
 from launch.bench.protocol import Round
 
-BACKPROP, SERIAL = "ddp", "cff-serial-1"
-"""The rows that others are held against."""
+BACKPROP = ("ddp",)
+SERIAL = ("cff-serial-1", "serial")
+"""The rows that others are held against: of one name or the other there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,8 @@ class Figures:
 
     Attributes:
         images_per_second, low, high: median and range over the rounds; None where none was measured.
-        to_backprop, to_serial: how much faster than ``ddp`` and ``cff-serial-1`` from the same source, or from memory
-            where those do not run from it.
+        to_backprop, to_serial: how much faster than ``ddp`` and ``cff-serial-1``, or a preset's ``serial``, from the
+            same source, or from memory where those do not run from it.
         ideal: of our rows.
         bytes_per_step: between devices, in one step.
         step_seconds: median wall seconds of a step.
@@ -168,8 +169,8 @@ def _figures(entry: Entry, entries: Sequence[Entry], batch_size: int) -> Figures
     )
 
 
-def _ratio_to(name: str, entry: Entry, entries: Sequence[Entry]) -> Ratio | None:
-    same = [other for other in entries if other.name == name and other.rounds]
+def _ratio_to(names: Collection[str], entry: Entry, entries: Sequence[Entry]) -> Ratio | None:
+    same = [other for other in entries if other.name in names and other.rounds]
     of_source = [other for other in same if other.source == entry.source]
     return next((ratio(entry, other) for other in (*of_source, *same)), None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -72,6 +72,10 @@ def _as_preset(name: str) -> Callable[[Settings], Settings]:
     return learn
 
 
+def _as_it_is(settings: Settings) -> Settings:
+    return settings
+
+
 ROWS: dict[str, Row] = {
     "cff-serial-1": Row(title="CFF one-forward, one device", pipelined=False, learn=_cff(1)),
     "cff-serial-2": Row(title="CFF two-forward, one device", pipelined=False, learn=_cff(2)),
@@ -80,7 +84,26 @@ ROWS: dict[str, Row] = {
     "cfl": Row(title="CFL, pipelined", pipelined=True, learn=_as_preset("cfl-vit")),
     "dcl": Row(title="DCL, pipelined", pipelined=True, learn=_as_preset("dcl-vit")),
 }
-"""Our rows by name."""
+"""Our rows by name, on whatever net."""
+
+BY_PRESET = ("serial", "pipelined")
+"""Our rows by name where the net, the method and all the rest are a preset's."""
+
+
+def rows_of(preset: str | None) -> dict[str, Row]:
+    """Our rows by name: those of a preset where one is named, of which the last is the pipelined one."""
+    if preset is None:
+        return ROWS
+    rows = (
+        Row(title=f"{preset}, one device", pipelined=False, learn=_as_it_is),
+        Row(title=f"{preset}, pipelined", pipelined=True, learn=_as_it_is),
+    )
+    return dict(zip(BY_PRESET, rows, strict=True))
+
+
+def reference(rows: Mapping[str, Row]) -> Row:
+    """The pipelined row whose net, data and stages the rows of backpropagation take."""
+    return rows.get("cff-1") or rows["pipelined"]
 
 
 @cache  # several rows rest on one, and a balanced partition takes its time

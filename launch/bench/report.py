@@ -36,10 +36,10 @@ _COLUMNS = (
     "MB/step",
 )
 LEGEND = (
-    "images/s: median of the rounds, and their range. × ddp, × serial: ratio of medians to ddp and cff-serial-1. "
-    "Speed-up: work of all stages over time, beside the ideal Σt/max t of the same rounds, the pipeline being full. "
-    "Utilisation: share of time that each device computed. Peak: resident memory of a CPU device's process, the "
-    "allocator's peak on a GPU, of each device. MB/step: sent between devices."
+    "images/s: median of the rounds, and their range. × ddp, × serial: ratio of medians to ddp and cff-serial-1, or a "
+    "preset's serial. Speed-up: work of all stages over time, beside the ideal Σt/max t of the same rounds, the "
+    "pipeline being full. Utilisation: share of time that each device computed. Peak: resident memory of a CPU "
+    "device's process, the allocator's peak on a GPU, of each device. MB/step: sent between devices."
 )
 
 

@@ -107,7 +107,7 @@ class ResumeArguments:
     """Epochs in all, for more than the run was told. Also of a run that is over."""
     lr: float | None = None
     """Another learning rate from here on. Changes numbers."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
     """Other arithmetic from here on. Changes numbers."""
     checkpoint_every: Annotated[str | None, tyro.conf.arg(metavar="STEPS|TIME|off")] = None
     """How often checkpoints are saved. Default: as before."""

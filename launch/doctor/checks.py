@@ -9,7 +9,7 @@ from typing import Literal
 from launch.doctor.machine import Machine
 from launch.doctor.nvidia import parse_links
 from launch.output.console import counted
-from pipeline.config.devices import BF16
+from pipeline.config.devices import TENSOR_CORES
 
 _GIB, _MIB = 2**30, 2**20
 _PYTHONS, _TORCH, _RAY = ((3, 11), (3, 13)), (2, 6), (2, 50)  # as pyproject.toml has them
@@ -74,7 +74,8 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
     for number, gpu in enumerate(machine.torch_gpus):
         major, minor = gpu.capability
         text = f"{gpu.name}, {gpu.memory / _GIB:.0f} GiB, compute capability {major}.{minor}"
-        older = f"It has no bf16 units: --precision bf16 needs {BF16[0]}.{BF16[1]}. Use fp32."
+        needed = ".".join(map(str, TENSOR_CORES))
+        older = f"It has no units for bf16 and TF32: --precision bf16 and tf32 need {needed}. Use fp32."
         if not gpu.supported:
             advice = "This PyTorch has no kernels for it: install a build that has, or --device cpu."
             yield Finding(name=f"GPU {number}", status="problem", text=text, advice=advice)
@@ -83,7 +84,7 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
         seen = len(machine.driver_gpus) == len(machine.torch_gpus) and hidden is None
         used = (machine.driver_gpus[number].used or 0) if seen else 0
         held = f"Programs hold {used:,} MiB of it: figures will be lower, and memory may run out."
-        yield _found(f"GPU {number}", text, (gpu.capability < BF16, older), (used > _IN_USE, held))
+        yield _found(f"GPU {number}", text, (gpu.capability < TENSOR_CORES, older), (used > _IN_USE, held))
     links = parse_links(machine.topology or "")
     if links:
         said = ", ".join(f"{first}–{second} {link}" for (first, second), link in links.items())

@@ -22,14 +22,14 @@ from launch.bench.arguments import output_folder
 from launch.command_line.parse import most_steps, parse, unknown
 from launch.command_line.setting_names import as_flags
 from launch.doctor.step_cost import StepCost, measured
-from launch.doctor.workloads import WORKLOADS, CostPrecision, Learning, spec_of
+from launch.doctor.workloads import WORKLOADS, Learning, spec_of
 from launch.output.console import say
 from launch.output.run_folder import command_line
 from launch.output.summary import machine
 from launch.output.tables import print_table
 from pipeline.config.compiler import check_compiler
 from pipeline.config.devices import local_devices
-from pipeline.config.settings import Compile
+from pipeline.config.settings import Compile, Precision
 from pipeline.errors import RunError, UserError
 from pipeline.spawn import Child
 
@@ -46,7 +46,7 @@ class CostsArguments:
 
     nets: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NET …")] = ("vit-128",)
     """Nets to measure."""
-    precision: tuple[CostPrecision, ...] = ("fp32", "tf32", "bf16")
+    precision: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
     """Of the matrix products. tf32: a GPU's, of float32 products and convolutions; with fp32 neither has it."""
     compile: tuple[Literal["off", "on", "graphs"], ...] = ("off", "on", "graphs")
     """As the flag of a run. graphs: a GPU's."""
@@ -68,7 +68,7 @@ class CostRow:
 
     net: str
     learning: Learning
-    precision: CostPrecision
+    precision: Precision
     compile: Compile
     batch: int
     cost: StepCost | None
@@ -158,7 +158,7 @@ def _ways(asked: CostsArguments, device: str) -> Iterator[CostRow]:
     compiled = [one for one in asked.compile if one != "off"]
     for net in asked.nets:
         batch = asked.batch_size or WORKLOADS[net].batch
-        ways: list[tuple[Learning, CostPrecision, Compile]] = [
+        ways: list[tuple[Learning, Precision, Compile]] = [
             *(("local", precision, how) for how, precision in itertools.product(plain, asked.precision)),
             *(("backprop", precision, "off") for precision in asked.precision if asked.backprop),
             *(("local", precision, how) for how, precision in itertools.product(compiled, asked.precision)),
@@ -177,7 +177,7 @@ def _measure(row: CostRow, device: str, steps: int) -> CostRow:
         batch=row.batch,
     )
     try:
-        with Child[int, StepCost](f"{row.net}, {row.precision}", measured, spec, row.precision == "tf32") as child:
+        with Child[int, StepCost](f"{row.net}, {row.precision}", measured, spec) as child:
             return replace(row, cost=child.ask(steps))
     except RunError as error:  # out of memory, a compiler's failure: the other ways can still be measured
         return replace(row, trouble=as_flags(str(error)))

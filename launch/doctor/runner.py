@@ -114,7 +114,7 @@ def run_step(step: Step, limit: float, work: Path) -> Ended:
         process = subprocess.Popen(  # noqa: S603 (our own command)
             [sys.executable, "-m", module, *step.command],
             cwd=folder,
-            env=environment(step, os.environ),
+            env=environment(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -139,9 +139,9 @@ def run_step(step: Step, limit: float, work: Path) -> Ended:
     return Ended(status="done", seconds=seconds, reason="", log=log)
 
 
-def environment(step: Step, given: Mapping[str, str]) -> dict[str, str]:
+def environment(given: Mapping[str, str]) -> dict[str, str]:
     """That of a step's process: it finds ``launch`` and the data from any folder, and prints wide plain tables."""
-    found = {**given, **step.environment, "COLUMNS": "160", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+    found = {**given, "COLUMNS": "160", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
     found["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [given.get("PYTHONPATH")])])
     if given.get(DATA_DIR_VARIABLE):
         found[DATA_DIR_VARIABLE] = str(Path(given[DATA_DIR_VARIABLE]).expanduser().resolve())

@@ -89,14 +89,12 @@ class SerialSteps:
         return time.perf_counter()
 
 
-def measured(spec: RunSpec, tf32: bool) -> Callable[[int], StepCost]:
+def measured(spec: RunSpec) -> Callable[[int], StepCost]:
     """Prepares the steps; answers a number of steps a round with what one costs.
 
     Raises:
         RunError: it does not fit in memory, or the loss is no number.
     """
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
 
     def answer(steps: int) -> StepCost:
         try:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 Reader = Literal["tests", "costs", "bench", "plan", "memory", "transport", "learning"]
 """Which of ``launch.doctor.figures`` reads what a step leaves."""
 
-TF32 = {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
-"""Has PyTorch multiply float32 matrices in TF32 in every process, which no flag of a run asks for."""
 
 LEAST = 20.0
 """Seconds that a step needs to show anything: it is not begun with less."""
@@ -28,7 +26,6 @@ class Step:
         reader: what finds its figures. Files of other steps than "tests" go to a folder of the step's name.
         gpus: how many it needs.
         images: it reads CIFAR-10, which has to be the real one.
-        environment: variables that it is run with.
     """
 
     name: str
@@ -38,13 +35,11 @@ class Step:
     reader: Reader
     gpus: int = 0
     images: bool = False
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     def shown(self) -> str:
         """The command as a person types it."""
         program = "python -m pytest" if self.reader == "tests" else "launch"
-        variables = [f"{name}={value}" for name, value in self.environment.items()]
-        return " ".join([*variables, program, *self.command])
+        return " ".join([program, *self.command])
 
 
 def steps_for(device: str, num_gpus: int, data: str) -> tuple[Step, ...]:
@@ -79,7 +74,7 @@ def _on_gpus(num_gpus: int, data: str) -> tuple[Step, ...]:
         _learning("learn-dcl", "DCL, VGG8b, CIFAR-10", 200, vgg, *cuda, "--precision", "bf16"),
         _learning("learn-dcl-bp", "The same net by backprop", 100, vgg, *cuda, "--precision", "bf16",
                   "--baseline", "bp"),
-        _bench("bench-tf32", "Rows that matter, ViT[128 4 5], tf32", 150, *vit, *short, environment=TF32),
+        _bench("bench-tf32", "Rows that matter, ViT[128 4 5], tf32", 150, *vit, *short, "--precision", "tf32"),
         _bench("bench-compiled", "Rows that matter, ViT[128 4 5], bf16, compiled", 200, *vit, *short, *compiled, "on"),
         _bench("bench-graphs", "Rows of ours, ViT[128 4 5], bf16, CUDA graphs", 200, *vit, "--only", "cff-serial-1",
                "cff-1", "dcl", *compiled, "graphs"),
@@ -128,9 +123,8 @@ def _costs(name: str, net: str, limit: float, *arguments: str) -> Step:
                 reader="costs")  # fmt: skip
 
 
-def _bench(name: str, title: str, limit: float, *arguments: str, environment: Mapping[str, str] | None = None) -> Step:
-    command = ("bench", *arguments, "--out", name)
-    return Step(name=name, title=title, command=command, limit=limit, reader="bench", environment=environment or {})
+def _bench(name: str, title: str, limit: float, *arguments: str) -> Step:
+    return Step(name=name, title=title, command=("bench", *arguments, "--out", name), limit=limit, reader="bench")
 
 
 def _memory(limit: float, *arguments: str) -> Step:

@@ -9,14 +9,13 @@ from typing import Literal
 
 from pipeline.config.build import expand_baseline
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import Compile, PipelineSettings, Settings, TrainSettings
+from pipeline.config.settings import Compile, PipelineSettings, Precision, Settings, TrainSettings
 from pipeline.data.augment import AugmentConfig
 from pipeline.methods import CffSettings, DclSettings, MethodConfig
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import NetConfig, ResnetSettings, Shape, VggSettings, VitSettings
 from pipeline.nets.sizes import layer_features
 
-CostPrecision = Literal["fp32", "tf32", "bf16"]
 Learning = Literal["local", "backprop"]
 
 _CIFAR: Shape = (3, 32, 32)
@@ -65,14 +64,14 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
 
 
 def spec_of(
-    workload: Workload, *, device: str, learning: Learning, precision: CostPrecision, compile_: Compile, batch: int
+    workload: Workload, *, device: str, learning: Learning, precision: Precision, compile_: Compile, batch: int
 ) -> RunSpec:
-    """The run of one stage that makes such steps. TF32 is of the process (``launch.doctor.costs``), not of the run."""
+    """The run of one stage that makes such steps."""
     pipe = PipelineSettings(
         executor="serial",
         stages=1,
         device="cuda" if device == "cuda" else "cpu",
-        precision="bf16" if precision == "bf16" else "fp32",
+        precision=precision,
         compile=compile_,
         transport="gloo",
     )

@@ -74,6 +74,8 @@ def open_run(run: Path) -> OpenRun:
     if devices.kind == "cuda" and not has_precision(here.precision, torch.device("cuda", 0)):
         warn(f"The GPU is too old for the run's precision, {here.precision}: the CPU computes in its place.")
         devices = local_devices("cpu", 1)
+    if devices.kind == "cpu" and here.precision == "tf32":  # float32 of which a CPU rounds nothing away
+        settings = replace(settings, pipeline=replace(settings.pipeline, precision="fp32"))
     spec = build_run(settings, devices, dataset=dataset)
     for name, configured, trained in (
         ("net", spec.settings.net, card.net),

@@ -261,6 +261,8 @@ def build_run(settings: Settings, devices: Devices, *, dataset: Dataset | None =
     )
     if spec.compiles == "graphs" and kind != "cuda":
         raise UserError("`compile` graphs: CUDA graphs are a GPU's. Use `compile` on.")
+    if settings.pipeline.precision == "tf32" and kind != "cuda":
+        raise UserError("`precision` tf32: TF32 is a GPU's. Use `precision` fp32.")
     if spec.compiles is not None:
         check_compiler(kind)
     return spec

@@ -10,8 +10,8 @@ import torch
 from pipeline.config.settings import Precision
 from pipeline.errors import ResourcesError
 
-BF16 = (8, 0)
-"""Compute capability of GPUs that have it; those before imitate it, many times slower than float32."""
+TENSOR_CORES = (8, 0)
+"""Compute capability of GPUs that have bf16 and TF32; those before imitate bf16, many times slower than float32."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,17 @@ def local_devices(wanted: str, threads: int, precision: Precision = "fp32") -> D
 
 def has_precision(precision: Precision, device: torch.device) -> bool:
     """Whether a device computes in a precision at all, and not merely as if."""
-    if precision != "bf16" or device.type != "cuda":
+    if precision == "fp32" or device.type != "cuda":
         return True  # a GPU is asked only where it matters: asking starts CUDA in this process
-    return torch.cuda.get_device_capability(device) >= BF16
+    return torch.cuda.get_device_capability(device) >= TENSOR_CORES
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
     """Raises ResourcesError where a device does not have the precision that a run asks for."""
     if not has_precision(precision, device):
-        has, needs = (".".join(map(str, pair)) for pair in (torch.cuda.get_device_capability(device), BF16))
+        has, needs = (".".join(map(str, pair)) for pair in (torch.cuda.get_device_capability(device), TENSOR_CORES))
+        lacks = "would crawl in it" if precision == "bf16" else "has none"
         raise ResourcesError(
-            f"`precision` {precision}: {device} is a GPU of compute capability {has}, which would crawl in it; bf16 "
+            f"`precision` {precision}: {device} is a GPU of compute capability {has}, which {lacks}; {precision} "
             f"needs {needs} or higher. Use `precision` fp32."
         )

@@ -26,7 +26,7 @@ from pipeline.registry import STRICT, problems, unknown_names
 from pipeline.transport import Transport
 
 TransferDtype = Literal["fp32", "bf16"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 Compile = Literal["off", "on", "graphs", "auto"]
 
 NEAR_DEPTH = 2
@@ -182,7 +182,8 @@ class PipelineSettings:
     threads: int = 1
     """CPU threads per stage. Changes bits: 1 and 2 threads sum in different orders."""
     precision: Precision = "fp32"
-    """Arithmetic of the layers' matrix products (autocast). Changes bits."""
+    """Arithmetic of the layers' matrix products and convolutions. tf32: a GPU's, of float32 factors rounded to 11 bits.
+    bf16: autocast. Changes bits."""
     deterministic: Literal["on", "warn"] = "on"
     """Kernels of a GPU. on: those that give the same bits every time; an operation that has none ends the run. warn: it
     is used all the same, with a warning, and so are attention's faster ones, whose bits change from run to run."""

@@ -33,6 +33,15 @@ def compiled(function: Callable[_P, _T], how: Literal["on", "graphs"]) -> Callab
     return torch.compile(function, dynamic=False, mode=mode)
 
 
+def share_cores(num_cores: int, num_processes: int) -> None:
+    """Has the compiler start no more processes of its own than are this process's share of the cores.
+
+    By itself it starts one for each core, up to 32, in every process that compiles. To be called before an optimizer
+    is made, which reads the variable; one that is set stays.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, num_cores // num_processes)))
+
+
 def _keep_compiled() -> None:
     """Has the compiler keep its code in the user's cache. Where that cannot be, it does so in the temporary folder."""
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:

@@ -28,7 +28,7 @@ class SharedStateAccess(Protocol):
     """Where a layer gets the shared state from, and sends its contributions to."""
 
     def read(self, layer: int, where: BatchPosition) -> Tensor:
-        """The state that the layer reads at this position, on the CPU and not to be changed."""
+        """The state that the layer reads at this position, on the CPU or its stage's device, and not to be changed."""
         ...
 
     def push(self, layer: int, step: int, contribution: Tensor) -> None:
@@ -49,6 +49,18 @@ class SharedStateAccess(Protocol):
 
 Saved = Callable[[str, dict[str, Tensor]], None]
 """Takes a checkpoint's key, and the state as of that checkpoint."""
+
+
+class Follower(Protocol):
+    """Gets every version as soon as it is made, from the thread that makes it."""
+
+    def tell(self, number: int, values: Tensor) -> None:
+        """A version and its values, which nobody changes. Not to wait: nobody can use the state meanwhile."""
+        ...
+
+    def break_off(self) -> None:
+        """No more versions come."""
+        ...
 
 
 class VersionedState:
@@ -75,6 +87,7 @@ class VersionedState:
         self._ends: dict[int, Tensor] = {}  # the state at the ends of epochs that may turn out the best
         self._frozen: Tensor | None = None
         self._changed = threading.Condition()
+        self._followers: list[Follower] = []
         self._broken = False
         self._saved = saved
         self._due: dict[str, int] = {}  # checkpoints that are to be saved, and the training step that comes after
@@ -83,6 +96,11 @@ class VersionedState:
     @property
     def shape(self) -> torch.Size:
         return self._state.values.shape
+
+    @property
+    def most_ahead(self) -> int:
+        """Versions that a stage has still to read, at most."""
+        return self._schedule.num_layers + self._schedule.lag + 1
 
     def push(self, layer: int, step: int, contribution: Tensor) -> None:
         """Takes a contributing layer's contribution of a training step.
@@ -171,12 +189,14 @@ class VersionedState:
             raise SharedStateError(f"{self._title}: version {self._version + 1} is not a number. {self._state.advice}")
         self._version += 1
         self._versions[self._version] = values.clone()
+        for follower in self._followers:
+            follower.tell(self._version, self._versions[self._version])
         epoch = updates[-1][1] // self._schedule.steps_per_epoch
         if self._version == self._schedule.end(epoch):
             self._ends[epoch] = self._versions[self._version]
         # Every contributor is through with the step before. A layer that contributes nothing may have sent that step's
         # activations on and read its version only now: it reads none older than newest − L − lag.
-        self._versions.pop(self._version - self._schedule.num_layers - self._schedule.lag - 1, None)
+        self._versions.pop(self._version - self.most_ahead, None)
 
     def _lacking(self) -> str:
         """Whose contributions the next version waits for."""
@@ -206,6 +226,19 @@ class VersionedState:
         with self._changed:
             self._await(version)
             return {number: values for number, values in self._versions.items() if number >= version}
+
+    def follow(self, version: int, follower: Follower) -> None:
+        """Has it get this version and all that follow, in order."""
+        with self._changed:
+            for number, values in sorted(self._versions.items()):
+                if number >= version:
+                    follower.tell(number, values)
+            self._followers.append(follower)
+
+    def lacking(self) -> str:
+        """Whose contributions the next version waits for, in words."""
+        with self._changed:
+            return self._lacking()
 
     def _await(self, version: int) -> None:
         self._changed.wait_for(lambda: self._broken or self._version >= version, self._timeout)
@@ -253,6 +286,9 @@ class VersionedState:
         """Ends all waiting, now and later."""
         with self._changed:
             self._broken = True
+            for follower in self._followers:
+                follower.break_off()
+            self._followers.clear()
             self._changed.notify_all()
 
 

@@ -16,6 +16,23 @@ from pipeline.layers.fisher import WIDEST, FeatureMoments
 from pipeline.telemetry.reports import LayerReport
 
 
+class _Coming:
+    """Numbers (n,) on their way from a device to the host."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+        self._host.copy_(values, non_blocking=True)
+        self._arrived: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._arrived = torch.cuda.current_stream(values.device).record_event()
+
+    def read(self) -> list[float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        numbers: list[float] = self._host.tolist()
+        return numbers
+
+
 class TrainTally:
     """Losses of one layer over a training pass, kept on the device until asked for (reading each would stall a GPU)."""
 
@@ -24,6 +41,7 @@ class TrainTally:
         self.losses: list[Tensor] = []
         self._skews: list[int] = []
         self._seen = 0
+        self._coming: _Coming | None = None
 
     def add(self, loss: Tensor | None, version_skew: int | None = None) -> None:
         """Adds a step: its loss (), None for a layer that does not learn in it, and ``LayerReport.version_skew``."""
@@ -41,11 +59,30 @@ class TrainTally:
         if len(self.losses) == self._seen:
             return math.nan if not self.losses else float(self.losses[-1])
         losses = torch.stack(self.losses[self._seen :]).tolist()
+        self._coming = None
+        self._see(losses)
+        return float(losses[-1])
+
+    def look_behind(self) -> None:
+        """Looks at the losses up to the last call, whose copy has come meanwhile, and has those since then copied.
+
+        So nothing waits for what the device has still to do, and a loss that is no number shows a call later.
+
+        Raises:
+            NonFiniteLossError: as ``finite_latest``.
+        """
+        if self._coming is not None:
+            coming, self._coming = self._coming, None
+            self._see(coming.read())
+        if len(self.losses) > self._seen:
+            self._coming = _Coming(torch.stack(self.losses[self._seen :]))
+
+    def _see(self, losses: Sequence[float]) -> None:
+        """These are the next losses that were not seen yet. Raises NonFiniteLossError."""
         for step, loss in enumerate(losses, start=self._seen):
             if not math.isfinite(loss):
                 raise NonFiniteLossError(self.layer, loss, readout=self._readout, step=step)
-        self._seen = len(self.losses)
-        return float(losses[-1])
+        self._seen += len(losses)
 
     def snapshot(self) -> tuple[dict[str, Tensor], list[int]]:
         """The losses and version skews of the steps so far."""

@@ -21,7 +21,8 @@ CLOSE = 0.02
 """Of partitions this close to the fastest, the one with the fewest stages is taken."""
 
 _LATENCY = 2e-4  # seconds from the end of a send to the neighbour's waking up
-_LATENCY_OF_VERSIONS = 5e-3  # seconds: contributions to the coordinator, its update, the version back
+_LATENCY_OF_VERSIONS = 1e-3  # seconds: contributions to the coordinator, its update, the version back
+_LATENCY_OF_CALLS = 5e-3  # the same where the coordinator is on another machine
 ASSUMED_LINK = 25e9
 """Bytes per second between GPUs where no link is given or measured: PCIe 4, 16 lanes."""
 _SOCKET_COPIES = 1  # that a socket makes at either end, beside the copy into the message
@@ -118,7 +119,7 @@ class Planner:
                 on_cores=cpu,
             ),
             cores=cores,
-            shared=Shared(versions=versions, seconds=_LATENCY_OF_VERSIONS)
+            shared=Shared(versions=versions, seconds=_LATENCY_OF_CALLS if site.delay else _LATENCY_OF_VERSIONS)
             if versions is not None and versions.contributors
             else None,
             jitter=profile.jitter,

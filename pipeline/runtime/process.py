@@ -6,8 +6,10 @@ import os
 
 import torch
 
-from pipeline.config.devices import check_precision
+from pipeline.config.devices import check_precision, num_cores
 from pipeline.config.run_spec import RunSpec
+from pipeline.config.settings import Precision
+from pipeline.layers.compile import share_cores
 from pipeline.runtime.allocator import keep_freed_memory
 
 
@@ -23,8 +25,17 @@ def ask_for_determinism(*, warn: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def allow_tf32(precision: Precision) -> None:
+    """Whether a GPU's float32 products and convolutions in this process go by TF32: only where a run asks for it.
+
+    PyTorch by itself has convolutions do so, and products not.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
 def configure_process(spec: RunSpec, device: torch.device) -> None:
-    """Keeps freed memory and sets CPU threads to the run's; asks a GPU for deterministic kernels and makes it current.
+    """Keeps freed memory and sets CPU threads to the run's; asks a GPU for the run's arithmetic, makes it current.
 
     The number of threads is a property of the calling thread.
 
@@ -34,7 +45,10 @@ def configure_process(spec: RunSpec, device: torch.device) -> None:
     check_precision(spec.settings.pipeline.precision, device)
     keep_freed_memory()
     torch.set_num_threads(spec.settings.pipeline.threads)
+    if spec.compiles is not None and spec.settings.pipeline.executor == "ray":
+        share_cores(num_cores(), spec.num_stages)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        allow_tf32(spec.settings.pipeline.precision)
         ask_for_determinism(warn=spec.settings.pipeline.deterministic == "warn")
         torch.cuda.set_device(device)

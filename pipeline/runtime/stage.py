@@ -40,7 +40,7 @@ from pipeline.transport.message import IDS, LABELS, Message
 
 Send = Callable[[Message], None]
 
-_LOOK_EVERY = 50  # steps between looks at a GPU's losses: each look waits for it
+_LOOK_EVERY = 50  # steps between looks at a GPU's losses, each at those up to the look before
 
 
 class Stage:
@@ -223,8 +223,10 @@ class Stage:
             before, busy = busy, self._clock.spent(TimeCategory.BUSY)
             self._layer_seconds[layer.index] += busy - before
         self._images += len(labels)
-        if message.last or (message.step % _LOOK_EVERY == 0 and self.device.type != "cpu"):
+        if message.last:
             self.look()
+        elif message.step % _LOOK_EVERY == 0 and self.device.type != "cpu":
+            self._look_behind()
         self._log.mark()
         self.tracer.end()
         if message.last:
@@ -334,6 +336,14 @@ class Stage:
         """
         try:
             return [tally.finite_latest() for tally in self._training]
+        except NonFiniteLossError as error:
+            raise self._located(error) from None
+
+    def _look_behind(self) -> None:
+        """Looks at losses that the device has given by now. Raises NonFiniteLossError."""
+        try:
+            for tally in self._training:
+                tally.look_behind()
         except NonFiniteLossError as error:
             raise self._located(error) from None
 

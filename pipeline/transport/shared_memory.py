@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import math
 import mmap
 import os
 import secrets
@@ -120,6 +121,20 @@ class Offer:
         """The upstream end, once the receiver has opened its own."""
         self.close()
         return SharedSender(name, self._slots, self._headers, self._credits, stall_timeout=stall_timeout, clock=clock)
+
+    def make_room(self, messages: int) -> bool:
+        """Has so many messages wait without a sender that waits; whether the system allows it."""
+        needed = (messages + 2) * HEADER_BYTES
+        if fcntl.fcntl(self._headers, fcntl.F_GETPIPE_SZ) < needed:
+            with suppress(OSError):  # more than a user may have
+                fcntl.fcntl(self._headers, fcntl.F_SETPIPE_SZ, needed)
+        return fcntl.fcntl(self._headers, fcntl.F_GETPIPE_SZ) >= needed
+
+    def withdraw(self) -> None:
+        """Nobody takes it."""
+        self.close()
+        self._headers.close()
+        self._credits.close()
 
     def close(self) -> None:
         """Lets go of what is the receiver's. Only then does the death of one end show at the other."""
@@ -282,7 +297,7 @@ def _wait(file: io.FileIO, event: int, timeout: float, failure: str) -> None:
     """Waits until a pipe is ready, or its other end gone. Raises PeerLostError after so many seconds."""
     poll = select.poll()
     poll.register(file, event)
-    if not poll.poll(timeout * 1000):
+    if not poll.poll(None if math.isinf(timeout) else timeout * 1000):
         raise PeerLostError(f"{failure} for {timeout:g} s")
 
 

@@ -22,6 +22,7 @@ from launch.bench.backprop.job import Job
 from launch.bench.backprop.trainer import Trainer
 from launch.bench.protocol import DeviceUse
 from pipeline.runtime.allocator import keep_freed_memory
+from pipeline.runtime.process import allow_tf32
 from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
 
@@ -52,6 +53,7 @@ def work(job: Job, rank: int, store: Path, portions: Portions, said: str) -> Cal
     keep_freed_memory()
     torch.set_num_threads(job.spec.settings.pipeline.threads)
     if device.type == "cuda":
+        allow_tf32(job.spec.settings.pipeline.precision)
         torch.cuda.set_device(device)
     if job.num_ranks > 1:
         _join(job, rank, store)

@@ -86,6 +86,7 @@ class PartTrainer(Trainer):
 
     def _update(self) -> None:
         self.optimizer.step()
+        # DDP then puts each gradient into its bucket by one operation; one that is kept it zeroes, adds to and divides.
         self.optimizer.zero_grad(set_to_none=True)
 
 
