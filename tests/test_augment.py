@@ -15,8 +15,10 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from pipeline import rng
-from pipeline.data.augment import Augment, AugmentConfig, crop_flip
-from pipeline.data.randaugment import NUM_BINS, OPS, RandAugment
+from pipeline.data.augment import Augment, AugmentConfig
+from pipeline.data.crop_flip import CropFlip
+from pipeline.data.magnitudes import NUM_BINS
+from pipeline.data.randaugment import OPS, RandAugment
 from pipeline.errors import UserError
 
 CPU = torch.device("cpu")
@@ -212,7 +214,7 @@ def test_crop_and_flip_against_slicing() -> None:
     draws = rng.uniform(5, "test", first=0, count=50, draws=3)
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)))
     for flip in (False, True):
-        out = crop_flip(images, draws, padding=4, flip=flip)
+        out = CropFlip(padding=4, flip=flip, device=CPU)(images, draws)
         for i, (u, v, m) in enumerate(draws):
             top, left = int(u * 9), int(v * 9)
             expected = padded[i, :, top : top + 7, left : left + 10]
