@@ -114,7 +114,6 @@ class Augment:
 
     def _changed(self, images: Tensor, purpose: str, epoch: int, position: int, num_views: int) -> Tensor:
         """Images (N, C, H, W) as the views see them: (V·N, C, H, W), or the N themselves where nothing changes them."""
-
         count = len(images)
 
         def draws(what: str, each: int) -> NDArray[np.float64]:  # (V·N, each)

@@ -148,7 +148,7 @@ class RandAugment:
             darker = self._darker(pixels[equalized], self._levels)
             torch.add(darker.gather(2, high[equalized]), LEVELS * LEVELS, out=row[equalized])
         scale, offset, weight = parameters.index_select(0, row.flatten()).view(num_images, channels, 3).split(1, dim=2)
-        table = (self._float_levels * scale).add_(offset)
+        table: Tensor = (self._float_levels * scale).add_(offset)
         if num_equalized:
             table[equalized].addcmul_(darker, weight[equalized])
         return table.clamp_(0.0, 255.0)
@@ -158,16 +158,15 @@ class RandAugment:
         if pixels.shape[1] == 1:
             return pixels
         gray = (pixels * self._luma).sum(dim=1, keepdim=True, dtype=torch.int32).add_(0x8000)
-        gray >>= 16
-        return gray
+        return torch.bitwise_right_shift(gray, 16, out=gray)
 
     def _smooth(self, images: Tensor) -> Tensor:
         """Pillow's SMOOTH: 3×3 of ones with 5 in the middle, over 13; the border stays. (n, C, H, W) uint8 → int32."""
         smooth = images.int()
         if min(images.shape[2:]) >= 3:
             inner = smooth[:, :, 1:-1, 1:-1]
-            total = smooth.unfold(2, 3, 1).sum(dim=-1, dtype=torch.int32).unfold(3, 3, 1).sum(dim=-1, dtype=torch.int32)
-            total.add_(inner, alpha=4)
+            down = smooth.unfold(2, 3, 1).sum(dim=-1, dtype=torch.int32)
+            total = (down[..., :-2] + down[..., 1:-1]).add_(down[..., 2:]).add_(inner, alpha=4)
             inner.copy_(self._thirteenths.index_select(0, total.flatten()).view_as(total))
         return smooth
 
