@@ -21,10 +21,9 @@ LEVELS: Final = 256
 
 # Tables stand one behind the other. First come two blocks of blends: towards base 0 … 255, with positive and then with
 # negative sign. Tables of single channels follow after the last one.
-UNCHANGED: Final = 2 * LEVELS
-POSTERIZED: Final = UNCHANGED + 1
-SOLARIZED: Final = UNCHANGED + 2
-NUM_FIXED: Final = UNCHANGED + 3
+POSTERIZED: Final = 2 * LEVELS
+SOLARIZED: Final = POSTERIZED + 1
+NUM_FIXED: Final = POSTERIZED + 2
 
 
 def fixed_tables(magnitude: int) -> Tensor:
@@ -36,7 +35,6 @@ def fixed_tables(magnitude: int) -> Tensor:
         (
             _blends(1.0 + enhance),
             _blends(1.0 - enhance),
-            levels,
             levels & (0xFF << dropped_bits(magnitude) & 0xFF),
             torch.where(solarized, 255 - levels, levels),
         )

@@ -6,13 +6,13 @@ on any device and in any batch.
 
 Which sample gets which operation is decided on the host. In each round the samples of one operation are put side by
 side. One gather moves the pixels of all geometric operations; one look-up changes those of all others, which differ
-only in the table of 256 entries that a pixel is looked up in (``pipeline.data.pixel_tables``). So a round is some 35
+only in the table of 256 entries that a pixel is looked up in (``pipeline.data.pixel_tables``). So a round is some 40
 kernels on a GPU, however large the batch and whatever was drawn; nothing is read back and nothing waits.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,41 +22,7 @@ from torch import Tensor
 from pipeline.data import pixel_tables
 from pipeline.data.geometry import GEOMETRIC, sources
 from pipeline.data.pixel_tables import LEVELS
-
-# An operation's number is its index here.
-OPS: Final = (
-    "Identity",
-    *GEOMETRIC,
-    "Brightness",
-    "Color",
-    "Contrast",
-    "Sharpness",
-    "Posterize",
-    "Solarize",
-    "AutoContrast",
-    "Equalize",
-)
-# How a round puts its samples side by side: what operations have in common is done to one slice.
-_ORDER: Final = (
-    "Identity",
-    *GEOMETRIC,
-    "Brightness",
-    "Posterize",
-    "Solarize",
-    "AutoContrast",
-    "Equalize",
-    "Contrast",
-    "Color",
-    "Sharpness",
-)
-_PLACES: Final = np.array([_ORDER.index(op) for op in OPS])
-# By place and sign, the first of the tables that are there from the start; of blends that towards base 0.
-_FIRST_TABLES: Final = np.array(
-    [
-        {"Posterize": (pixel_tables.POSTERIZED,) * 2, "Solarize": (pixel_tables.SOLARIZED,) * 2}.get(op, (0, LEVELS))
-        for op in _ORDER
-    ]
-)
+from pipeline.data.rounds import OPS, Bounds, Plan, count_of
 
 
 class RandAugment:
@@ -97,7 +63,7 @@ class RandAugment:
         views of all images, one behind the other.
         """
         num_images, channels, height, width = images.shape
-        plan = _Plan(ops, negative, num_images=num_images, channels=channels)
+        plan = Plan(ops, negative, num_images=num_images, channels=channels)
         orders, offsets, variants = send(plan.numbers, self._device).split(plan.sizes)
         orders, offsets = orders.view(-1, len(ops)), offsets.view(-1, channels, len(ops))
         of_size = self._tables_of(height, width)
@@ -110,12 +76,14 @@ class RandAugment:
             moved, changed = bounds.of(GEOMETRIC[0], GEOMETRIC[-1]), bounds.of("Brightness", "Sharpness")
             if plan.num_moved[r]:
                 _move(images[moved].flatten(2), moves[r], inside[r])
-            if _count(changed):
+            if count_of(changed):
                 own_offsets = offsets[r].T[changed, :, None]  # (n, C, 1)
-                self._change(images[changed], own_offsets, tables, bounds.behind(changed.start), of_size.of_channels)
+                self._change(
+                    images[changed], own_offsets, tables, bounds.counted_from(changed.start), of_size.of_channels
+                )
         return images.index_select(0, orders[-1])
 
-    def _change(self, images: Tensor, offsets: Tensor, tables: Tensor, bounds: _Bounds, parameters: Tensor) -> None:
+    def _change(self, images: Tensor, offsets: Tensor, tables: Tensor, bounds: Bounds, parameters: Tensor) -> None:
         """Looks up every pixel in its table, in place: images (n, C, H, W).
 
         ``offsets`` (n, C, 1) int32 is where in ``tables`` the table of a channel begins; of blends that towards base 0,
@@ -123,16 +91,16 @@ class RandAugment:
         """
         pixels = images.flatten(2)
         of_channels = bounds.of("AutoContrast", "Equalize")
-        if _count(of_channels):
-            own = self._channel_tables(pixels[of_channels], _count(bounds.of("Equalize")), parameters)
+        if count_of(of_channels):
+            own = self._channel_tables(pixels[of_channels], count_of(bounds.of("Equalize")), parameters)
             tables[len(self._fixed) :][: own.numel()].copy_(own.view(-1))
         index = pixels + offsets
         contrast, color, sharpness = map(bounds.of, ("Contrast", "Color", "Sharpness"))
-        if _count(bounds.of("Contrast", "Color")):
+        if count_of(bounds.of("Contrast", "Color")):
             gray = self._gray(pixels[bounds.of("Contrast", "Color")])
-            index[contrast].add_(_rounded_mean(gray[: _count(contrast)]), alpha=LEVELS)
-            index[color].add_(gray[_count(contrast) :], alpha=LEVELS)
-        if _count(sharpness):
+            index[contrast].add_(_rounded_mean(gray[: count_of(contrast)]), alpha=LEVELS)
+            index[color].add_(gray[count_of(contrast) :], alpha=LEVELS)
+        if count_of(sharpness):
             index[sharpness].add_(self._smooth(images[sharpness]).flatten(2), alpha=LEVELS)
         torch.index_select(tables, 0, index.flatten(), out=pixels.view(-1))
 
@@ -190,59 +158,6 @@ class _SizeTables(NamedTuple):
     """``pixel_tables.channel_tables``."""
 
 
-class _Bounds:
-    """Where each operation's samples begin in a round's order, and the last one's end."""
-
-    def __init__(self, bounds: list[int]) -> None:
-        self._bounds = bounds
-
-    def of(self, first: str, last: str | None = None) -> slice:
-        """Samples of an operation, or of those from ``first`` to ``last``."""
-        return slice(self._bounds[_ORDER.index(first)], self._bounds[_ORDER.index(last or first) + 1])
-
-    def behind(self, start: int) -> _Bounds:
-        """Counted from this sample on."""
-        return _Bounds([bound - start for bound in self._bounds])
-
-
-class _Plan:
-    """What is decided on the host.
-
-    Attributes:
-        numbers: all that the device needs, in one piece, int32: in which order each round takes the samples of the one
-            before, and the result those of the last (R+1, V·N); in which table each channel is looked up, as an offset
-            (R, C, V·N); the geometric operations of all rounds, by operation and sign.
-        sizes: how many numbers each of these is.
-        bounds: of each round.
-        num_moved: samples that geometry moves, in each round.
-        num_tables: that are needed at a time.
-    """
-
-    def __init__(self, ops: NDArray[np.int64], negative: NDArray[np.bool_], *, num_images: int, channels: int) -> None:
-        places = _PLACES[ops]
-        order = np.argsort(places, axis=0, kind="stable")
-        back = np.argsort(order, axis=0)
-        orders = np.vstack((order.T, back[:, -1:].T))
-        orders[0] %= num_images
-        for r in range(1, ops.shape[1]):
-            orders[r] = back[orders[r], r - 1]
-        places = np.take_along_axis(places, order, axis=0).T  # (R, V·N) from here on
-        signs = np.take_along_axis(negative, order, axis=0).T.astype(np.int64)
-        self.bounds = [_Bounds(np.searchsorted(row, np.arange(len(_ORDER) + 1)).tolist()) for row in places]
-        tables = np.repeat(_FIRST_TABLES[places, signs][:, None], channels, axis=1)  # (R, C, V·N)
-        self.num_tables = pixel_tables.NUM_FIXED
-        for of_round, bounds in zip(tables, self.bounds, strict=True):
-            own = of_round[:, bounds.of("AutoContrast", "Equalize")]
-            own[:] = pixel_tables.NUM_FIXED + np.arange(own.size).reshape(-1, channels).T
-            self.num_tables = max(self.num_tables, pixel_tables.NUM_FIXED + own.size)
-        moved = [bounds.of(GEOMETRIC[0], GEOMETRIC[-1]) for bounds in self.bounds]
-        variants = 2 * (places - _ORDER.index(GEOMETRIC[0])) + signs
-        parts = (orders, tables * LEVELS, *(row[rows] for row, rows in zip(variants, moved, strict=True)))
-        self.numbers = np.concatenate([part.ravel() for part in parts], dtype=np.int32, casting="same_kind")
-        self.num_moved = [_count(rows) for rows in moved]
-        self.sizes = [orders.size, tables.size, sum(self.num_moved)]
-
-
 def send(array: NDArray[Any], device: torch.device) -> Tensor:
     """A host array as a tensor on the device, without waiting for a GPU's earlier work: from pinned memory."""
     tensor = torch.from_numpy(array)
@@ -261,7 +176,3 @@ def _rounded_mean(gray: Tensor) -> Tensor:
     """Mean of each image's gray pixels (n, 1, HW), rounded half up: (n, 1, 1) int64."""
     count = gray.shape[2]
     return gray.sum(dim=2, keepdim=True).add_(count // 2).div_(count, rounding_mode="floor")
-
-
-def _count(rows: slice) -> int:
-    return int(rows.stop - rows.start)
