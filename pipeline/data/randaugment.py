@@ -77,10 +77,9 @@ class RandAugment:
             if plan.num_moved[r]:
                 _move(images[moved].flatten(2), moves[r], inside[r])
             if count_of(changed):
-                own_offsets = offsets[r].T[changed, :, None]  # (n, C, 1)
-                self._change(
-                    images[changed], own_offsets, tables, bounds.counted_from(changed.start), of_size.of_channels
-                )
+                first_entries = offsets[r].T[changed, :, None]  # (n, C, 1)
+                behind = bounds.counted_from(changed.start)
+                self._change(images[changed], first_entries, tables, behind, of_size.of_channels)
         return images.index_select(0, orders[-1])
 
     def _change(self, images: Tensor, offsets: Tensor, tables: Tensor, bounds: Bounds, parameters: Tensor) -> None:
