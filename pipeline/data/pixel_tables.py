@@ -1,8 +1,8 @@
 """What RandAugment makes of a pixel of 0 … 255, as tables of 256 entries, in Pillow's arithmetic.
 
-A table that no image has a say in, or of which there are few enough, is computed once. Those of AutoContrast and
-Equalize belong to one channel of one image: each entry is ``level·scale + offset + darker·weight``, of which three
-numbers are looked up.
+Most are computed once: one each for Posterize and Solarize, and for blends one for every base and sign. Those of
+AutoContrast and Equalize belong to one channel of one image. Each of their entries is
+``level·scale + offset + darker·weight``, where scale, offset and weight are looked up, too.
 """
 
 from __future__ import annotations
@@ -94,6 +94,9 @@ def darker_by_counting(pixels: Tensor, levels: Tensor) -> Tensor:
 
 
 def darker_by_sorting(pixels: Tensor, levels: Tensor) -> Tensor:
-    """The same as ``darker_by_counting``, without additions in any order: those take a GPU that is asked for the same
-    bits every time a dozen kernels. On a CPU it takes 25 times as long."""
+    """The same as ``darker_by_counting``, for GPUs.
+
+    One that is asked for the same bits every time adds up a histogram by sorting, too, but in many more kernels. On a
+    CPU sorting takes some 20 times as long as counting.
+    """
     return torch.searchsorted(pixels.sort(dim=2).values, levels.expand(*pixels.shape[:2], LEVELS).contiguous())

@@ -105,7 +105,7 @@ class RandAugment:
 
     def _channel_tables(self, pixels: Tensor, num_equalized: int, parameters: Tensor) -> Tensor:
         """AutoContrast's table for each channel of these pixels (n, C, HW), Equalize's for the last ``num_equalized``
-        images: (n, C, 256) float64, still to be cut off."""
+        images: (n, C, 256) float64, to be cut off."""
         num_images, channels, _ = pixels.shape
         equalized = slice(num_images - num_equalized, num_images)
         low, high = torch.aminmax(pixels, dim=2, keepdim=True)

@@ -1,4 +1,4 @@
-"""RandAugment's part that is decided on the host: in which round which samples get which operation, side by side."""
+"""What of RandAugment is decided on the host: in each round, which samples get which operation and where they stand."""
 
 from __future__ import annotations
 
