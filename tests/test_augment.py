@@ -15,8 +15,11 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from pipeline import rng
-from pipeline.data.augment import Augment, AugmentConfig, crop_flip
-from pipeline.data.randaugment import NUM_BINS, OPS, RandAugment
+from pipeline.data.augment import Augment, AugmentConfig
+from pipeline.data.crop_flip import CropFlip
+from pipeline.data.magnitudes import NUM_BINS
+from pipeline.data.randaugment import RandAugment
+from pipeline.data.rounds import OPS
 from pipeline.errors import UserError
 
 CPU = torch.device("cpu")
@@ -183,6 +186,35 @@ def test_rounds_follow_one_another_sample_by_sample() -> None:
     assert torch.equal(augment(images, draws), torch.cat(expected))
 
 
+@pytest.mark.exhaustive
+def test_autocontrast_of_any_range_of_levels_gives_pillows_bits() -> None:
+    ranges = [(low, high) for low in range(256) for high in range(low, 256)]
+    images = np.stack([np.arange(256, dtype=np.uint8).clip(*levels).reshape(1, 16, 16) for levels in ranges])
+    tensor = torch.from_numpy(images)
+    assert torch.equal(by_us(tensor, "AutoContrast", 14, False), by_pillow(tensor, "AutoContrast", 14, False))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("side", [64, 100, 224])
+def test_equalizing_large_and_uneven_images_gives_pillows_bits(side: int) -> None:
+    random = np.random.default_rng(side)
+    shares = random.dirichlet(np.full(256, 0.05), size=60)  # most pixels have a few levels
+    images = np.stack([random.choice(256, size=(1, side, side), p=share).astype(np.uint8) for share in shares])
+    images[0, :, 0] = 255  # a dark image with one bright line: 255 steps of many pixels
+    tensor = torch.from_numpy(images)
+    assert torch.equal(by_us(tensor, "Equalize", 14, False), by_pillow(tensor, "Equalize", 14, False))
+
+
+def test_views_made_at_once_are_each_as_made_alone() -> None:
+    images = noise(20, 3, 12, 15)
+    randaugment = RandAugment(num_ops=3, magnitude=14, device=CPU)
+    crop_flip = CropFlip(padding=3, flip=True, device=CPU)
+    draws = rng.uniform(4, "test", first=0, count=60, draws=randaugment.num_draws)
+    for change in (randaugment, crop_flip):
+        alone = [change(images, of_view) for of_view in np.split(draws, 3)]
+        assert torch.equal(change(images, draws), torch.cat(alone))
+
+
 def test_operations_and_signs_are_uniform() -> None:
     """What is applied is watched, not the draws: 14,000 samples, 3 rounds."""
     applied: list[tuple[Any, Any]] = []
@@ -212,7 +244,7 @@ def test_crop_and_flip_against_slicing() -> None:
     draws = rng.uniform(5, "test", first=0, count=50, draws=3)
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)))
     for flip in (False, True):
-        out = crop_flip(images, draws, padding=4, flip=flip)
+        out = CropFlip(padding=4, flip=flip, device=CPU)(images, draws)
         for i, (u, v, m) in enumerate(draws):
             top, left = int(u * 9), int(v * 9)
             expected = padded[i, :, top : top + 7, left : left + 10]

@@ -224,3 +224,19 @@ def test_an_interrupt_stops_a_stage_without_feeders(taken: int) -> None:
         receiver.receive()
     receiver.interrupt()
     assert receiver.receive().kind is Kind.STOP
+
+
+def test_what_a_stage_on_a_gpu_reads_for_itself_lies_in_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From other memory a copy to the GPU holds up the stage that starts it."""
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:  # without a GPU there is no such memory
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    receiver = BatchReceiver(Counted(train=2), batch_size=BATCH, clock=Clock(), pinned=True)
+    receiver.feed([Pass(Kind.TRAIN, 0)])
+    tensors = [tensor for _ in range(2) for tensor in receiver.receive().tensors.values()]
+    assert len(tensors) == 6
+    assert all(mine is theirs for mine, theirs in zip(tensors, pinned, strict=True))

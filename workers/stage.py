@@ -130,7 +130,14 @@ class StageWorker(HasParts):
         reader = None
         if self._source is not None:
             size = spec.settings.train.batch_size
-            reader = BatchReceiver(self._source, batch_size=size, clock=clock, pacer=pacer, tokens=tokens)
+            reader = BatchReceiver(
+                self._source,
+                batch_size=size,
+                clock=clock,
+                pacer=pacer,
+                tokens=tokens,
+                pinned=self._device.type == "cuda",
+            )
         self._begun = _Begun(stage, clock, reports, traces, cut, pacer, tokens, reader)
 
     def _forget(self) -> None:

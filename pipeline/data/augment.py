@@ -13,15 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import rng
-from pipeline.data.randaugment import NUM_BINS, RandAugment, send
+from pipeline.data.crop_flip import CROP_DRAWS, CropFlip
+from pipeline.data.magnitudes import NUM_BINS
+from pipeline.data.randaugment import RandAugment
 from pipeline.errors import UserError
-
-_CROP_DRAWS = 3  # top, left, flip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +70,7 @@ class Augment:
         self._randaugment = RandAugment(
             num_ops=config.randaugment_ops, magnitude=config.randaugment_magnitude, device=device
         )
+        self._crop_flip = CropFlip(padding=config.crop_padding, flip=config.flip, device=device)
 
     def views(self, images: Tensor, *, epoch: int, position: int, num_views: int, purpose: str = "augment") -> Tensor:
         """Random views of images, the first at ``position`` of the epoch's order; each purpose draws its own.
@@ -84,12 +84,11 @@ class Augment:
         if epoch < 0 or position < 0 or num_views < 1:
             raise ValueError(f"epoch {epoch}, position {position}, {num_views} views: at least 0, 0 and 1 are needed")
         images = images.to(self._device, non_blocking=True)
-        count = len(images)
-        out = torch.empty(num_views * count, *images.shape[1:], dtype=torch.float32, device=self._device)
-        for view in range(num_views):
-            rows = slice(view * count, (view + 1) * count)
-            self._normalize(self._view(images, purpose, epoch, position, view), out=out[rows])
-        return out
+        out = torch.empty(num_views, *images.shape, dtype=torch.float32, device=self._device)
+        if len(images):
+            changed = self._changed(images, purpose, epoch, position, num_views)
+            self._normalize(changed.view(-1, *images.shape), out=out)
+        return out.flatten(0, 1)
 
     def evaluation(self, images: Tensor, *, epoch: int, position: int, num_views: int) -> Tensor:
         """Images to be evaluated: with ``num_views`` random views of their own, with 0 as they are."""
@@ -113,20 +112,21 @@ class Augment:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
             raise ValueError(f"images are {tuple(images.shape)} {images.dtype}; (N, {channels}, H, W) uint8 is needed")
 
-    def _view(self, images: Tensor, purpose: str, epoch: int, position: int, view: int) -> Tensor:
-        config, count = self._config, len(images)
+    def _changed(self, images: Tensor, purpose: str, epoch: int, position: int, num_views: int) -> Tensor:
+        """Images (N, C, H, W) as the views see them: (V·N, C, H, W), or the N themselves where nothing changes them."""
+        count = len(images)
+
+        def draws(what: str, each: int) -> NDArray[np.float64]:  # (V·N, each)
+            keys = (f"{purpose}/{what}", epoch)
+            views = range(num_views)
+            of_views = [rng.uniform(self._seed, *keys, v, first=position, count=count, draws=each) for v in views]
+            return np.concatenate(of_views)
+
         # Purposes of their own: turning RandAugment on leaves every crop and flip as it was.
-        if config.randaugment_ops:
-            num_draws = self._randaugment.num_draws
-            draws = rng.uniform(
-                self._seed, f"{purpose}/randaugment", epoch, view, first=position, count=count, draws=num_draws
-            )
-            images = self._randaugment(images, draws)
-        if config.crop_padding or config.flip:
-            draws = rng.uniform(
-                self._seed, f"{purpose}/crop-flip", epoch, view, first=position, count=count, draws=_CROP_DRAWS
-            )
-            images = crop_flip(images, draws, padding=config.crop_padding, flip=config.flip)
+        if self._config.randaugment_ops:
+            images = self._randaugment(images, draws("randaugment", self._randaugment.num_draws))
+        if self._config.crop_padding or self._config.flip:
+            images = self._crop_flip(images, draws("crop-flip", CROP_DRAWS))
         return images
 
     def _normalize(self, images: Tensor, *, out: Tensor) -> None:
@@ -143,25 +143,6 @@ def normalize_(pixels: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     # Two passes, each rounding once for an element: a fused multiply-add in the vectorised part of a pass but not in
     # its tail would let a pixel's value depend on its position in the batch.
     return pixels.sub_(shift).mul_(scale)
-
-
-def crop_flip(images: Tensor, draws: NDArray[np.float64], *, padding: int, flip: bool) -> Tensor:
-    """Crop each image at a uniform position of itself with ``padding`` zero pixels around it, then mirror half of them.
-
-    Images (N, C, H, W), draws (N, 3) in [0, 1) for top, left and mirror → (N, C, H, W), in one gather.
-    """
-    _, channels, height, width = images.shape
-    top, left = (draws[:, :2].T * (2 * padding + 1)).astype(np.int64)
-    mirrored = flip & (draws[:, 2] < 0.5)
-    # Column x of a sample is read from start + step·x.
-    start = np.where(mirrored, left + width - 1, left)
-    step = np.where(mirrored, -1, 1)
-    from_y, from_x, along_x = send(np.stack((top, start, step)), images.device).unsqueeze(-1)  # (N, 1) each
-    y = from_y + torch.arange(height, device=images.device)  # (N, H)
-    x = from_x + along_x * torch.arange(width, device=images.device)  # (N, W)
-    index = (y * (width + 2 * padding))[:, :, None] + x[:, None, :]  # (N, H, W) positions in a padded channel
-    padded = F.pad(images, (padding,) * 4).flatten(2)
-    return padded.gather(2, index.flatten(1)[:, None].expand(-1, channels, -1)).view_as(images)
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:

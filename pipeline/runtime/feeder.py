@@ -65,6 +65,7 @@ def messages(
     pacer: Pacer | None = None,
     tokens: Tokens | None = None,
     clock: Clock | None = None,
+    pinned: bool = False,
 ) -> Iterator[Message]:
     """The batches of all passes, one pass behind the other without a pause; control tokens come from feeder 0.
 
@@ -75,6 +76,8 @@ def messages(
             training, which more epochs may follow, and before the stop of an interrupted run.
         tokens: that are to go between two batches; feeder 0 sends them.
         clock: a feeder's own, on which reading and batching count as busy.
+        pinned: batches lie in pinned memory, for a GPU that takes them from it without holding its stage up. A channel
+            between processes has such memory of its own.
     """
     paces = pacer is not None and part[0] == 0
     for kind, epoch, first in passes:
@@ -94,6 +97,8 @@ def messages(
             if tokens is not None and kind is Kind.TRAIN:
                 yield from tokens.take()
             tensors = {IMAGES: batch.images, LABELS: batch.labels, IDS: batch.ids}
+            if pinned:
+                tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
             yield Message(kind, epoch, batch.step, batch.position, batch.last, tensors)
         if interrupted():
             break
@@ -161,6 +166,7 @@ class BatchReceiver:
         clock: Clock,
         pacer: Pacer | None = None,
         tokens: Tokens | None = None,
+        pinned: bool = False,
     ) -> None:
         self._passes, self._interrupted, self._clock = Passes(), threading.Event(), clock
         self._messages = messages(
@@ -170,6 +176,7 @@ class BatchReceiver:
             interrupted=self._interrupted.is_set,
             pacer=pacer,
             tokens=tokens,
+            pinned=pinned,
         )
 
     def feed(self, passes: Sequence[Pass]) -> None:

@@ -93,7 +93,14 @@ class ThreadWorkers:
         self._pacer = pacer_of(spec, checkpointing)
         batch_size = spec.settings.train.batch_size
         self._reader = (
-            BatchReceiver(source, batch_size=batch_size, clock=self._clocks[0], pacer=self._pacer, tokens=self._tokens)
+            BatchReceiver(
+                source,
+                batch_size=batch_size,
+                clock=self._clocks[0],
+                pacer=self._pacer,
+                tokens=self._tokens,
+                pinned=devices[0].type == "cuda",
+            )
             if not settings.feeders
             else None
         )
@@ -160,6 +167,7 @@ class ThreadWorkers:
                 pacer=self._pacer,
                 tokens=self._tokens if number == 0 else None,
                 clock=self._feed_clocks[number],
+                pinned=self._spec.device == "cuda",
             ):
                 self._feeds[number].send(message)
         except PeerLostError:
