@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from launch.presets import cff, cfl, dcl, ff
+from launch.presets import auxiliary, cff, cfl, dcl, ff
 from launch.presets.base import Preset
 from pipeline import plugins
 from pipeline.config.settings import Settings
@@ -27,7 +27,7 @@ def _named(name: str, preset: Preset, plugin: tuple[str, ...] = ()) -> Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    name: _named(name, preset) for name, preset in {**cff.PRESETS, **cfl.PRESETS, **dcl.PRESETS, **ff.PRESETS}.items()
+    name: _named(name, preset) for family in (cff, cfl, dcl, ff, auxiliary) for name, preset in family.PRESETS.items()
 }
 """Every preset by its name."""
 

@@ -19,7 +19,8 @@ from pipeline.data.loader import Dataset
 from pipeline.data.registry import DATASETS
 from pipeline.data.sources.base import Progress
 from pipeline.errors import UserError
-from pipeline.methods import BaselineSettings
+from pipeline.methods import METHODS, BaselineSettings, MethodConfig
+from pipeline.methods.auxiliary import AuxiliaryMethod
 from pipeline.nets.sizes import layer_features
 from pipeline.stores import is_url
 from pipeline.transport import CARRIERS, Transport
@@ -77,10 +78,14 @@ def expand_baseline(settings: Settings) -> Settings:
     Raises:
         UserError: stages or threads are asked for, and a baseline's net is one piece.
     """
-    method = BaselineSettings(feedback=settings.baseline) if settings.baseline is not None else settings.method
-    if not isinstance(method, BaselineSettings):
+    method = _baseline_method(settings)
+    if isinstance(method, BaselineSettings):
+        name = f"`baseline` {method.feedback}"
+    elif isinstance(method, AuxiliaryMethod) and method.deep_supervision:
+        name = "`baseline` bp-deep"
+    else:
         return settings
-    pipe, name = settings.pipeline, f"`baseline` {method.feedback}"
+    pipe = settings.pipeline
     if pipe.stages not in ("auto", 1):
         raise UserError(
             f"`stages` {pipe.stages} with {name}: the error of the whole net's output teaches every layer, so the net "
@@ -102,6 +107,22 @@ def expand_baseline(settings: Settings) -> Settings:
         readout=replace(settings.readout, mode="none"),
         pipeline=replace(pipe, executor="serial", partition="even"),
     )
+
+
+def _baseline_method(settings: Settings) -> MethodConfig:
+    """The method in whose place a baseline is asked for, or that baseline. Raises UserError."""
+    method = settings.method
+    if settings.baseline is None:
+        return method
+    if settings.baseline != "bp-deep":
+        return BaselineSettings(feedback=settings.baseline)
+    if not isinstance(method, AuxiliaryMethod):
+        kinds = ", ".join(sorted(kind.kind for kind in METHODS if issubclass(kind, AuxiliaryMethod)))
+        raise UserError(
+            f"`baseline` bp-deep: deep supervision takes a method's auxiliary nets, and {method.kind} has none. "
+            f"These have: {kinds}. Use `baseline` bp."
+        )
+    return replace(method, deep_supervision=True)
 
 
 def resolve(settings: Settings, dataset: Dataset) -> Settings:

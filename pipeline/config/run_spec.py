@@ -72,7 +72,12 @@ class RunSpec:
     @property
     def model_info(self) -> ModelInfo:
         """What rules may know of the run."""
-        return ModelInfo(num_layers=self.num_layers, num_classes=len(self.classes))
+        return ModelInfo(
+            num_layers=self.num_layers,
+            num_classes=len(self.classes),
+            mean=self.augment.mean,
+            std=self.augment.std,
+        )
 
     @cached_property  # asked for with every batch
     def phases(self) -> tuple[Phase, ...]:

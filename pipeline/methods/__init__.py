@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.methods.auglocal import AuglocalSettings
 from pipeline.methods.base import (
     METHODS,
     Activations,
@@ -18,21 +19,27 @@ from pipeline.methods.cff import CffSettings
 from pipeline.methods.cfl import CflSettings
 from pipeline.methods.dcl import DclSettings
 from pipeline.methods.ff import CollabSettings, FfSettings, SymbaSettings
+from pipeline.methods.infopro import InfoproSettings
+from pipeline.methods.local_losses import DglSettings, PredsimSettings
 
 __all__ = [
     "METHODS",
     "Activations",
+    "AuglocalSettings",
     "BaselineSettings",
     "BatchPosition",
     "CffSettings",
     "CflSettings",
     "CollabSettings",
     "DclSettings",
+    "DglSettings",
     "FfSettings",
+    "InfoproSettings",
     "MethodConfig",
     "MethodField",
     "ModelInfo",
     "PooledRule",
+    "PredsimSettings",
     "Rule",
     "StepContext",
     "SymbaSettings",
