@@ -15,7 +15,6 @@ from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
-from pipeline.nets.sizes import num_parameters
 from workers.where import Where
 
 BY_TEST = "the test images choose the epoch that is kept, so their accuracy says too much"
@@ -71,6 +70,12 @@ def untimed(settings: Settings) -> Settings:
     return replace(settings, pipeline=replace(settings.pipeline, partition="even"))
 
 
+def _parameters(spec: RunSpec) -> str:
+    of_net, of_rules = spec.num_parameters()
+    beside = f", {of_rules:,} more in their losses" if of_rules else ""
+    return f"{of_net:,} parameters in {counted(spec.num_layers, 'layer')}{beside}"
+
+
 def dry_run(settings: Settings, dataset: Dataset, devices: Devices, path: Path, console: Console) -> None:
     """Prints what would run; every check is the run's own.
 
@@ -90,7 +95,7 @@ def dry_run(settings: Settings, dataset: Dataset, devices: Devices, path: Path, 
     readout = settings.readout
     readouts = f", then {counted(readout.readout_epochs, 'epoch')} of readouts" if readout.mode == "after" else ""
     for line in (
-        f"{num_parameters(spec.net, spec.shape):,} parameters in {counted(spec.num_layers, 'layer')}",
+        _parameters(spec),
         f"{counted(spec.steps_per_epoch, 'step')} an epoch, {spec.steps_per_epoch * spec.epochs:,} in all{readouts}",
         f"{counted(dataset.count('validate'), 'validation image')}, {counted(dataset.count('test'), 'test image')}",
         f"{devices.kind}: {counted(devices.count, 'device')} of {counted(pipe.threads, 'thread')}"

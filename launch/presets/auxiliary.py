@@ -1,6 +1,6 @@
 """Local learning with auxiliary nets: InfoPro, also as Choi et al. 2024 compare with it, AugLocal, DGL and PredSim.
 
-Optimizer, schedule and crop are those of the programs (github.com/blackfeather-wang/InfoPro-Pytorch,
+Optimizer, schedule, crop and flip are those of the programs (github.com/blackfeather-wang/InfoPro-Pytorch,
 github.com/ChenxiangMA/AugLocal). They have no validation images and report the best test accuracy; here 10 % of the
 training images choose the epoch.
 """
@@ -8,11 +8,12 @@ training images choose the epoch.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from launch.presets.base import Preset
 from launch.presets.dcl import block_train
 from launch.presets.papers import AUGLOCAL, DCL, DGL, INFOPRO, PREDSIM, Paper
-from pipeline.config.settings import AugmentSettings, DataSettings, ReadoutSettings, Settings, TrainSettings
+from pipeline.config.settings import DataSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.methods import AuglocalSettings, DglSettings, InfoproSettings, PredsimSettings
 from pipeline.methods.auxiliary import AuxiliaryMethod
 from pipeline.nets import ResnetSettings, VggSettings
@@ -43,12 +44,11 @@ def _resnet(depth: int, method: AuxiliaryMethod, epochs: int = 400) -> Settings:
         net=ResnetSettings(depth=depth, stem="alone"),
         method=method,
         train=replace(_SGD, epochs=epochs),
-        augment=AugmentSettings(crop_padding=4, flip="on"),
         readout=_BY_ITSELF,
     )
 
 
-def _infopro(first: tuple[float, float], last: tuple[float, float], modules: int) -> InfoproSettings:
+def _infopro(first: tuple[float, float], last: tuple[float, float], modules: int | Literal["all"]) -> InfoproSettings:
     (reconstruction_first, task_first), (reconstruction_last, task_last) = first, last
     return InfoproSettings(
         modules=modules,
@@ -72,7 +72,6 @@ nets, the fully connected one learns by the net's classifier. {_TWIN}""",
             net=VggSettings(),
             method=method,
             train=block_train(),
-            augment=AugmentSettings(crop_padding=4, flip="on"),
             readout=_BY_ITSELF,
         ),
     )
@@ -97,7 +96,7 @@ PRESETS: dict[str, Preset] = {
         source=INFOPRO,
         paper=f"""Each layer is a module. Loss, weights and schedule are those of the program of {AUGLOCAL.short}, which
 compares with it: heads predict. With --task contrast as {INFOPRO.short} have it. {_TWIN}""",
-        settings=_resnet(32, replace(_infopro((5, 0.05), (0.2, 0.5), 16), task="predict")),
+        settings=_resnet(32, replace(_infopro((5, 0.05), (0.2, 0.5), "all"), task="predict")),
     ),
     "infopro-resnet110": Preset(
         title="InfoPro, ResNet-110 in 2 modules, CIFAR-10",
@@ -129,7 +128,7 @@ for _depth, _aux in ((32, 2), (110, 3)):
         AUGLOCAL,
         "AugLocal",
         AuglocalSettings(aux_depth=_aux),
-        f"Of the {(_depth - 2) // 2 + 1} layers the last {_aux + 1} learn together. Deeper auxiliary nets: --aux-depth.",
+        f"Of {(_depth - 2) // 2 + 1} layers the last {_aux + 1} learn together. --aux-depth: deeper auxiliary nets.",
         _depth,
     )
 _layerwise("dgl", DGL, "Decoupled greedy learning", DglSettings(), "Each layer is a module that predicts.")
