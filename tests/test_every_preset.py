@@ -23,6 +23,9 @@ OVER_RAY = ("dcl-fc",)
 """The preset that `make test` runs over Ray with label embeddings that learn; those of CFF and CFL are among the
 commands of the README, which are run as well. `make test-all` runs the others too."""
 
+LARGE = ("infopro-vgg8b-cont", "infopro-vgg8b-contrec", "infopro-vgg8b-pred", "infopro-resnet110", "auglocal-resnet110")
+"""Presets whose step takes more than ten seconds of a core. `make test-all` runs them."""
+
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,7 +33,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made-up")
     for name in sorted({preset.settings.data.data for preset in PRESETS.values()}):
         if not DATASETS[name].embedded:
-            prepare_made_up(folder, name, num_train=600, num_test=20)
+            prepare_made_up(folder, name, num_train=1200, num_test=20)
     return folder
 
 
@@ -45,15 +48,23 @@ def test_a_preset_without_flags_trains(
     assert_recorded(preset, assert_trained(preset, main([preset]), tmp_path, capsys))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_trains_in_threads(
-    preset: str, made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    """Its net, method, data and stages, in batches that take a tenth of the time; the batch of its own is checked."""
+def test_a_preset_can_be_planned(preset: str, made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every check of a run with its own batches, without one."""
     in_folder(tmp_path, made_up, monkeypatch)
     assert main([preset, "--dry-run"]) == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=pytest.mark.exhaustive if name in LARGE else ()) for name in PRESETS]
+)
+def test_a_preset_trains_in_threads(
+    preset: str, made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Its net, method, data and stages, in batches that take a tenth of the time."""
+    in_folder(tmp_path, made_up, monkeypatch)
     assert_trained(preset, main([preset, "--executor", "threads", "--batch-size", "64"]), tmp_path, capsys)
 
 

@@ -86,6 +86,10 @@ def test_a_preset_says_which_paper_it_is_from(name: str) -> None:
         "ff": "hinton2022",
         "symba": "lee2023",
         "ff-collab": "lorberbom2024",
+        "infopro": "wang2021",
+        "auglocal": "ma2024",
+        "dgl": "belilovsky2020",
+        "predsim": "nokland2019",
     }
     assert name.startswith(preset.settings.method.kind)
     assert preset.source.key == papers[preset.settings.method.kind]

@@ -66,7 +66,7 @@ def _vgg(name: str, what: str, method: InfoproSettings, reported: str, paper: st
         reported=reported,
         paper=f"""{paper}
 Net, augmentation and schedule are those of dcl-vgg8b, as {DCL.short} have them; the first six layers have auxiliary
-nets, the fully connected one learns by the net's classifier. {_TWIN}""",
+nets, the fully connected one learns by the net's classifier. The method is that of {INFOPRO.short}. {_TWIN}""",
         settings=Settings(
             data=DataSettings(data="cifar10"),
             net=VggSettings(),
@@ -117,7 +117,8 @@ def _layerwise(name: str, source: Paper, title: str, method: AuxiliaryMethod, pa
     PRESETS[f"{name}-resnet{depth}"] = Preset(
         title=f"{title}, ResNet-{depth}, CIFAR-10",
         source=source,
-        paper=f"{paper} Settings are those of the program of {AUGLOCAL.short}. {_TWIN}",
+        paper=f"""The method of {source.short}: {paper} Settings are those of the program of
+{AUGLOCAL.short}. {_TWIN}""",
         settings=_resnet(depth, method),
     )
 
@@ -128,8 +129,8 @@ for _depth, _aux in ((32, 2), (110, 3)):
         AUGLOCAL,
         "AugLocal",
         AuglocalSettings(aux_depth=_aux),
-        f"Of {(_depth - 2) // 2 + 1} layers the last {_aux + 1} learn together. --aux-depth: deeper auxiliary nets.",
+        f"of {(_depth - 2) // 2 + 1} layers the last {_aux + 1} learn together. --aux-depth: deeper auxiliary nets.",
         _depth,
     )
-_layerwise("dgl", DGL, "Decoupled greedy learning", DglSettings(), "Each layer is a module that predicts.")
-_layerwise("predsim", PREDSIM, "PredSim", PredsimSettings(), "Each layer predicts, and matches similarities.")
+_layerwise("dgl", DGL, "Decoupled greedy learning", DglSettings(), "each layer is a module that predicts.")
+_layerwise("predsim", PREDSIM, "PredSim", PredsimSettings(), "each layer predicts, and matches similarities.")
