@@ -471,7 +471,7 @@ DIGITS = ["--data", "digits", "--depth", "14", "--width", "4", "--batch-size", "
     [
         (
             ["auglocal-resnet32", *DIGITS, "--aux-depth", "6"],
-            "--aux-depth 6: ResNet-14, width 4 has 7 layers, so that no layer has 6 behind it and one more. Give",
+            "--aux-depth 6: ResNet-14, width 4 has 7 layers, and one that learns by itself needs 7 behind it. Give",
         ),
         (["auglocal-resnet32", *DIGITS, "--aux-depth", "0"], "--aux-depth 0: must be at least 1."),
         (["auglocal-resnet32", *DIGITS, "--aux-shrink", "2"], "--aux-shrink 2.0: a share from 0 to 1"),

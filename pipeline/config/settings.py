@@ -96,7 +96,8 @@ class TrainSettings:
     weight_decay: float = 0.01
     """Weight decay of each layer's optimizer: decoupled in adamw, a part of the gradient in sgd."""
     lr_schedule: Literal["milestones", "cosine"] = "milestones"
-    """How learning rates fall. milestones: at `milestones`. cosine: along half a cosine over `epochs`, to 0."""
+    """How learning rates fall. milestones: at `milestones`. cosine: along half a cosine over `epochs`, to 0; a run that
+    is resumed for more of them goes on along a longer one."""
     warmup_epochs: int = 0
     """First epochs, in which learning rates grow linearly to what they are otherwise."""
     milestones: tuple[int, ...] = ()

@@ -41,8 +41,8 @@ class AuglocalSettings(AuxiliaryMethod):
             )
         if 0 < net.num_layers < self.aux_depth + 2:
             raise UserError(
-                f"`aux_depth` {shortened(self.aux_depth)}: {net.describe()} has {net.num_layers} layers, so that no "
-                f"layer has {shortened(self.aux_depth)} behind it and one more. "
+                f"`aux_depth` {shortened(self.aux_depth)}: {net.describe()} has {net.num_layers} layers, and one that "
+                f"learns by itself needs {shortened(self.aux_depth + 1)} behind it. "
                 f"Give at most `aux_depth` {max(1, net.num_layers - 2)}, or a deeper net."
             )
         return (*[1] * (net.num_layers - self.aux_depth - 1), self.aux_depth + 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import torch
@@ -63,10 +63,7 @@ class AuxiliaryMethod(MethodConfig):
     def _rule(self, index: int, module: LocalModule, model_info: ModelInfo, num_modules: int) -> AuxiliaryRule:
         if index == num_modules - 1:
             return ClassifierRule(module, model_info)
-        known = ModelInfo(
-            num_layers=num_modules, num_classes=model_info.num_classes, mean=model_info.mean, std=model_info.std
-        )
-        return self.build_rule(index, module, known)
+        return self.build_rule(index, module, replace(model_info, num_layers=num_modules))
 
 
 @dataclass(frozen=True, kw_only=True)

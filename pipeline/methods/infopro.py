@@ -145,4 +145,5 @@ class InfoproRule(AuxiliaryRule):
         return marginal_contrastive_loss(z, labels, temperature=self.temperature, margin=0.0)
 
     def onward(self, outputs: Activations) -> Activations:
-        return {name: outputs[name] for name in ("x", IMAGE) if name == "x" or (self.passes_image and IMAGE in outputs)}
+        image = {IMAGE: outputs[IMAGE]} if self.passes_image and IMAGE in outputs else {}
+        return {**super().onward(outputs), **image}
