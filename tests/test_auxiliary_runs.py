@@ -141,9 +141,9 @@ RUN = [
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """AugLocal on digits in three stages."""
+    """AugLocal on digits in three stages of given sizes, which `launch eval` once could not open."""
     folder = tmp_path_factory.mktemp("auglocal") / "run"
-    assert main([*RUN, "--executor", "threads", "--stages", "3", "--run-dir", str(folder)]) == 0
+    assert main([*RUN, "--executor", "threads", "--partition", "1", "2", "2", "--run-dir", str(folder)]) == 0
     return folder
 
 
