@@ -487,7 +487,7 @@ DIGITS = ["--data", "digits", "--depth", "14", "--width", "4", "--batch-size", "
         (["infopro-resnet32", *DIGITS, "--task-last", "-1"], "--task-last -1.0: must be a number of at least 0."),
         (["infopro-resnet32", *DIGITS, "--temperature", "0"], "--temperature 0.0: must be a number above 0"),
         (["predsim-resnet32", *DIGITS, "--similarity-weight", "1.5"], "--similarity-weight 1.5: a share from 0 to 1."),
-        (["dgl-resnet32", *DIGITS, "--momentum", "1"], "--momentum 1.0: must be at least 0 and below 1."),
+        (["dgl-resnet32", *DIGITS, "--sgd-momentum", "1"], "--sgd-momentum 1.0: must be at least 0 and below 1."),
         (
             ["dgl-resnet32", *DIGITS, "--milestones", "3"],
             "--lr-schedule cosine: learning rates fall along a cosine, not at --milestones. Leave --milestones out",

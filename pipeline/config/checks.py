@@ -119,8 +119,8 @@ def check(settings: Settings) -> None:
 
 def _check_optimizer(train: TrainSettings, method: MethodConfig) -> None:
     """Refuses an optimizer or a schedule that cannot be. Raises UserError."""
-    if not 0 <= train.momentum < 1:
-        raise UserError(f"`momentum` {train.momentum}: must be at least 0 and below 1.")
+    if not 0 <= train.sgd_momentum < 1:
+        raise UserError(f"`sgd_momentum` {train.sgd_momentum}: must be at least 0 and below 1.")
     _between(0, _MOST_EPOCHS, "`warmup_epochs`", train.warmup_epochs)
     if train.lr_schedule == "cosine" and train.milestones:
         raise UserError(

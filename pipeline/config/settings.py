@@ -91,7 +91,7 @@ class TrainSettings:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Of each layer. adamw: AdamW (Loshchilov & Hutter 2019), or what the method has in its place. sgd: stochastic
     gradient descent with Nesterov's momentum. Label embeddings and readouts have an AdamW in any case."""
-    momentum: float = 0.9
+    sgd_momentum: float = 0.9
     """Momentum of `optimizer` sgd; 0: none."""
     weight_decay: float = 0.01
     """Weight decay of each layer's optimizer: decoupled in adamw, a part of the gradient in sgd."""

@@ -19,8 +19,8 @@ def layer_optimizer(settings: Settings, index: int, parameters: Sequence[nn.Para
     return SGD(
         parameters,
         lr=train.lr,
-        momentum=train.momentum,
-        nesterov=train.momentum > 0,
+        momentum=train.sgd_momentum,
+        nesterov=train.sgd_momentum > 0,
         weight_decay=train.weight_decay,
         fused=True,
     )
