@@ -128,7 +128,9 @@ class Network(nn.Module):
         super().__init__()
         self.classes, self.shape, self.card = card.classes, card.shape, card
         net = card.method.adapt(card.net)
-        model_info = ModelInfo(num_layers=net.num_layers, num_classes=len(card.classes))
+        model_info = ModelInfo(
+            num_layers=net.num_layers, num_classes=len(card.classes), mean=tuple(card.mean), std=tuple(card.std)
+        )
         built: list[Layer] = [net.build(index, card.shape) for index in range(net.num_layers)]
         self.layers = nn.ModuleList(built)
         rules = [card.method.build(index, layer, model_info) for index, layer in enumerate(built)]

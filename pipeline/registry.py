@@ -99,7 +99,7 @@ class Registry(Generic[T]):
 
 
 def unknown_names(error: ValidationError) -> list[str]:
-    """Of what pydantic found, the names that no setting has: "train.momentum"."""
+    """Of what pydantic found, the names that no setting has: "train.nesterov"."""
     return [name for name, one in _found(error) if one["type"] in _UNKNOWN]
 
 

@@ -138,9 +138,9 @@ def test_a_truncated_shard_is_refused_when_asked(tmp_path: Path, data_dir: Path,
 
 def test_a_configuration_with_unknown_settings(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({"settings": {"train": {"epochs": 3, "momentum": 0.9}}}))
+    file.write_text(json.dumps({"settings": {"train": {"epochs": 3, "nesterov": 1}}}))
     assert main([*_RUN, "--config", str(file)]) == 2
-    assert "train.momentum" in capsys.readouterr().err
+    assert "train.nesterov" in capsys.readouterr().err
     file.write_text(json.dumps({"settings": {"net": {"kind": "vitt", "dim": 8}}}))
     assert main([*_RUN, "--config", str(file)]) == 2
     said = capsys.readouterr().err

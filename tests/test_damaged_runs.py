@@ -109,7 +109,7 @@ def test_a_card_that_does_not_fit_is_one_sentence_for_every_command(
         ("settings.net.kind", "vitt", ["net: no net is called 'vitt'", "mixer, mlp"]),
         ("settings.train.epochs", "many", ["train.epochs should be a valid integer, not 'many'"]),
         ("settings.method.temperature", "hot", ["method.temperature should be a valid number, not 'hot'"]),
-        ("settings.train.momentum", 0.9, ["unknown settings train.momentum"]),
+        ("settings.train.nesterov", 0.9, ["unknown settings train.nesterov"]),
         ("settings.train", 3, ["train should be a table of settings, not 3"]),
         ("settings", [3], ["settings are a table, not [3]"]),
         ("data", "x", ["data.folder, a text, is missing"]),

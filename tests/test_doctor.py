@@ -586,6 +586,7 @@ COST = {
     "tf32_matmul": True,
     "tf32_convolutions": True,
     "loss": 5.0,
+    "parameters": [1000, 50],
 }
 COST_ROW = {
     "net": "vit-128",
@@ -607,7 +608,7 @@ def test_costs_of_a_step_become_a_row_or_a_sentence(tmp_path: Path) -> None:
     (row,) = figures.tables[0].rows
     cells = dict(zip(COLUMNS, row, strict=True))
     assert (cells["images/s"], cells["ms a step"], cells["kernels"]) == ("25,600", "20.00", "410")
-    assert (cells["busy"], cells["peak MiB"]) == ("75 %", "1,024")
+    assert (cells["busy"], cells["peak MiB"], cells["parameters"]) == ("75 %", "1,024", "1,000 + 50")
     assert figures.sentences == ("vit-128, local, tf32, compile on: it does not fit",)
 
 

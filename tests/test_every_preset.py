@@ -23,6 +23,16 @@ OVER_RAY = ("dcl-fc",)
 """The preset that `make test` runs over Ray with label embeddings that learn; those of CFF and CFL are among the
 commands of the README, which are run as well. `make test-all` runs the others too."""
 
+LARGE = (
+    "scff-conv-stl10",
+    "infopro-vgg8b-cont",
+    "infopro-vgg8b-contrec",
+    "infopro-vgg8b-pred",
+    "infopro-resnet110",
+    "auglocal-resnet110",
+)
+"""Presets whose step takes more than ten seconds of a core. `make test-all` runs them."""
+
 
 SMALLER = {"cafo-mnist": ("--channels", "8", "16", "32"), "cafo-cifar10": ("--channels", "8", "16", "32")}
 """Flags of presets whose least squares take seconds for every block, however few images there are."""
@@ -34,7 +44,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made-up")
     for name in sorted({preset.settings.data.data for preset in PRESETS.values()}):
         if not DATASETS[name].embedded:
-            prepare_made_up(folder, name, num_train=600, num_test=20)
+            prepare_made_up(folder, name, num_train=1200, num_test=20)
     return folder
 
 
@@ -49,27 +59,25 @@ def test_a_preset_without_flags_trains(
     assert_recorded(preset, assert_trained(preset, main([preset]), tmp_path, capsys))
 
 
-LONG = ("scff-conv-stl10",)
-"""A step of 64 images takes minutes of a core: its last layer has 85 million weights."""
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_can_be_planned(preset: str, made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every check of a run with its own batches, without one."""
+    in_folder(tmp_path, made_up, monkeypatch)
+    assert main([preset, "--dry-run"]) == 0
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=pytest.mark.exhaustive if name in LONG else ()) for name in PRESETS]
+    "preset", [pytest.param(name, marks=pytest.mark.exhaustive if name in LARGE else ()) for name in PRESETS]
 )
 def test_a_preset_trains_in_threads(
     preset: str, made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Its net, method, data and stages, in batches that take a tenth of the time; the batch of its own is checked."""
+    """Its net, method, data and stages, in batches that take a tenth of the time."""
     in_folder(tmp_path, made_up, monkeypatch)
-    assert main([preset, "--dry-run"]) == 0
-    assert not list(tmp_path.iterdir())
-    assert_trained(
-        preset,
-        main([preset, "--executor", "threads", "--batch-size", "64", *SMALLER.get(preset, ())]),
-        tmp_path,
-        capsys,
-    )
+    status = main([preset, "--executor", "threads", "--batch-size", "64", *SMALLER.get(preset, ())])
+    assert_trained(preset, status, tmp_path, capsys)
 
 
 def in_folder(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,6 +260,18 @@ def test_resnet_32_is_fifteen_layers_in_three_groups() -> None:
     assert [layer.grid for layer in layers] == [(32, 32)] * 5 + [(16, 16)] * 5 + [(8, 8)] * 5
 
 
+def test_resnet_s_first_convolution_can_be_a_layer_of_its_own() -> None:
+    joined, alone = ResnetSettings(), ResnetSettings(stem="alone").resolve(CIFAR)
+    assert alone.num_layers == 16
+    assert num_parameters(alone, CIFAR) == num_parameters(joined, CIFAR)
+    x = images_of(CIFAR, 2)
+    one, (stem, block) = layers_of(joined, CIFAR)[0], layers_of(alone, CIFAR)[:2]
+    one.load_state_dict(
+        {f"stem.{name}": value for name, value in stem.state_dict().items()} | block.state_dict(), strict=True
+    )
+    assert torch.equal(one.eval()(x), block.eval()(stem.eval()(x)))
+
+
 def test_resnet_starts_as_he_et_al_initialise() -> None:
     torch.manual_seed(0)
     layer = ResnetSettings().build(12, CIFAR)

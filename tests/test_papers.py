@@ -91,6 +91,10 @@ def test_a_preset_says_which_paper_it_is_from(name: str) -> None:
         "ffcl": "ahamed2023",
         "ffcm": "aghagolzadeh2024",
         "iffcl": "gananath2024",
+        "infopro": "wang2021",
+        "auglocal": "ma2024",
+        "dgl": "belilovsky2020",
+        "predsim": "nokland2019",
     }
     family = max((family for family in families if name.startswith(f"{family}-")), key=len)
     assert preset.settings.method.kind in (family, {"ffcm": "cff"}.get(family))

@@ -35,14 +35,15 @@ from pipeline.spawn import Child
 
 COLUMNS = (
     *("net", "learning", "precision", "compiled", "batch", "images/s", "ms a step", "first step, s"),
-    *("kernels", "launches", "operators", "busy ms", "busy", "peak MiB"),
+    *("kernels", "launches", "operators", "busy ms", "busy", "peak MiB", "parameters"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostsArguments:
     """What one training step takes: its time, kernels or operators, how long of it the device computes, and memory.
-    Images are random. Nets: vit-128, vit-128-two-views, vit-240, vit-b-224, resnet32, vgg8b."""
+    Images are random. Nets: vit-128, vit-128-two-views, vit-240, vit-b-224; by DCL resnet32, vgg8b; with auxiliary nets
+    vgg8b-ll-cont, vgg8b-ll-contrec, resnet32-auglocal."""
 
     nets: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NET …")] = ("vit-128",)
     """Nets to measure."""
@@ -89,6 +90,7 @@ class CostRow:
             f"{1e3 * cost.busy_seconds:,.2f}",
             f"{100 * cost.busy_share:.0f} %",
             f"{cost.peak_bytes / 2**20:,.0f}",
+            " + ".join(f"{count:,}" for count in cost.parameters if count) or "–",
         ]
 
 
@@ -125,7 +127,8 @@ def rows_of(file: Path) -> list[CostRow]:
     for values in json.loads(file.read_text())["rows"]:
         cost = values["cost"]
         if cost is not None:
-            cost = StepCost(**cost | {"seconds": tuple(cost["seconds"])})
+            parameters = tuple(cost.get("parameters", ()))  # a file of an earlier version has none
+            cost = StepCost(**cost | {"seconds": tuple(cost["seconds"]), "parameters": parameters})
         found.append(CostRow(**values | {"cost": cost}))
     return found
 

@@ -36,6 +36,7 @@ class StepCost:
         peak_bytes: the allocator's peak on a GPU; on a CPU that of the process.
         tf32_matmul, tf32_convolutions: whether float32 products and convolutions might go by TF32.
         loss: the last layer's, of the last step.
+        parameters: of the net, and of what only teaches it: label embeddings, auxiliary nets. None in older files.
     """
 
     seconds: tuple[float, ...]
@@ -49,6 +50,7 @@ class StepCost:
     tf32_matmul: bool
     tf32_convolutions: bool
     loss: float
+    parameters: tuple[int, ...] = ()
 
 
 class SerialSteps:
@@ -66,6 +68,8 @@ class SerialSteps:
         self._images = images.pin_memory() if self.device.type == "cuda" else images
         self._labels = torch.randint(len(spec.classes), (batch,), generator=generator).to(self.device)
         self._step = 0
+        of_net, of_rules = spec.num_parameters()
+        self.num_parameters = (of_net, of_rules + (shared.shape.numel() if shared is not None else 0))
 
     def make(self, steps: int) -> float:
         """Makes so many; returns their seconds, all that they started on the device included."""
@@ -133,4 +137,5 @@ def _measure(spec: RunSpec, steps: int) -> StepCost:
         tf32_matmul=torch.backends.cuda.matmul.allow_tf32,
         tf32_convolutions=torch.backends.cudnn.allow_tf32,
         loss=loss,
+        parameters=work.num_parameters,
     )

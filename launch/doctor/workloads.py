@@ -11,7 +11,7 @@ from pipeline.config.build import expand_baseline
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Compile, PipelineSettings, Precision, Settings, TrainSettings
 from pipeline.data.augment import AugmentConfig
-from pipeline.methods import CffSettings, DclSettings, MethodConfig
+from pipeline.methods import AuglocalSettings, CffSettings, DclSettings, InfoproSettings, MethodConfig
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import NetConfig, ResnetSettings, Shape, VggSettings, VitSettings
 from pipeline.nets.sizes import layer_features
@@ -40,6 +40,7 @@ class Workload:
 
 _CFF = CffSettings(views=1)
 _DCL = DclSettings()
+_LL_CONT = InfoproSettings()
 WORKLOADS: Mapping[str, Workload] = MappingProxyType(
     {
         "vit-128": Workload(net=VitSettings(dim=128, heads=4, depth=5), method=_CFF),
@@ -58,6 +59,11 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
             batch=128,
         ),
         "vgg8b": Workload(net=VggSettings(), method=_DCL, batch=128),
+        "vgg8b-ll-cont": Workload(net=VggSettings(), method=_LL_CONT, batch=128),
+        "vgg8b-ll-contrec": Workload(
+            net=VggSettings(), method=replace(_LL_CONT, reconstruction_first=1, reconstruction_last=1), batch=128
+        ),
+        "resnet32-auglocal": Workload(net=ResnetSettings(stem="alone"), method=AuglocalSettings(), batch=128),
     }
 )
 """By name. CIFAR's size of images, ViT-B's apart."""

@@ -16,7 +16,6 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.index import UNLABELLED
 from pipeline.data.loader import Dataset
-from pipeline.nets.sizes import num_parameters
 from pipeline.runtime.initial import InitialWeights, begun
 from workers.where import Where
 
@@ -82,6 +81,12 @@ def untimed(settings: Settings) -> Settings:
     return replace(settings, pipeline=replace(settings.pipeline, partition="even"))
 
 
+def _parameters(spec: RunSpec) -> str:
+    of_net, of_rules = spec.num_parameters()
+    beside = f", {of_rules:,} more in their losses" if of_rules else ""
+    return f"{of_net:,} parameters in {counted(spec.num_layers, 'layer')}{beside}"
+
+
 def dry_run(
     settings: Settings,
     dataset: Dataset,
@@ -109,7 +114,7 @@ def dry_run(
     readout = settings.readout
     readouts = f", then {counted(readout.readout_epochs, 'epoch')} of readouts" if readout.mode == "after" else ""
     for line in (
-        f"{num_parameters(spec.net, spec.shape):,} parameters in {counted(spec.num_layers, 'layer')}",
+        _parameters(spec),
         f"{counted(spec.steps_per_epoch, 'step')} an epoch, {spec.steps_per_epoch * spec.epochs:,} in all{readouts}",
         f"{counted(dataset.count('validate'), 'validation image')}, {counted(dataset.count('test'), 'test image')}",
         f"{devices.kind}: {counted(devices.count, 'device')} of {counted(pipe.threads, 'thread')}"

@@ -52,7 +52,7 @@ def open_run(run: Path) -> OpenRun:
     """
     values = load_config(run)
     settings: Settings = settings_module.from_dict(values["settings"], source=str(run / "config.json"))
-    here = replace(settings.pipeline, executor="serial", stages=1, transport="auto", device="auto")
+    here = replace(settings.pipeline, executor="serial", stages=1, partition="even", transport="auto", device="auto")
     # A run that was cut short for a quick look is looked at whole.
     settings = replace(settings, pipeline=here, train=replace(settings.train, max_steps=None))
     try:

@@ -54,7 +54,6 @@ from pipeline.data.skipped import Skipped
 from pipeline.errors import RunError, UserError
 from pipeline.export import card_of, save
 from pipeline.layers.layer import State
-from pipeline.nets.sizes import num_parameters
 from pipeline.runtime.history import History, RunResult
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.trace import StageTrace
@@ -346,7 +345,7 @@ def load_config(run: Path) -> dict[str, Any]:
 def check_room(spec: RunSpec, path: Path) -> None:
     """Refuses a disk that cannot hold what the run will leave, before the run has cost anything."""
     # The kept weights, the last ones, and AdamW's two moments, in float32.
-    needed = 4 * num_parameters(spec.net, spec.shape) * 4 + _SPARE
+    needed = 4 * sum(spec.num_parameters()) * 4 + _SPARE
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

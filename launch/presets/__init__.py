@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from launch.presets import cafo, cff, cfl, dcl, ff, ffcl, scff
+from launch.presets import auxiliary, cafo, cff, cfl, dcl, ff, ffcl, scff
 from launch.presets.base import Preset
 from pipeline import plugins
 from pipeline.config.settings import Settings
@@ -26,7 +26,7 @@ def _named(name: str, preset: Preset, plugin: tuple[str, ...] = ()) -> Preset:
     )
 
 
-_FAMILIES = (cff, cfl, dcl, ff, ffcl, cafo, scff)
+_FAMILIES = (cff, cfl, dcl, ff, ffcl, cafo, scff, auxiliary)
 
 PRESETS: dict[str, Preset] = {
     name: _named(name, preset) for family in _FAMILIES for name, preset in family.PRESETS.items()

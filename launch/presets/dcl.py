@@ -25,7 +25,7 @@ the sum or mean of all layers' gradients.
 --similarity cosine: with temperature 0.07. The same net by backprop and feedback alignment: --baseline bp, fa, dfa."""
 
 
-def _block_train(epochs: int = 400, lr: float = 5e-4) -> TrainSettings:
+def block_train(epochs: int = 400, lr: float = 5e-4) -> TrainSettings:
     """VGG8b's: batch 128, the learning rate quartered after 1/2, 3/4, 7/8 and 15/16 of the epochs."""
     milestones = tuple(math.ceil(epochs * share) for share in (1 / 2, 3 / 4, 7 / 8, 15 / 16))
     return TrainSettings(epochs=epochs, batch_size=128, lr=lr, milestones=milestones, lr_decay=0.25, keep="accuracy")
@@ -77,7 +77,7 @@ for _name, _channels in (("conv256", (64, 256)), ("conv512", (64, 256, 512))):
 
 
 def _vgg(data: str, dropout: float, epochs: int, lr: float = 5e-4) -> Settings:
-    run = on(data, net=VggSettings(dropout=dropout), train=_block_train(epochs, lr), method=_METHOD, readout=WITH_FL)
+    run = on(data, net=VggSettings(dropout=dropout), train=block_train(epochs, lr), method=_METHOD, readout=WITH_FL)
     auto = AugmentSettings(crop_padding=0, flip="auto") if data in ("fashion-mnist", "svhn") else run.augment
     return replace(run, augment=auto)
 
@@ -110,7 +110,7 @@ for _name, _title, _net, _error, _backprop in (
 ):
     PRESETS[f"dcl-{_name}"] = _preset(
         _title,
-        {"cifar10": on("cifar10", net=_net, train=_block_train(), method=_WIDE, readout=WITH_FL)},
+        {"cifar10": on("cifar10", net=_net, train=block_train(), method=_WIDE, readout=WITH_FL)},
         reported=f"error CIFAR-10 {_error}",
         paper=f"""Test error in {DCL.short} (Table 8), CIFAR-10: {_error}; backprop {_backprop}.
 Embeddings are 512 long.""",

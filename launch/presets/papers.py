@@ -133,3 +133,35 @@ SCFF = Paper(
     year=2025,
     arxiv="2409.11593",
 )
+INFOPRO = Paper(
+    key="wang2021",
+    authors=("Yulin Wang", "Zanlin Ni", "Shiji Song", "Le Yang", "Gao Huang"),
+    title="Revisiting Locally Supervised Learning: an Alternative to End-to-end Training",
+    published="ICLR",
+    year=2021,
+    arxiv="2101.10832",
+)
+AUGLOCAL = Paper(
+    key="ma2024",
+    authors=("Chenxiang Ma", "Jibin Wu", "Chenyang Si", "Kay Chen Tan"),
+    title="Scaling Supervised Local Learning with Augmented Auxiliary Networks",
+    published="ICLR",
+    year=2024,
+    arxiv="2402.17318",
+)
+DGL = Paper(
+    key="belilovsky2020",
+    authors=("Eugene Belilovsky", "Michael Eickenberg", "Edouard Oyallon"),
+    title="Decoupled Greedy Learning of CNNs",
+    published="ICML",
+    year=2020,
+    arxiv="1901.08164",
+)
+PREDSIM = Paper(
+    key="nokland2019",
+    authors=("Arild Nøkland", "Lars Hiller Eidnes"),
+    title="Training Neural Networks with Local Error Signals",
+    published="ICML",
+    year=2019,
+    arxiv="1901.06656",
+)

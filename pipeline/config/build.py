@@ -20,7 +20,8 @@ from pipeline.data.loader import Dataset
 from pipeline.data.registry import DATASETS
 from pipeline.data.sources.base import Progress
 from pipeline.errors import UserError
-from pipeline.methods import BaselineSettings, MethodConfig
+from pipeline.methods import METHODS, BaselineSettings, MethodConfig
+from pipeline.methods.auxiliary import AuxiliaryMethod
 from pipeline.nets.sizes import layer_features
 from pipeline.stores import is_url
 from pipeline.transport import CARRIERS, Transport
@@ -79,9 +80,13 @@ def expand_baseline(settings: Settings) -> Settings:
         UserError: stages or threads are asked for, and a baseline's net is one piece.
     """
     method = _baseline(settings)
-    if not isinstance(method, BaselineSettings):
+    if isinstance(method, BaselineSettings):
+        name = f"`baseline` {method.feedback}"
+    elif isinstance(method, AuxiliaryMethod) and method.deep_supervision:
+        name = "`baseline` bp-deep"
+    else:
         return settings
-    pipe, name = settings.pipeline, f"`baseline` {method.feedback}"
+    pipe = settings.pipeline
     if pipe.stages not in ("auto", 1):
         raise UserError(
             f"`stages` {pipe.stages} with {name}: the error of the whole net's output teaches every layer, so the net "
@@ -111,11 +116,14 @@ def _baseline(settings: Settings) -> MethodConfig:
     Backpropagation that begins with a run's weights has a classifier as that run's last readout, to begin with that.
 
     Raises:
-        UserError: the net would go on from a run in which its layers were not all there was to it.
+        UserError: the net would go on from a run in which its layers were not all there was to it; or the method has no
+            auxiliary nets for deep supervision.
     """
     method = settings.method
     if settings.baseline is None:
         return method
+    if settings.baseline == "bp-deep":
+        return _deeply_supervised(method)
     if settings.train.init_from is None or settings.baseline != "bp":
         return BaselineSettings(feedback=settings.baseline)
     if not method.leaves_plain(settings.net):
@@ -124,6 +132,16 @@ def _baseline(settings: Settings) -> MethodConfig:
             "net, so backpropagation cannot go on with them. Leave it out."
         )
     return BaselineSettings.like_readout(method, settings.net, norm=settings.readout.readout_norm)
+
+
+def _deeply_supervised(method: MethodConfig) -> MethodConfig:
+    if not isinstance(method, AuxiliaryMethod):
+        kinds = ", ".join(sorted(kind.kind for kind in METHODS if issubclass(kind, AuxiliaryMethod)))
+        raise UserError(
+            f"`baseline` bp-deep: deep supervision takes a method's auxiliary nets, and {method.kind} has none. "
+            f"These have: {kinds}. Use `baseline` bp."
+        )
+    return replace(method, deep_supervision=True)
 
 
 def resolve(settings: Settings, dataset: Dataset) -> Settings:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config.interval import read_interval
 from pipeline.config.partition import partition
-from pipeline.config.settings import PipelineSettings, Settings
+from pipeline.config.settings import PipelineSettings, Settings, TrainSettings
 from pipeline.data import prepare
 from pipeline.errors import UserError, shortened
 from pipeline.methods import MethodConfig
@@ -65,6 +65,7 @@ def check(settings: Settings) -> None:
     if not 0 < train.lr < math.inf:
         raise UserError(f"`lr` {train.lr}: must be above 0.")
     _at_least(0, "`weight_decay`", train.weight_decay)
+    _check_optimizer(train, settings.method)
     if list(train.milestones) != sorted(set(train.milestones)) or any(m < 1 for m in train.milestones):
         given = " ".join(str(m) for m in train.milestones)
         raise UserError(f"`milestones` {given}: epochs of at least 1, each above the one before.")
@@ -122,6 +123,22 @@ def check(settings: Settings) -> None:
     if pipe.executor == "serial" and pipe.stages not in ("auto", 1):
         raise UserError(
             f"`executor` serial has one stage, not {pipe.stages}. Leave `stages` out, or use `executor` ray."
+        )
+
+
+def _check_optimizer(train: TrainSettings, method: MethodConfig) -> None:
+    """Refuses an optimizer or a schedule that cannot be. Raises UserError."""
+    if not 0 <= train.sgd_momentum < 1:
+        raise UserError(f"`sgd_momentum` {train.sgd_momentum}: must be at least 0 and below 1.")
+    _between(0, _MOST_EPOCHS, "`warmup_epochs`", train.warmup_epochs)
+    if train.lr_schedule == "cosine" and train.milestones:
+        raise UserError(
+            "`lr_schedule` cosine: learning rates fall along a cosine, not at `milestones`. Leave `milestones` out, or "
+            "use `lr_schedule` milestones."
+        )
+    if train.optimizer != "adamw" and type(method).optimizer is not MethodConfig.optimizer:
+        raise UserError(
+            f"`optimizer` {train.optimizer}: {method.kind} has an optimizer of its own. Leave `optimizer` out."
         )
 
 

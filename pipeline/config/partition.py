@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 from operator import add
 
 from pipeline.errors import UserError
+from pipeline.nets.chain import even_sizes
 
 
 def partition(num_layers: int, num_stages: int) -> tuple[range, ...]:
@@ -26,8 +27,7 @@ def partition(num_layers: int, num_stages: int) -> tuple[range, ...]:
             f"`stages` {num_stages}: this net has {num_layers} layers, so 1 to {num_layers} stages. "
             f"Give at most `stages` {num_layers}."
         )
-    small, larger = divmod(num_layers, num_stages)
-    return sized([small + (stage >= num_stages - larger) for stage in range(num_stages)])
+    return sized(even_sizes(num_layers, num_stages))
 
 
 def sized(sizes: Sequence[int]) -> tuple[range, ...]:

@@ -21,6 +21,7 @@ from pipeline.kind import Kind
 from pipeline.methods import BatchPosition, ModelInfo
 from pipeline.methods.shared_state import SharedState, TrainingInfo
 from pipeline.nets import NetConfig, Shape
+from pipeline.nets.sizes import on_meta_device
 from pipeline.telemetry.trace import TracePlan, TraceWish
 from pipeline.versions import Versions
 
@@ -77,7 +78,20 @@ class RunSpec:
     @property
     def model_info(self) -> ModelInfo:
         """What rules may know of the run."""
-        return ModelInfo(num_layers=self.num_layers, num_classes=len(self.classes))
+        return ModelInfo(
+            num_layers=self.num_layers,
+            num_classes=len(self.classes),
+            mean=self.augment.mean,
+            std=self.augment.std,
+        )
+
+    def num_parameters(self) -> tuple[int, int]:
+        """Parameters of the net's layers, and of what only teaches them: their rules', such as auxiliary nets."""
+        with on_meta_device():
+            layers = [self.net.build(index, self.shape) for index in range(self.num_layers)]
+            rules = [self.settings.method.build(i, layer, self.model_info) for i, layer in enumerate(layers)]
+        of_net, of_rules = (sum(p.numel() for part in parts for p in part.parameters()) for parts in (layers, rules))
+        return of_net, of_rules
 
     @cached_property  # asked for with every batch
     def phases(self) -> tuple[Phase, ...]:

@@ -9,6 +9,7 @@ beside the run as JSON. A field's metadata says where its flag is not plain: ``m
 
 from __future__ import annotations
 
+import math
 import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pipeline import plain_json
 from pipeline.errors import UserError
 from pipeline.methods import CffSettings, MethodField
-from pipeline.methods.baseline import Feedback
+from pipeline.methods.baseline import Baseline
 from pipeline.nets import NetField, VitSettings
 from pipeline.plugins import load_plugin
 from pipeline.registry import STRICT, problems, unknown_names
@@ -78,7 +79,7 @@ class AugmentSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """Local updates: one AdamW (Loshchilov & Hutter 2019) per layer."""
+    """Local updates: one optimizer per layer."""
 
     epochs: int = 600
     """Passes over the training images."""
@@ -88,9 +89,19 @@ class TrainSettings:
     batch_size: int = 512
     """Images per step, in one view."""
     lr: float = 4e-3
-    """Learning rate of each layer's AdamW."""
+    """Learning rate of each layer's optimizer."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Of each layer. adamw: AdamW (Loshchilov & Hutter 2019), or what the method has in its place. sgd: stochastic
+    gradient descent with Nesterov's momentum. Label embeddings and readouts have an AdamW in any case."""
+    sgd_momentum: float = 0.9
+    """Momentum of `optimizer` sgd; 0: none."""
     weight_decay: float = 0.01
-    """Decoupled weight decay of each layer's AdamW."""
+    """Weight decay of each layer's optimizer: decoupled in adamw, a part of the gradient in sgd."""
+    lr_schedule: Literal["milestones", "cosine"] = "milestones"
+    """How learning rates fall. milestones: at `milestones`. cosine: along half a cosine over `epochs`, to 0; a run that
+    is resumed for more of them goes on along a longer one."""
+    warmup_epochs: int = 0
+    """First epochs, in which learning rates grow linearly to what they are otherwise."""
     milestones: tuple[int, ...] = ()
     """Epochs after which the learning rate falls, of layers, label embeddings and online readouts alike."""
     lr_decay: float = 0.5
@@ -111,7 +122,10 @@ class TrainSettings:
 
     def lr_factor(self, epoch: int) -> float:
         """What the learning rates are multiplied by in an epoch (0-based)."""
-        return self.lr_decay ** sum(epoch >= milestone for milestone in self.milestones)
+        warm = min(1.0, (epoch + 1) / (self.warmup_epochs + 1))
+        if self.lr_schedule == "cosine":
+            return warm * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return warm * self.lr_decay ** sum(epoch >= milestone for milestone in self.milestones)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,11 +256,12 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     net: NetField = field(default_factory=VitSettings)
     method: MethodField = field(default_factory=CffSettings)
-    baseline: Feedback | None = None
+    baseline: Baseline | None = None
     """Instead of the method, what it is compared with: the same net and training, cross-entropy on a linear classifier
-    behind the last layer. bp: backpropagation. fa: feedback alignment. dfa: direct feedback alignment. drtp: direct
-    random target projection; give it a small `lr` where the net has no norm. The net is one piece to them: `executor`
-    becomes serial, and there are no readouts."""
+    behind the last layer. bp: backpropagation. bp-deep: deep supervision, backpropagation from the method's auxiliary
+    nets as well. fa: feedback alignment. dfa: direct feedback alignment. drtp: direct random target projection; give it
+    a small `lr` where the net has no norm. The net is one piece to them: `executor` becomes serial, and there are no
+    readouts."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     readout: ReadoutSettings = field(default_factory=ReadoutSettings)

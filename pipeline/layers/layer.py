@@ -18,6 +18,7 @@ from pipeline.errors import NonFiniteLossError
 from pipeline.layers.determinism import operations_named
 from pipeline.layers.forward import Arithmetic, LayerForward, Outputs
 from pipeline.layers.joined import JoinedFeatures
+from pipeline.layers.optimizer import layer_optimizer
 from pipeline.layers.shared_state import SharedStateAccess
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import Activations, BatchPosition, StepContext
@@ -85,9 +86,7 @@ class LocalLayer:
         )
         self._method = settings.method
         parameters = [*self.net.parameters(), *self.rule.parameters()]
-        self.optimizer = settings.method.optimizer(
-            index, parameters, lr=settings.train.lr, weight_decay=settings.train.weight_decay
-        )
+        self.optimizer = layer_optimizer(settings, index, parameters)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._readout_lr = settings.train.lr if settings.readout.readout_lr == "lr" else settings.readout.readout_lr
         self.readout_optimizer = AdamW(
@@ -102,7 +101,7 @@ class LocalLayer:
         # Random numbers of dropout and label noise: seeded anew in every step, so no stream is shared or resumed.
         self._generator = torch.Generator(device)
         self._readout_dropout = Dropout(settings.readout.readout_dropout)
-        for module in (*self.net.modules(), self._readout_dropout):
+        for module in (*self.net.modules(), *self.rule.modules(), self._readout_dropout):
             if isinstance(module, Dropout):
                 module.generator = self._generator
         self._shared, self._versions = shared, spec.shared_versions
@@ -114,7 +113,7 @@ class LocalLayer:
         fused = all(group.get("fused") for group in self.optimizer.param_groups)
         self._not_finite = torch.zeros((), device=device) if device.type == "cuda" and fused else None
         self._readout_not_finite = torch.zeros((), device=device) if device.type == "cuda" else None
-        self._running = _running_statistics(self.net)
+        self._running = [*_running_statistics(self.net), *_running_statistics(self.rule)]
         # Held while weights change, so that another thread (an interrupt) can copy them between two updates.
         self._updating = threading.Lock()
         self.mark: Callable[[str], None] = _unheard
@@ -481,9 +480,9 @@ def _noted(
     return noted, groups
 
 
-def _running_statistics(net: nn.Module) -> list[Tensor]:
+def _running_statistics(module: nn.Module) -> list[Tensor]:
     """Batch norm's means and variances, which a batch that is no number would spoil for good."""
-    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     kept = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
     return [tensor for tensor in kept if tensor is not None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.methods.auglocal import AuglocalSettings
 from pipeline.methods.base import (
     METHODS,
     Activations,
@@ -21,11 +22,14 @@ from pipeline.methods.dcl import DclSettings
 from pipeline.methods.ff import CollabSettings, FfSettings, SymbaSettings
 from pipeline.methods.ffcl import FfclSettings
 from pipeline.methods.iffcl import IffclSettings
+from pipeline.methods.infopro import InfoproSettings
+from pipeline.methods.local_losses import DglSettings, PredsimSettings
 from pipeline.methods.scff import ScffSettings
 
 __all__ = [
     "METHODS",
     "Activations",
+    "AuglocalSettings",
     "BaselineSettings",
     "BatchPosition",
     "CafoSettings",
@@ -33,13 +37,16 @@ __all__ = [
     "CflSettings",
     "CollabSettings",
     "DclSettings",
+    "DglSettings",
     "FfSettings",
     "FfclSettings",
     "IffclSettings",
+    "InfoproSettings",
     "MethodConfig",
     "MethodField",
     "ModelInfo",
     "PooledRule",
+    "PredsimSettings",
     "Rule",
     "ScffSettings",
     "StepContext",

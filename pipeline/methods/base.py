@@ -174,10 +174,16 @@ class PooledRule(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What a rule may build itself from beside its layer."""
+    """What a rule may build itself from beside its layer.
+
+    Attributes:
+        mean, std: of each channel, by which images were normalised; as they stand here, they are in [0, 1].
+    """
 
     num_layers: int
     num_classes: int
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True, kw_only=True)

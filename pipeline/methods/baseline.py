@@ -34,6 +34,9 @@ SEEN = "seen"
 
 Feedback = Literal["bp", "fa", "dfa", "drtp"]
 
+Baseline = Literal[Feedback, "bp-deep"]
+"""What a run can be compared with. bp-deep is made of the method: its own net and auxiliary nets, deeply supervised."""
+
 
 @METHODS.register
 @dataclass(frozen=True, kw_only=True)

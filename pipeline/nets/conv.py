@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 from pipeline.errors import UserError, shortened
-from pipeline.nets.base import NETS, Layer, NetConfig, Shape
-from pipeline.nets.featuremaps import ConvLayer, Grid, convolved
+from pipeline.nets.base import NETS, Layer, Shape
+from pipeline.nets.featuremaps import BlockNet, ConvLayer, Grid, convolved
 from pipeline.nets.limits import check_depth, check_sizes
 
 _NAMED = ((64, 256), (64, 256, 512))
@@ -15,7 +15,7 @@ _NAMED = ((64, 256), (64, 256, 512))
 
 @NETS.register
 @dataclass(frozen=True, kw_only=True)
-class ConvSettings(NetConfig):
+class ConvSettings(BlockNet):
     """3×3 convolutions with batch norm and ReLU, one a layer; all but the first halve the image."""
 
     kind: ClassVar[str] = "conv"
@@ -49,7 +49,10 @@ class ConvSettings(NetConfig):
         grid = convolved(grid, padding=self.first_padding)
         for _ in range(index - 1):
             grid = convolved(grid, stride=2)
-        return ConvLayer(self.channels[index - 1], self.channels[index], grid, stride=2)
+        return self.block(self.channels[index - 1], self.channels[index], grid, stride=2)
+
+    def block(self, inputs: int, features: int, grid: Grid, *, stride: int) -> ConvLayer:
+        return ConvLayer(inputs, features, grid, stride=stride)
 
     def describe(self) -> str:
         if self.channels in _NAMED:

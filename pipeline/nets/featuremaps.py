@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.nets.base import Layer
+from pipeline.nets.base import Layer, NetConfig
 
 Grid = tuple[int, int]
 
@@ -48,3 +51,16 @@ class ConvLayer(FeatureMapLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.norm(self.conv(x)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockNet(NetConfig):
+    """A net all of whose layers are blocks of one kind, from feature maps to feature maps."""
+
+    @abstractmethod
+    def block(self, inputs: int, features: int, grid: Grid, *, stride: int) -> FeatureMapLayer:
+        """A block as this net's own, of any size: (N, inputs, H, W) → (N, features, rows, columns).
+
+        Args:
+            grid: rows and columns of the block's input.
+        """

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.nets.base import NETS, Layer, NetConfig, Shape
-from pipeline.nets.featuremaps import ConvLayer, FeatureMapLayer, Grid, convolved
+from pipeline.nets.base import NETS, Shape
+from pipeline.nets.featuremaps import BlockNet, ConvLayer, FeatureMapLayer, Grid, convolved
 from pipeline.nets.limits import DEEPEST, check_depth, check_sizes
 
 _GROUPS = 3  # of basic blocks, each with twice the channels and half the image side of the one before
@@ -18,7 +18,7 @@ _GROUPS = 3  # of basic blocks, each with twice the channels and half the image 
 
 @NETS.register
 @dataclass(frozen=True, kw_only=True)
-class ResnetSettings(NetConfig):
+class ResnetSettings(BlockNet):
     """A residual network for small images; shortcuts have no parameters (He et al. 2016, option A)."""
 
     kind: ClassVar[str] = "resnet"
@@ -26,10 +26,12 @@ class ResnetSettings(NetConfig):
     """Weighted layers 6n + 2 as He et al. 2016 count them, head included: n basic blocks in each of three groups."""
     width: int = 16
     """Channels of the first group; the others have twice and four times as many."""
+    stem: Literal["joined", "alone"] = "joined"
+    """The convolution in front of the blocks. joined: one layer with the first block. alone: a layer of its own."""
 
     @property
     def num_layers(self) -> int:
-        return _GROUPS * self._blocks_per_group
+        return _GROUPS * self._blocks_per_group + (self.stem == "alone")
 
     @property
     def _blocks_per_group(self) -> int:
@@ -45,15 +47,22 @@ class ResnetSettings(NetConfig):
         check_sizes(("width", self.width))
         return self
 
-    def build(self, index: int, shape: Shape) -> Layer:
-        group, block = divmod(index, self._blocks_per_group)
+    def build(self, index: int, shape: Shape) -> FeatureMapLayer:
         grid: Grid = shape[1:]
+        stem = ConvLayer(shape[0], self.width, grid) if index == 0 else None
+        if self.stem == "alone":
+            if stem is not None:
+                return stem
+            index -= 1
+        group, block = divmod(index, self._blocks_per_group)
         for _ in range(group if block else group - 1):
             grid = convolved(grid, stride=2)
         halves = group > 0 and block == 0
         features = self.width * 2**group
-        stem = ConvLayer(shape[0], self.width, grid) if index == 0 else None
         return BasicBlock(features // 2 if halves else features, features, grid, stride=2 if halves else 1, stem=stem)
+
+    def block(self, inputs: int, features: int, grid: Grid, *, stride: int) -> BasicBlock:
+        return BasicBlock(inputs, features, grid, stride=stride)
 
     def describe(self) -> str:
         return f"ResNet-{self.depth}" + ("" if self.width == 16 else f", width {self.width}")
@@ -69,7 +78,7 @@ class BasicBlock(FeatureMapLayer):
         stem: what images pass first, in the first layer of a net.
     """
 
-    def __init__(self, inputs: int, features: int, grid: Grid, *, stride: int, stem: ConvLayer | None) -> None:
+    def __init__(self, inputs: int, features: int, grid: Grid, *, stride: int, stem: ConvLayer | None = None) -> None:
         super().__init__(features, convolved(grid, stride=stride))
         self.stride = stride
         self.missing = features - inputs

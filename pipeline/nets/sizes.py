@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,8 +33,15 @@ def num_parameters(net: NetConfig, shape: Shape) -> int:
 
 def without_values(net: NetConfig, shape: Shape) -> list[Layer]:
     """The net's layers on the meta device: shapes without values, in milliseconds."""
-    with torch.device(_META), _Undrawn():
+    with on_meta_device():
         return [net.build(index, shape) for index in range(net.num_layers)]
+
+
+@contextmanager
+def on_meta_device() -> Iterator[None]:
+    """Modules that are made meanwhile have shapes without values."""
+    with torch.device(_META), _Undrawn():
+        yield
 
 
 class _Undrawn(TorchFunctionMode):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, cast
+from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
 
 from pipeline.nets.base import Layer, NetConfig, Shape
+from pipeline.nets.chain import LayerChain
 from pipeline.nets.feedback import give_feedback
 
 
@@ -43,41 +43,16 @@ class WholeNet(NetConfig):
         return f"{self.label} {self.net.describe()}"
 
 
-class WholeLayer(Layer):
-    """Images in, the last layer's activations out; its features and its readout's input are the last layer's too.
+class WholeLayer(LayerChain):
+    """Images in, the last layer's activations out.
 
     Attributes:
         output_shapes: of each inner layer's activations, without the batch.
     """
 
     def __init__(self, layers: Sequence[Layer], output_shapes: Sequence[torch.Size]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
+        super().__init__(layers)
         self.output_shapes = tuple(output_shapes)
-        self.features, self.grid = layers[-1].features, layers[-1].grid
-
-    @property
-    def inner(self) -> list[Layer]:
-        """The layers, first to last."""
-        return cast("list[Layer]", list(self.layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.inner:
-            x = layer(x)
-        return x
-
-    def tokens(self, activations: Tensor) -> Tensor:
-        return self.inner[-1].tokens(activations)
-
-    def pool(self, activations: Tensor) -> Tensor:
-        return self.inner[-1].pool(activations)
-
-    @property
-    def readout_width(self) -> int:
-        return self.inner[-1].readout_width
-
-    def readout_input(self, activations: Tensor) -> Tensor:
-        return self.inner[-1].readout_input(activations)
 
 
 def output_shapes(net: NetConfig, shape: Shape) -> list[torch.Size]:

@@ -1,7 +1,8 @@
 """What a rank does in a step, whichever way its net is trained.
 
-All augment in the rank's own process, compute in the run's precision and update with fused AdamW. Time is accounted for
-as the run's own stages do; what a rank spends on other ranks, waiting for them included, is ``TimeCategory.SYNC``.
+All augment in the rank's own process, compute in the run's precision and update with the run's optimizer. Time is
+accounted for as the run's own stages do; what a rank spends on other ranks, waiting for them included, is
+``TimeCategory.SYNC``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from launch.bench.backprop.job import Job
 from launch.bench.backprop.part import Part
 from pipeline.data.augment import Augment
 from pipeline.layers.layer import State
+from pipeline.layers.optimizer import layer_optimizer
 from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.steps import BusyMeter
 
@@ -66,15 +68,13 @@ class Trainer(ABC):
 
 
 class PartTrainer(Trainer):
-    """A rank with a part of the net, or all of it, and an AdamW of its own."""
+    """A rank with a part of the net, or all of it, and an optimizer of its own."""
 
     def __init__(self, job: Job, rank: int, how: Literal["on", "graphs"] | None) -> None:
         super().__init__(job, rank)
         self.part = Part(job, rank, how)
-        train = self._train = job.spec.settings.train
-        self.optimizer = torch.optim.AdamW(
-            self.part.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
-        )
+        self._train = job.spec.settings.train
+        self.optimizer = layer_optimizer(job.spec.settings, 0, list(self.part.parameters()))
 
     def weights(self) -> State:
         return self.part.state()
