@@ -554,6 +554,7 @@ def test_the_ladder_climbs_from_rung_to_rung() -> None:
     assert rows[0].compile_seconds == pytest.approx(7.0 - BATCH / 100)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_stage_of_one_layer_needs_no_more_memory_in_a_deeper_net() -> None:
     settings = replace(tiny_settings(depth=2, batch_size=512), readout=replace(DEFAULT.readout, mode="online"))

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]  # a busy machine tak
 _RUN = ["--", "--dim", "16", "--heads", "2", "--depth", "2", "--epochs", "60", "--readout-epochs", "1", "--stages", "2"]
 
 
+@pytest.mark.exhaustive
 def test_a_run_survives_what_is_done_to_it(tmp_path: Path) -> None:
     """A worker dies and is started anew alone; a process that writes checkpoints dies, and nobody minds."""
     kinds = ["--only", "stage killed", "writer killed", "--pause", "0.5", "--seed", "3"]

@@ -755,6 +755,7 @@ def test_a_step_ends_in_time_with_all_that_it_started(tmp_path: Path) -> None:
     assert refused.reason.startswith("exit status 2: error: launch doctor nonsense")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(700)
 def test_a_report_on_cpus(tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ LARGE = (
 """Presets whose step takes more than ten seconds of a core. `make test-all` runs them."""
 
 
+_KINDS = {(preset.settings.method.kind, preset.settings.net.kind): name for name, preset in reversed(PRESETS.items())}
+EVERY_DAY = set(_KINDS.values()) - set(LARGE)
+"""A preset of each method on each net, which `make test` trains. `make test-all` trains the others too."""
+
 SMALLER = {"cafo-mnist": ("--channels", "8", "16", "32"), "cafo-cifar10": ("--channels", "8", "16", "32")}
 """Flags of presets whose least squares take seconds for every block, however few images there are."""
 
@@ -69,7 +73,7 @@ def test_a_preset_can_be_planned(preset: str, made_up: Path, tmp_path: Path, mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=pytest.mark.exhaustive if name in LARGE else ()) for name in PRESETS]
+    "preset", [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.exhaustive) for name in PRESETS]
 )
 def test_a_preset_trains_in_threads(
     preset: str, made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -331,7 +331,12 @@ holder.communicate(timeout=60)
     ("stages", "said"),
     [
         pytest.param(2, "Started anew: stage ", id="to the third", marks=pytest.mark.exhaustive),
-        pytest.param(3, "There is room for 2 stages of 3. Going on in 2 stages.", id="in fewer stages"),
+        pytest.param(
+            3,
+            "There is room for 2 stages of 3. Going on in 2 stages.",
+            id="in fewer stages",
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_the_layers_of_a_lost_machine_go_to_others(tmp_path: Path, data_dir: Path, stages: int, said: str) -> None:

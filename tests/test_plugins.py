@@ -58,7 +58,10 @@ def test_its_preset_is_listed_and_its_settings_are_flags(capsys: Any) -> None:
 
 @pytest.mark.parametrize(
     ("file", "preset"),
-    [(TWINS, "twin-views"), pytest.param(EXAMPLE, "centres-vit", marks=pytest.mark.exhaustive)],
+    [
+        pytest.param(TWINS, "twin-views", marks=pytest.mark.exhaustive),
+        pytest.param(EXAMPLE, "centres-vit", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_three_stages_over_ray_give_the_serial_bits(
     file: Path, preset: str, tmp_path: Path, cluster: None, monkeypatch: Any

@@ -340,6 +340,7 @@ def test_a_run_that_goes_on_is_traced_and_profiled_from_another_terminal(typed: 
         assert batches == [f"batch {number}" for number in range(first, last + 1)] and len(batches) == 5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_operators_lie_under_the_slices_in_which_they_ran(typed: tuple[Path, str]) -> None:
@@ -358,6 +359,7 @@ def test_operators_lie_under_the_slices_in_which_they_ran(typed: tuple[Path, str
                 assert any(step["ts"] - late < one["ts"] and end_of(one) < end_of(step) + late for step in profiled)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_profile_leaves_flame_graphs_for_speedscope(typed: tuple[Path, str]) -> None:

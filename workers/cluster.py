@@ -70,6 +70,7 @@ class StartingCluster:
         self._error: BaseException | None = None
         self._private: PrivateCluster | None = None
         self._silent: list[Host] = []
+        self._starts = False  # whether Ray is this one's to end
         self._ready, self._finished = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="ray", daemon=True)
 
@@ -138,9 +139,9 @@ class StartingCluster:
         self._finished.set()
         # A signal amid an import may leave that import locked for good, in this thread too.
         self._thread.join(_SOON)
-        if self._thread.is_alive() and self.is_private:
+        if self._thread.is_alive() and self._starts:
             # Whoever stopped this program has stopped its processes as well, and they hang: Ray would wait a minute for
-            # them and end the program then.
+            # them and end the program then. Or they are only starting, on a busy machine.
             from workers.watch import end_own  # noqa: PLC0415 (it imports Ray, which is here by now)
 
             end_own()
@@ -160,7 +161,6 @@ class StartingCluster:
         return self._devices
 
     def _keep(self) -> None:
-        ours = False
         # Read when Ray is imported, so it holds for whatever else this process does with Ray: it leaves out no more.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _LEFT_OUT)
         # Read at every error that nobody asks for: of an attempt at the run that is over.
@@ -168,14 +168,14 @@ class StartingCluster:
         try:
             import ray  # noqa: PLC0415 (a second, and the caller has other things to do meanwhile)
 
-            ours = not ray.is_initialized()  # a notebook or a test may keep its own, which this leaves alone
+            self._starts = not ray.is_initialized()  # a notebook or a test may keep its own, which this leaves alone
             with _handlers_kept():
                 self._devices, self._private, self._silent = _join_or_start(self._settings)
         except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
             self._error = error
         self._ready.set()
         self._finished.wait()
-        if ours:
+        if self._starts:
             ray.shutdown()
         if told:
             os.environ.pop(_UNASKED, None)

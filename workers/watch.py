@@ -88,11 +88,8 @@ class OwnCluster:
 
 
 def end_own() -> None:
-    """Ends these processes without asking."""
-    for pid, kind in _children():
-        if kind in OwnCluster._KINDS:
-            with suppress(ProcessLookupError):  # it ended while we looked
-                os.kill(pid, signal.SIGKILL)
+    """Ends these processes without asking, and what they have started for themselves, agents of Ray's among it."""
+    end_groups([pid for pid, kind in _children() if kind in OwnCluster._KINDS])  # each leads a group of its own
 
 
 def end_groups(groups: Collection[int]) -> None:
