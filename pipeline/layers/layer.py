@@ -18,10 +18,11 @@ from pipeline.errors import NonFiniteLossError
 from pipeline.layers.determinism import operations_named
 from pipeline.layers.forward import Arithmetic, LayerForward, Outputs
 from pipeline.layers.joined import JoinedFeatures
+from pipeline.layers.rates import Rates
 from pipeline.layers.shared_state import SharedStateAccess
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import Activations, BatchPosition, StepContext
-from pipeline.methods.adamw import AdamW, load_optimizer
+from pipeline.methods.adamw import AdamW, is_capturable, load_optimizer
 from pipeline.nets import Dropout
 
 _OF_A_DEVICE = ("fused", "foreach", "capturable", "differentiable")  # settings of an optimizer that change no number
@@ -49,6 +50,15 @@ class Readout(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         scores: Tensor = self.linear(self.norm(features))
         return scores
+
+
+@dataclass(frozen=True)
+class _Forwarded:
+    """What a step's forward pass gives: outputs, what is passed on, and running statistics (``_running``) before it."""
+
+    outputs: Outputs
+    passed: Activations
+    running: list[Tensor]
 
 
 class LocalLayer:
@@ -85,9 +95,9 @@ class LocalLayer:
         self.optimizer = settings.method.optimizer(
             index, parameters, lr=settings.train.lr, weight_decay=settings.train.weight_decay
         )
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._readout_lr = settings.train.lr if settings.readout.readout_lr == "lr" else settings.readout.readout_lr
-        self.readout_optimizer = AdamW(self.readout.parameters(), lr=self._readout_lr, fused=True)
+        readout_lr = settings.train.lr if settings.readout.readout_lr == "lr" else settings.readout.readout_lr
+        self.readout_optimizer = AdamW(self.readout.parameters(), lr=readout_lr, fused=True)
+        self._rates, self._readout_rates = Rates(self.optimizer), Rates(self.readout_optimizer)
         self.has_readout = index in spec.readouts
         self.readout_trained = False
         self._best_readout: tuple[float, State] | None = None  # its cross-entropy, and its weights
@@ -99,17 +109,29 @@ class LocalLayer:
         self._shared, self._versions = shared, spec.shared_versions
         self._contributes = self._versions is not None and index in self._versions.contributors
         assert shared is not None or self._versions is None, "a shared state has a source"
-        # Reading a loss is free on a CPU and stalls a GPU. There the losses are looked at now and then, and until then
-        # these flags, which never fall, keep fused optimizers from applying an update that is no number. With another
-        # optimizer every loss is looked at.
-        fused = all(group.get("fused") for group in self.optimizer.param_groups)
-        self._not_finite = torch.zeros((), device=device) if device.type == "cuda" and fused else None
-        self._readout_not_finite = torch.zeros((), device=device) if device.type == "cuda" else None
+        self._not_finite: Tensor | None = None
+        self._readout_not_finite: Tensor | None = None
+        if device.type == "cuda":
+            self._decide_on_device()
         self._running = _running_statistics(self.net)
         # Held while weights change, so that another thread (an interrupt) can copy them between two updates.
         self._updating = threading.Lock()
         self.mark: Callable[[str], None] = _unheard
         """Told in ``train`` what has been done since it was told last."""
+
+    def _decide_on_device(self) -> None:
+        """Leaves to the device what an update depends on, so that the host reads nothing back.
+
+        Reading a loss is free on a CPU and stalls a GPU. There the losses are looked at now and then, and until then
+        flags, which never fall, keep fused optimizers from applying an update that is no number. With another optimizer
+        every loss is looked at.
+        """
+        if all(group.get("fused") for group in self.optimizer.param_groups):
+            self._not_finite = _flag(self.optimizer, self.device)
+        if is_capturable(self.optimizer):
+            self._rates = Rates(self.optimizer, self.device)
+        self._readout_not_finite = _flag(self.readout_optimizer, self.device)
+        self._readout_rates = Rates(self.readout_optimizer, self.device)
 
     def make_inputs(self, images: Tensor, labels: Tensor, where: BatchPosition) -> Activations:
         """The activations that this layer, a net's first, takes of network input (V·N, channels, H, W)."""
@@ -143,49 +165,64 @@ class LocalLayer:
         self, activations: Activations, labels: Tensor, where: BatchPosition, send: Callable[[Activations], None]
     ) -> tuple[Activations, Tensor]:
         self._generator.manual_seed(rng.torch_seed(self._train.seed, "layer", self.index, where.step))
-        context = StepContext(labels=labels, where=where, generator=self._generator)
         self._set_mode(training=True)
+        self._set_rates(where)
+        context = StepContext(labels=labels, where=where, generator=self._generator)
+        forwarded = self._run_forward(activations, context)
+        self.mark("forward")
+        send(forwarded.passed)
+        self.mark("send")
+        context = self._with_shared(context)
+        loss = self._update(forwarded, context)
+        if self._contributes:
+            self._push(where, self.rule.contribution(self.net, forwarded.outputs.own, context))
+        if self._readout_learns:
+            self._update_readout(forwarded.outputs, labels)
+        self.mark("update")
+        return forwarded.passed, loss
+
+    def _run_forward(self, activations: Activations, context: StepContext) -> _Forwarded:
         with self._updating:  # batch norm's running statistics change here
             running = self._running if self._not_finite is not None else []
             before = [statistic.clone() for statistic in running]
             outputs = self.forward.outputs(activations, context, training=True)
-        passed = self._to_send(outputs, context)
-        self.mark("forward")
-        send(passed)
-        self.mark("send")
-        context = self._with_shared(context)
-        loss = self.rule.loss(self.net, outputs.own, context)
+        return _Forwarded(outputs, self._to_send(outputs, context), before)
+
+    def _update(self, forwarded: _Forwarded, context: StepContext) -> Tensor:
+        """Updates net and rule; returns the loss ()."""
+        loss = self.rule.loss(self.net, forwarded.outputs.own, context)
         self.mark("loss")
         if self._not_finite is None:
             if not torch.isfinite(loss):
                 raise NonFiniteLossError(self.index, loss.item())
         else:
-            self._not_finite = _raised(self._not_finite, loss)
-            self.optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]  # what GradScaler tells it, too
-        self._set_rates(where)
+            _raise(self._not_finite, loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.mark("backward")
         with self._updating:
             self.optimizer.step()
-            # Only now: the backward pass refuses what has been written since the forward pass.
-            for statistic, value in zip(running, before, strict=True):
-                assert self._not_finite is not None
-                statistic.copy_(torch.where(self._not_finite > 0, value, statistic))
-        if self._contributes:
-            assert self._shared is not None, "it was read"
-            self._shared.push(self.index, where.step, self.rule.contribution(self.net, outputs.own, context))
-        if self.has_readout and self._readout_settings.mode == "online":
-            _set_rate(self.readout_optimizer, self._readout_lr * self._milestones(where))
-            self._update_readout(outputs, labels)
-        self.mark("update")
-        return passed, loss.detach()
+            if self._not_finite is not None:
+                # Only now: the backward pass refuses what has been written since the forward pass.
+                for statistic, value in zip(self._running, forwarded.running, strict=True):
+                    statistic.copy_(torch.where(self._not_finite > 0, value, statistic))
+        return loss.detach()
+
+    def _push(self, where: BatchPosition, contribution: Tensor) -> None:
+        assert self._shared is not None, "it was read"
+        self._shared.push(self.index, where.step, contribution)
 
     def _set_rates(self, where: BatchPosition) -> None:
-        """The learning rate of each group of parameters at this step."""
-        milestones, own = self._milestones(where), self._method.lr_factor(self.index, where)
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * milestones * own
+        """The learning rates at this step."""
+        milestones = self._milestones(where)
+        self._rates.set(milestones, self._method.lr_factor(self.index, where))
+        if self._readout_learns:
+            self._readout_rates.set(milestones)
+
+    @property
+    def _readout_learns(self) -> bool:
+        """Whether the readout learns along with the layer."""
+        return self.has_readout and self._readout_settings.mode == "online"
 
     def _milestones(self, where: BatchPosition) -> float:
         return self._train.lr_factor(self._spec.epoch_in_phase(where.epoch))
@@ -236,8 +273,7 @@ class LocalLayer:
             if not torch.isfinite(loss):
                 raise NonFiniteLossError(self.index, loss.item(), readout=True)
         else:
-            self._readout_not_finite = _raised(self._readout_not_finite, loss)
-            self.readout_optimizer.found_inf = self._readout_not_finite  # type: ignore[attr-defined]
+            _raise(self._readout_not_finite, loss)
         self.readout_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         with self._updating:
@@ -362,7 +398,7 @@ class LocalLayer:
         return {
             "gradient_norm": float(get_total_norm(gradients)),
             "weight_norm": float(get_total_norm([parameter.detach() for parameter in parameters])),
-            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "learning_rate": self._rates.now[0],
         }
 
     def snapshot(self) -> Snapshot:
@@ -401,6 +437,8 @@ class LocalLayer:
                     parameter, _, field = name.rpartition(".")
                     state.setdefault(named[parameter], {})[field] = value
                 load_optimizer(optimizer, state, values[part]["groups"])
+            self._rates.hold()
+            self._readout_rates.hold()
             if "best_readout_loss" in values:
                 self._best_readout = float(values["best_readout_loss"]), below(tensors, "best_readout.")
 
@@ -450,14 +488,17 @@ def _running_statistics(net: nn.Module) -> list[Tensor]:
     return [tensor for tensor in kept if tensor is not None]
 
 
-def _raised(flag: Tensor, loss: Tensor) -> Tensor:
-    """The flag, 1 from the first loss on that is no number."""
-    return torch.maximum(flag, (~torch.isfinite(loss.detach())).float())
+def _flag(optimizer: torch.optim.Optimizer, device: torch.device) -> Tensor:
+    """A flag that keeps a fused optimizer from updating once it is 1: what GradScaler gives it, too."""
+    flag = torch.zeros((), device=device)
+    optimizer.found_inf = flag  # type: ignore[attr-defined]
+    return flag
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+@torch.no_grad()
+def _raise(flag: Tensor, loss: Tensor) -> None:
+    """Sets the flag to 1 if the loss is no number."""
+    torch.maximum(flag, (~torch.isfinite(loss)).float(), out=flag)
 
 
 def is_finite(state: State) -> bool:

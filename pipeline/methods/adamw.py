@@ -26,6 +26,12 @@ class AdamW(_TORCHS):
     step = torch.no_grad()(inspect.unwrap(_TORCHS.step))
 
 
+def is_capturable(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step of it on a GPU can be captured as a CUDA graph: it is fused, and all that changes in it is in
+    tensors there, its learning rate too."""
+    return all(group.get("fused") and "capturable" in group for group in optimizer.param_groups)
+
+
 def load_optimizer(
     optimizer: torch.optim.Optimizer,
     state: Mapping[Tensor, Mapping[str, Any]],
