@@ -90,6 +90,7 @@ class StageWorker(HasParts):
         Raises:
             DamagedError: the checkpoint's part for this stage cannot be read, or is of another run.
             StageFailedError: what is being written of a checkpoint does not come to its end.
+            RunError: a training step cannot be captured as a CUDA graph, and the run asks for that.
         """
         self._forget()
         spec, cut = self.spec, checkpointing.cut
@@ -116,6 +117,7 @@ class StageWorker(HasParts):
             traced=traces.append,
             profiler=StageProfiler(self._device),
         )
+        stage.capture()
         reader = None
         if self._source is not None:
             size = spec.settings.train.batch_size

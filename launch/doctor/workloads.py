@@ -9,7 +9,7 @@ from typing import Literal
 
 from pipeline.config.build import expand_baseline
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import Compile, PipelineSettings, Settings, TrainSettings
+from pipeline.config.settings import Compile, Graphs, PipelineSettings, Settings, TrainSettings
 from pipeline.data.augment import AugmentConfig
 from pipeline.methods import CffSettings, DclSettings, MethodConfig
 from pipeline.methods.embeddings import EmbeddingSettings
@@ -65,7 +65,14 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
 
 
 def spec_of(
-    workload: Workload, *, device: str, learning: Learning, precision: CostPrecision, compile_: Compile, batch: int
+    workload: Workload,
+    *,
+    device: str,
+    learning: Learning,
+    precision: CostPrecision,
+    compile_: Compile,
+    graphs: Graphs,
+    batch: int,
 ) -> RunSpec:
     """The run of one stage that makes such steps. TF32 is of the process (``launch.doctor.costs``), not of the run."""
     pipe = PipelineSettings(
@@ -74,6 +81,7 @@ def spec_of(
         device="cuda" if device == "cuda" else "cpu",
         precision="bf16" if precision == "bf16" else "fp32",
         compile=compile_,
+        graphs=graphs,
         transport="gloo",
     )
     settings = Settings(

@@ -20,6 +20,7 @@ from pipeline.layers.forward import Arithmetic, LayerForward, Outputs
 from pipeline.layers.joined import JoinedFeatures
 from pipeline.layers.rates import Rates
 from pipeline.layers.shared_state import SharedStateAccess
+from pipeline.layers.step_graph import Capturer, GraphRefusedError, Sample, StepGraph, StepWork, capture
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import Activations, BatchPosition, StepContext
 from pipeline.methods.adamw import AdamW, is_capturable, load_optimizer
@@ -114,6 +115,7 @@ class LocalLayer:
         if device.type == "cuda":
             self._decide_on_device()
         self._running = _running_statistics(self.net)
+        self._graph: StepGraph[_Forwarded] | None = None
         # Held while weights change, so that another thread (an interrupt) can copy them between two updates.
         self._updating = threading.Lock()
         self.mark: Callable[[str], None] = _unheard
@@ -167,6 +169,8 @@ class LocalLayer:
         self._generator.manual_seed(rng.torch_seed(self._train.seed, "layer", self.index, where.step))
         self._set_mode(training=True)
         self._set_rates(where)
+        if self._graph is not None and self._graph.fits(activations, labels):
+            return self._replay(self._graph, activations, labels, where, send)
         context = StepContext(labels=labels, where=where, generator=self._generator)
         forwarded = self._run_forward(activations, context)
         self.mark("forward")
@@ -180,6 +184,98 @@ class LocalLayer:
             self._update_readout(forwarded.outputs, labels)
         self.mark("update")
         return forwarded.passed, loss
+
+    def _replay(
+        self,
+        graph: StepGraph[_Forwarded],
+        activations: Activations,
+        labels: Tensor,
+        where: BatchPosition,
+        send: Callable[[Activations], None],
+    ) -> tuple[Activations, Tensor]:
+        with self._updating:
+            passed = graph.forward(activations, labels)
+        self.mark("forward")
+        send(passed)
+        self.mark("send")
+        shared = self._shared.read(self.index, where) if self._shared is not None else None
+        with self._updating:
+            loss, contribution = graph.update(shared)
+            self.readout_trained |= self._readout_learns
+        if contribution is not None:
+            self._push(where, contribution)
+        self.mark("update")
+        return passed, loss
+
+    def capture(
+        self, capturer: Capturer, activations: Activations, labels: Tensor, *, sends: bool, proved: bool
+    ) -> None:
+        """Captures the training step as CUDA graphs, for batches of these shapes. Steps with others go without.
+
+        Nothing that waits for a neighbour may be posted on the device before.
+
+        Args:
+            sends: whether activations leave the stage behind the forward pass, so that the step is in two graphs.
+            proved: whether replays are compared with the step that was captured.
+
+        Raises:
+            GraphRefusedError: the step cannot be captured. The layer is as it was.
+        """
+        if self.rule.eager is not None:
+            raise GraphRefusedError(self.rule.eager)
+        if not is_capturable(self.optimizer):
+            raise GraphRefusedError(f"its optimizer, {type(self.optimizer).__name__}, is none that can be captured")
+        shared = None
+        if self._shared is not None:
+            shared = self._spec.shared_state().values.detach().to(self.device).requires_grad_(self._contributes)
+        trained = self.readout_trained
+        self._set_mode(training=True)
+        try:
+            with operations_named(self.index):
+                self._graph = capture(
+                    capturer,
+                    self._work(),
+                    Sample(activations, labels, shared),
+                    apart=sends or self._shared is not None,
+                    proved=proved,
+                )
+        except RuntimeError as error:
+            raise GraphRefusedError(f"it cannot be captured ({_first_sentence(error)})") from error
+        finally:
+            self.readout_trained = trained
+
+    def _work(self) -> StepWork[_Forwarded]:
+        """The training step, as it is captured."""
+        of_all = self._spec.phases
+        own = next(phase for phase in of_all if self.index in phase.layers)
+
+        def begin(number: int) -> None:
+            self._generator.manual_seed(rng.torch_seed(self._train.seed, "capture", self.index, number))
+            self._set_rates(BatchPosition(epoch=own.epochs.start, step=number, phase_step=number, training=True))
+
+        def update(forwarded: _Forwarded, context: StepContext) -> tuple[Tensor, Tensor | None]:
+            loss, contribution = self._update(forwarded, context), None
+            if self._contributes:
+                contribution = self.rule.contribution(self.net, forwarded.outputs.own, context)
+            if self._readout_learns:
+                self._update_readout(forwarded.outputs, context.labels)
+            return loss, contribution
+
+        def tensors() -> State:
+            flags = {"not_finite": self._not_finite, "readout_not_finite": self._readout_not_finite}
+            return {**self.snapshot().tensors, **{name: flag for name, flag in flags.items() if flag is not None}}
+
+        return StepWork(
+            begin=begin,
+            forward=self._run_forward,
+            passed=lambda forwarded: forwarded.passed,
+            update=update,
+            generator=self._generator,
+            optimizers=[self.optimizer, *([self.readout_optimizer] if self._readout_learns else [])],
+            parameters=[*self.net.parameters(), *self.rule.parameters(), *self.readout.parameters()],
+            tensors=tensors,
+            phase=own.layers if len(of_all) > 1 else None,
+        )
 
     def _run_forward(self, activations: Activations, context: StepContext) -> _Forwarded:
         with self._updating:  # batch norm's running statistics change here
@@ -426,6 +522,7 @@ class LocalLayer:
             KeyError, RuntimeError, ValueError: it is not of such a layer.
         """
         tensors, values = snapshot.tensors, snapshot.values
+        self._graph = None  # it updates what the optimizers are about to replace
         with self._updating:
             for part, module in (("net", self.net), ("rule", self.rule), ("readout", self.readout)):
                 module.load_state_dict(below(tensors, f"{part}."))
@@ -479,6 +576,10 @@ def _noted(
         for group in optimizer.param_groups
     ]
     return noted, groups
+
+
+def _first_sentence(error: RuntimeError) -> str:
+    return str(error).splitlines()[0].split(". ")[0].removesuffix(".")
 
 
 def _running_statistics(net: nn.Module) -> list[Tensor]:

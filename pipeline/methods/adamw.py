@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,20 @@ def is_capturable(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step of it on a GPU can be captured as a CUDA graph: it is fused, and all that changes in it is in
     tensors there, its learning rate too."""
     return all(group.get("fused") and "capturable" in group for group in optimizer.param_groups)
+
+
+@contextmanager
+def capturable(*optimizers: torch.optim.Optimizer) -> Iterator[None]:
+    """Has optimizers that ``is_capturable`` take a step that is captured. Otherwise torch warns of the setting, which
+    changes no bit of a fused one."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group in groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["capturable"] = False
 
 
 def load_optimizer(

@@ -26,6 +26,7 @@ from pipeline.runtime.observer import Observer
 from pipeline.runtime.parts import go_on, parts_of
 from pipeline.runtime.passes import START, coming, trained_steps
 from pipeline.runtime.process import configure_process
+from pipeline.runtime.step_graphs import capture_steps
 from pipeline.runtime.watch import Watch
 from pipeline.telemetry.reports import PassReport
 
@@ -73,6 +74,8 @@ class SerialRun:
             self.go_on(resume)
 
     def train(self) -> None:
+        for note in capture_steps(self.spec, self.layers, self.cut):
+            self.watch.observer.notified(note)
         for number in range(len(self.cut.restored), len(self.spec.phases) + 1):
             for kind, epoch, first in coming(self.spec, self.cut):
                 match kind:

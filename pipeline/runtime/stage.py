@@ -29,6 +29,7 @@ from pipeline.runtime.checkpointing import Resume
 from pipeline.runtime.feeder import IMAGES
 from pipeline.runtime.parts import Kept, go_on, parts_of
 from pipeline.runtime.passes import START, coming, trained_steps
+from pipeline.runtime.step_graphs import capture_steps
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.telemetry.machine import MachineProbe
 from pipeline.telemetry.memory import bytes_now
@@ -94,6 +95,7 @@ class Stage:
         self._labels: list[Tensor] = []
         self._kind: Kind | None = None
         self._epoch, self._step, self._images = 0, 0, 0
+        self._notes: tuple[str, ...] = ()
         self._before: Message | None = None  # the batch before, without its tensors
         self._restored = False
         self._saver, self._cut = saver, START
@@ -101,6 +103,13 @@ class Stage:
         if resume is not None:
             self._go_on(resume)
         self.tracer.plan(spec.traced.after(trained_steps(spec, self._cut)))
+
+    def capture(self) -> None:
+        """Captures the layers' training steps as CUDA graphs, where the run has them: before channels are made.
+
+        Raises as ``pipeline.runtime.step_graphs.capture_steps`` does.
+        """
+        self._notes = capture_steps(self.spec, self.layers, self._cut)
 
     def handle(self, message: Message, send: Send) -> bool:
         """Works on one message. Returns whether more may follow.
@@ -351,6 +360,7 @@ class Stage:
             restored=self._restored,
             memory=bytes_now(self.device),
             machine=self._machine.read(),
+            notes=self._notes,
         )
 
     def keep_only(self, best: int, upto: int) -> None:

@@ -12,6 +12,7 @@ from launch.bench.backprop.job import Job
 from launch.bench.backprop.trainer import Trainer
 from pipeline.errors import NonFiniteLossError
 from pipeline.layers.layer import LocalLayer, State
+from pipeline.runtime.step_graphs import capture_steps
 
 
 class Alone(Trainer):
@@ -20,6 +21,7 @@ class Alone(Trainer):
     def __init__(self, job: Job, rank: int) -> None:
         super().__init__(job, rank)
         self._layer = LocalLayer(job.spec, 0, self.device)
+        capture_steps(job.spec, [self._layer])
 
     def step(self, portion: Portion) -> Tensor:
         with self.busy.step():
