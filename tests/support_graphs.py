@@ -112,6 +112,7 @@ class FakeCuda:
             "current_stream": _FakeStream,
         }.items():
             monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch.nn.functional, "one_hot", _one_hot)
 
     def _new_graph(self) -> FakeGraph:
         graph = FakeGraph(self, len(self.graphs))
@@ -133,6 +134,11 @@ class FakeCuda:
     @contextmanager
     def _on(self, stream: object) -> Iterator[None]:
         yield
+
+
+def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """As on a GPU, where the host does not look whether labels are classes."""
+    return (labels[..., None] == torch.arange(num_classes)).long()
 
 
 class _FakeStream:

@@ -78,7 +78,8 @@ class Rule(nn.Module, ABC):
         per_sample: what ``run`` gives for a sample depends on no other sample, as far as the rule is concerned.
         eager: why a training step cannot be captured once as a CUDA graph and replayed, as a clause: "its loss draws a
             layer at the host". None: it can, as ``forward``, ``loss``, ``outputs_to_send`` and ``contribution`` read
-            nothing but tensors that changes from step to step, and draw from ``context.generator`` alone.
+            nothing but tensors that changes from step to step, and draw from ``context.generator`` alone. A rule with
+            a ``collect`` or an ``end_epoch`` of its own never can.
     """
 
     num_views: int = 1

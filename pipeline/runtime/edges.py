@@ -78,7 +78,7 @@ def dry_run(
 
     def built(index: int) -> tuple[Layer, Rule]:
         layer = spec.net.build(index, spec.shape).to(device).eval()
-        return layer, spec.settings.method.build(index, layer, spec.model_info).to(device)
+        return layer, spec.settings.method.build(index, layer, spec.model_info).to(device).eval()
 
     with torch.device(device), torch.no_grad():
         layer, rule = built(0)
