@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from pipeline import rng
@@ -23,7 +23,7 @@ from pipeline.layers.rates import Rates
 from pipeline.layers.readout import ReadoutTraining
 from pipeline.layers.shared_state import SharedStateAccess
 from pipeline.layers.state import Snapshot, State, below
-from pipeline.layers.step_graph import Capturer, GraphRefusedError, Sample, StepGraph, StepWork, capture, refusal
+from pipeline.layers.step_graph import Capturer, GraphRefusedError, Sample, StepGraph, StepWork, capture, check_step
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import Activations, BatchPosition, StepContext
 
@@ -73,6 +73,8 @@ class LocalLayer:
         self._updating = threading.Lock()
         self.readout_training = ReadoutTraining(self.readout, settings, index, device, self._updating)
         self.has_readout = index in spec.readouts
+        self._modules = {"net": self.net, "rule": self.rule, "readout": self.readout}
+        self._optimizers = {"optimizer": self.optimizer, "readout_optimizer": self.readout_training.optimizer}
         # Random numbers of dropout and label noise: seeded anew in every step, so no stream is shared or resumed.
         self._generator = torch.Generator(device)
         begun.draw_from(self._generator)
@@ -175,9 +177,7 @@ class LocalLayer:
         Raises:
             GraphRefusedError: the step cannot be captured. The layer is as it was.
         """
-        reason = refusal(self.rule, self.optimizer)
-        if reason is not None:
-            raise GraphRefusedError(reason)
+        check_step(self.rule, self.optimizer)
         shared = None
         if self._shared is not None:
             shared = self._spec.shared_state().values.detach().to(self.device).requires_grad_(self._contributes)
@@ -203,9 +203,8 @@ class LocalLayer:
         own = next(phase for phase in of_all if self.index in phase.layers)
 
         def begin(number: int) -> None:
-            # The number is the batch's position, too: an online readout's random numbers belong to that.
-            first = BatchPosition(epoch=own.epochs.start, training=True)
-            where = replace(first, step=number, phase_step=number, position=number)
+            epoch = own.epochs.start
+            where = BatchPosition(epoch=epoch, step=number, phase_step=number, position=number, training=True)
             self._set_rates(where)
             self._seed(where)
 
@@ -455,7 +454,7 @@ class LocalLayer:
 
     def snapshot(self) -> Snapshot:
         """Everything that the next update depends on, and the readout that is kept. The tensors are the layer's own."""
-        found = states.take_snapshot(self._modules(), self._optimizers(), collects="rule")
+        found = states.take_snapshot(self._modules, self._optimizers, collects="rule")
         readout = self.readout_training
         found.values["readout_trained"] = readout.trained
         if readout.best is not None:
@@ -472,15 +471,9 @@ class LocalLayer:
         values, readout = snapshot.values, self.readout_training
         self._graph = None  # it updates what the optimizers are about to replace
         with self._updating:
-            states.load_snapshot(snapshot, self._modules(), self._optimizers(), collects="rule", device=self.device)
+            states.load_snapshot(snapshot, self._modules, self._optimizers, collects="rule", device=self.device)
             self._rates.hold()
             readout.rates.hold()
             readout.trained = bool(values["readout_trained"])
             if "best_readout_loss" in values:
                 readout.best = float(values["best_readout_loss"]), below(snapshot.tensors, "best_readout.")
-
-    def _modules(self) -> dict[str, nn.Module]:
-        return {"net": self.net, "rule": self.rule, "readout": self.readout}
-
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"optimizer": self.optimizer, "readout_optimizer": self.readout_training.optimizer}

@@ -37,16 +37,16 @@ class GraphRefusedError(Exception):
         return cls(f"it cannot be captured ({said})")
 
 
-def refusal(rule: Rule, optimizer: torch.optim.Optimizer) -> str | None:
-    """Why a layer's step cannot be captured, as a clause, as far as that shows before it is tried."""
+def check_step(rule: Rule, optimizer: torch.optim.Optimizer) -> None:
+    """Raises GraphRefusedError where a layer's step cannot be captured, as far as that shows before it is tried."""
     if rule.eager is not None:
-        return rule.eager
+        raise GraphRefusedError(rule.eager)
     kind = type(rule)
     if kind.collect is not Rule.collect or kind.end_epoch is not Rule.end_epoch:
-        return "its method learns beside a gradient, from what it collects over an epoch"
+        raise GraphRefusedError("its method learns beside a gradient, from what it collects over an epoch")
     if not is_capturable(optimizer):
-        return f"its optimizer, {type(optimizer).__name__}, is no fused AdamW, Adam or SGD of PyTorch"
-    return None
+        name = type(optimizer).__name__
+        raise GraphRefusedError(f"its optimizer, {name}, is no fused AdamW, Adam or SGD of PyTorch")
 
 
 class CapturedPosition(BatchPosition):
