@@ -26,6 +26,7 @@ from launch.output.tables import print_table
 from launch.presets import PRESETS
 from pipeline.config import settings as settings_module
 from pipeline.errors import UserError
+from pipeline.nets import NETS
 from tests.support_cli import in_fresh_python
 
 _NAMES = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -161,7 +162,7 @@ def test_a_preset_runs_on_a_net_of_another_kind(saved: Path, capsys: Any) -> Non
         assert "conv[8 16] on digits" in capsys.readouterr().out
     assert preset_and_default("dcl-fc", ["--net", "mlp"])[1] == PRESETS["dcl-fc"].settings  # which it has already
     assert main(["cff-vit", "--net", "cnn"]) == 2
-    assert "--net cnn: there are conv, mixer, mlp, resnet, vgg, vit." in capsys.readouterr().err
+    assert f"--net cnn: there are {', '.join(sorted(net.kind for net in NETS))}." in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["cff-vit", "--net", "mlp", "--help-all"])
     printed = capsys.readouterr().out

@@ -153,7 +153,7 @@ def typed(*arguments: str) -> Callable[[Path], list[str]]:
 
 MISTAKES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "one class": (one_class, ["1 classes", "at least 2"]),
-    "no labels": (no_labels, ["flat", "CLASS"]),
+    "no labels": (no_labels, ["flat holds images without classes", "one sub-folder of images for each class"]),
     "no margin": (typed("ffcl-mlp-mnist", "--pair-margin", "1"), ["--pair-margin 1", "below 1"]),
     "no ridge": (typed("cafo-mnist", "--ridge", "0"), ["--ridge 0", "above 0"]),
     "too many blocks": (typed("cafo-mnist", "--channels", "4", "4", "4", "4"), ["--channels 4 4 4 4", "fewer blocks"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -136,7 +137,8 @@ def values_of(hint: Any) -> Iterator[Any]:
     if get_origin(hint) is Literal:
         yield from get_args(hint)
     elif get_origin(hint) is tuple:
-        yield from ((3, 5), (3, 5, 7))
+        first, second = itertools.islice(values_of(get_args(hint)[0]), 2)
+        yield from ((first, second), (first, second, first))
     elif dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
         yield changed_everywhere(hint())

@@ -49,20 +49,23 @@ class Disturbing(Observer):
         self.states: list[RunState] = []
         self.stages: list[int] = []
         self._saved = False
+        self._disturbed = False  # and not gone on since
 
     def checkpointed(self, manifest: Manifest) -> None:
         self._saved = True
 
     def progressed(self, statuses: list[Status]) -> None:
         first = statuses[0]
-        if not self._saved or not self._moments or first.kind is None:
+        if not self._saved or self._disturbed or not self._moments or first.kind is None:
             return
         moment = min(self._moments)
         if first.epoch * self._spec.steps_per_epoch + first.step >= moment:
+            self._disturbed = True
             self._moments.pop(moment)()
 
     def notified(self, sentence: str) -> None:
         self.said.append(sentence)
+        self._disturbed &= "Going on from" not in sentence
 
     def entered(self, state: RunState) -> None:
         self.states.append(state)

@@ -18,6 +18,8 @@ _NETS = {
     "conv[8 16 32]": "--net conv --channels 8 16 32 --first-padding 1",
 }
 _MLP, _CONV = _NETS
+_ADAMW = "--optimizer adamw --lr 1e-3 --weight-decay 0.01 --lr-schedule milestones --warmup-epochs 0"
+"""In place of SGD at the rate of a deep residual net."""
 
 _METHODS: dict[str, dict[str, str]] = {
     "BP": {_MLP: "cff-mlp-mnist --baseline bp", _CONV: "cfl-conv256 --baseline bp --lr 1e-3"},
@@ -35,14 +37,22 @@ _METHODS: dict[str, dict[str, str]] = {
     "FF": {_MLP: "ff-mlp-mnist", _CONV: "ff-mlp-mnist --lr 1e-3 --later-lr 1"},
     "SymBa": {_MLP: "symba-mlp-mnist", _CONV: "symba-mlp-mnist --lr 1e-3 --later-lr 1"},
     "FF Collab": {_MLP: "ff-collab-mlp-mnist", _CONV: "ff-collab-mlp-mnist --lr 1e-3 --later-lr 1"},
+    "FFCL, first stage": {_MLP: "ffcl-mlp-mnist", _CONV: "ffcl-mlp-mnist"},
+    "IFFCL": {_MLP: "iffcl-mlp-mnist", _CONV: "iffcl-mlp-mnist"},
+    "CaFo, cross-entropy": {_MLP: "cafo-mnist-ce", _CONV: "cafo-mnist-ce"},
+    "LL-cont": {_MLP: "infopro-vgg8b-cont", _CONV: "infopro-vgg8b-cont"},
+    "LL-pred": {_MLP: "infopro-vgg8b-pred", _CONV: "infopro-vgg8b-pred"},
+    "DGL": {_CONV: f"dgl-resnet32 {_ADAMW}"},
+    "PredSim": {_CONV: f"predsim-resnet32 {_ADAMW}"},
 }
-"""Of every method what follows `launch` on each net, but for the net and what all share."""
+"""Of every method what follows `launch` on each net that it trains, but for the net and what all share."""
 
 
 def _entries() -> Iterator[Entry]:
     for net, sizes in _NETS.items():
         for method, runs in _METHODS.items():
-            yield Entry(labels=(net, method), run=f"{runs[net]} {sizes} {_ALL}")
+            if net in runs:
+                yield Entry(labels=(net, method), run=f"{runs[net]} {sizes} {_ALL}")
 
 
 TABLES: dict[str, Table] = {
