@@ -26,6 +26,8 @@ from pipeline.methods import (
     CollabSettings,
     DclSettings,
     FfSettings,
+    IffclSettings,
+    InfoproSettings,
     MethodConfig,
 )
 from pipeline.methods.embeddings import EmbeddingSettings
@@ -115,6 +117,8 @@ GRAPHED: dict[str, tuple[MethodConfig, NetConfig]] = {
     "DCL": (DclSettings(), MlpSettings(width=32, depth=3)),
     "FF": (FfSettings(), MlpSettings(width=32, depth=3)),
     "FF Collab": (CollabSettings(), MlpSettings(width=32, depth=3)),
+    "IFFCL": (IffclSettings(), MlpSettings(width=32, depth=3)),
+    "InfoPro, SGD": (InfoproSettings(reconstruction_first=1), ConvSettings(channels=(8, 8, 8))),
     "bp": (BaselineSettings(), ConvSettings(channels=(8, 8))),
 }
 
@@ -131,6 +135,8 @@ def test_steps_as_cuda_graphs_give_the_bits_of_steps_without(
     settings = replace(small_settings, method=method, net=net, train=train)
     if name == "bp":
         settings = replace(settings, baseline="bp")
+    if name == "InfoPro, SGD":
+        settings = replace(settings, train=replace(train, optimizer="sgd"))
     settings = build.expand_baseline(settings)
     results, seconds = {}, {}
     for graphs in ("off", "on"):

@@ -17,7 +17,7 @@ from pipeline.nets import Dropout, Layer
 
 @dataclass(frozen=True)
 class Beginning:
-    """The parts of layer ``index`` of a run, on ``device``.
+    """A layer's parts before it has learned.
 
     Attributes:
         joined: what the readout sees of earlier layers, and what travels on.
@@ -30,8 +30,8 @@ class Beginning:
 
     @classmethod
     def of(cls, spec: RunSpec, index: int, device: torch.device) -> Beginning:
-        """Of random weights, which are drawn on the CPU, so that a GPU starts from the same ones; or those of the run
-        that this one begins with."""
+        """Those of layer ``index`` of a run: with random weights, which are drawn on the CPU, so that a GPU starts from
+        the same ones, or with weights of the run that this one begins with."""
         settings, seed = spec.settings, spec.settings.train.seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.torch_seed(seed, "init", index))

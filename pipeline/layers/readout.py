@@ -39,6 +39,7 @@ class ReadoutTraining:
         updating: held while its weights change.
 
     Attributes:
+        optimizer, rates, guard: of its weights.
         trained: whether it has learned from any batch.
         best: the lowest cross-entropy that was judged, and its weights then; None where none was.
         generators: of random numbers that a step draws.
