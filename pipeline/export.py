@@ -23,8 +23,9 @@ from pipeline.data.augment import normalize_, shift_and_scale
 from pipeline.errors import UserError, shortened
 from pipeline.layers.forward import Arithmetic, LayerForward
 from pipeline.layers.joined import JoinedFeatures
-from pipeline.layers.layer import Readout, State
+from pipeline.layers.readout import Readout
 from pipeline.layers.shared_state import VALUES
+from pipeline.layers.state import State
 from pipeline.methods import Activations, BatchPosition, MethodField, ModelInfo, Rule, StepContext
 from pipeline.nets import Layer, NetField, Shape
 from pipeline.nets.sizes import without_values

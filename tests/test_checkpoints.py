@@ -21,7 +21,7 @@ from pipeline.checkpoints.folder import MANIFEST, CheckpointFolder, DamagedError
 from pipeline.checkpoints.saver import SavedFile, Saver
 from pipeline.config.interval import Interval, read_interval
 from pipeline.errors import UserError
-from pipeline.layers.layer import Snapshot
+from pipeline.layers.state import Snapshot
 from pipeline.methods.adamw import AdamW, load_optimizer
 from pipeline.runtime.checkpointing import Pacer
 from pipeline.runtime.passes import Cut

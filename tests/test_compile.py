@@ -59,6 +59,20 @@ def test_layers_of_one_shape_share_a_graph_and_training_makes_no_more(
     assert not counters["graph_break"]
 
 
+def test_a_step_that_is_captured_runs_what_was_compiled(counted: None) -> None:
+    """Nothing is compiled anew in a capture, where it could not be; the position that a step sees there is another."""
+    layer = compiled_layer(NETS["MLP"][0], CffSettings(), 0)
+    layer._decide_on_device()
+    work, x = layer._work(), torch.randn(2 * len(LABELS), *SHAPE)
+    for number in range(3):
+        work.begin(number)
+        context = work.context(LABELS)
+        work.update(work.forward({"x": x}, context), context)
+        assert counters["stats"]["unique_graphs"] == 1
+    learn([layer], 3)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def compiled_layer(net: NetConfig, method: MethodConfig, index: int) -> LocalLayer:
     plain = layer_of(net, method, SHAPE, index)
     spec = changed(plain._spec, "pipeline", compile="on")

@@ -276,7 +276,7 @@ def test_the_steps_measure_what_the_report_promises() -> None:
     steps = steps_for("cuda", 2, "cifar10")
     every = [" ".join(step.command) for step in steps]
     for promised in ("bench paper", "--precision bf16", "--precision tf32",
-                     "--compile on", "--compile graphs", "--dim 240", "vit-b-224",
+                     "--compile on", "--graphs off", "--dim 240", "vit-b-224",
                      "resnet32", "vgg8b", "bench memory", "bench transport", "dcl-vgg8b"):  # fmt: skip
         assert any(promised in command for command in every), promised
     assert steps[0].name == "gpu-tests"
@@ -592,7 +592,8 @@ COST_ROW = {
     "net": "vit-128",
     "learning": "local",
     "precision": "tf32",
-    "compile": "graphs",
+    "compile": "off",
+    "graphs": "on",
     "batch": 512,
     "cost": COST,
     "trouble": None,
@@ -609,7 +610,7 @@ def test_costs_of_a_step_become_a_row_or_a_sentence(tmp_path: Path) -> None:
     cells = dict(zip(COLUMNS, row, strict=True))
     assert (cells["images/s"], cells["ms a step"], cells["kernels"]) == ("25,600", "20.00", "410")
     assert (cells["busy"], cells["peak MiB"], cells["parameters"]) == ("75 %", "1,024", "1,000 + 50")
-    assert figures.sentences == ("vit-128, local, tf32, compile on: it does not fit",)
+    assert figures.sentences == ("vit-128, local, tf32, compile on, graphs on: it does not fit",)
 
 
 @pytest.mark.pictures
@@ -671,7 +672,8 @@ def validated(epoch: int, accuracy: float, layer: int, kind: Kind = Kind.VALIDAT
 
 
 def test_the_clock_notes_the_last_layer_and_stops_the_run() -> None:
-    spec = spec_of(WORKLOADS["vit-128"], device="cpu", learning="local", precision="fp32", compile_="off", batch=4)
+    ways: Any = {"learning": "local", "precision": "fp32", "compile_": "off", "graphs": "off"}
+    spec = spec_of(WORKLOADS["vit-128"], device="cpu", batch=4, **ways)
     time, written = [0.0], list[int]()
     note: Callable[[Any], None] = lambda points: written.append(len(points))  # noqa: E731
     clock = LearningClock(spec, 100, [0.8], note, now=lambda: time[0])
@@ -724,6 +726,7 @@ def test_every_nets_step_can_be_built() -> None:
                 learning=learning,
                 precision="bf16",
                 compile_="off",
+                graphs="off",
                 batch=4,
             )
             assert (spec.num_layers == 1) == (learning == "backprop"), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,20 @@ from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import CheckpointSettings, Settings
-from pipeline.layers.layer import Snapshot
-from pipeline.methods import CflSettings, DclSettings, MethodConfig
+from pipeline.layers.state import Snapshot
+from pipeline.methods import (
+    BaselineSettings,
+    CffSettings,
+    CflSettings,
+    CollabSettings,
+    DclSettings,
+    FfSettings,
+    IffclSettings,
+    InfoproSettings,
+    MethodConfig,
+)
 from pipeline.methods.embeddings import EmbeddingSettings
+from pipeline.nets import ConvSettings, MlpSettings, NetConfig, VitSettings
 from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
@@ -79,27 +91,77 @@ def test_attention_over_256_tokens_gives_the_serial_bits(
 
 
 @needs_gpu
-@pytest.mark.parametrize("how", ["on", "graphs"])
+@pytest.mark.parametrize("graphs", ["on", "off"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_compiled_layers_on_a_gpu_learn_as_plain_ones_do(
-    small_settings: Settings, precision: Literal["fp32", "bf16"], how: Literal["on", "graphs"]
+    small_settings: Settings, precision: Literal["fp32", "bf16"], graphs: Literal["on", "off"]
 ) -> None:
     """Other kernels round otherwise; a replay that wrote over what the next layer reads would be off by far more."""
     settings = replace(small_settings, train=replace(small_settings.train, epochs=1))
-    plain, compiled = (
-        on_gpus(
-            replace(settings, pipeline=replace(settings.pipeline, precision=precision, compile=chosen)),
-            "serial",
-            "gloo",
-            1,
-        ).history.step_losses()
-        for chosen in ("off", how)
-    )
+    settings = replace(settings, pipeline=replace(settings.pipeline, precision=precision, graphs=graphs))
+    plain = on_gpus(settings, "serial", "gloo", 1).history.step_losses()
+    settings = replace(settings, pipeline=replace(settings.pipeline, compile="on"))
+    compiled = on_gpus(settings, "serial", "gloo", 1).history.step_losses()
     tolerance = 1e-3 if precision == "fp32" else 5e-2
     for layer, losses in plain.items():
         torch.testing.assert_close(
             torch.from_numpy(compiled[layer]), torch.from_numpy(losses), rtol=tolerance, atol=tolerance
         )
+
+
+GRAPHED: dict[str, tuple[MethodConfig, NetConfig]] = {
+    "CFF": (CffSettings(), VitSettings(dim=16, heads=2, depth=3, patch=2)),
+    "CFF, conv": (CffSettings(), ConvSettings(channels=(8, 8, 8))),
+    "CFF, dropout": (CffSettings(), MlpSettings(width=32, depth=3, dropout=0.2)),
+    "CFL": (CflSettings(), ConvSettings(channels=(8, 8, 8))),
+    "DCL": (DclSettings(), MlpSettings(width=32, depth=3)),
+    "FF": (FfSettings(), MlpSettings(width=32, depth=3)),
+    "FF Collab": (CollabSettings(), MlpSettings(width=32, depth=3)),
+    "IFFCL": (IffclSettings(), MlpSettings(width=32, depth=3)),
+    "InfoPro, SGD": (InfoproSettings(reconstruction_first=1), ConvSettings(channels=(8, 8, 8))),
+    "bp": (BaselineSettings(), ConvSettings(channels=(8, 8))),
+}
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", GRAPHED)
+def test_steps_as_cuda_graphs_give_the_bits_of_steps_without(
+    small_settings: Settings, name: str, precision: Literal["fp32", "bf16"]
+) -> None:
+    """Also where two stages take turns, and the last batch of an epoch is smaller. Their times are printed alone."""
+    method, net = GRAPHED[name]
+    train = replace(small_settings.train, epochs=2, milestones=(1,), last_batch="keep")
+    settings = replace(small_settings, method=method, net=net, train=train)
+    if name == "bp":
+        settings = replace(settings, baseline="bp")
+    if name == "InfoPro, SGD":
+        settings = replace(settings, train=replace(train, optimizer="sgd"))
+    settings = build.expand_baseline(settings)
+    results, seconds = {}, {}
+    for graphs in ("off", "on"):
+        pipe = replace(settings.pipeline, precision=precision, graphs=graphs)
+        begun = time.perf_counter()
+        results[graphs] = on_gpus(replace(settings, pipeline=pipe), "serial", "gloo", 1)
+        seconds[graphs] = time.perf_counter() - begun
+    print(f"{name}, {precision}: {seconds['off']:.1f} s without graphs, {seconds['on']:.1f} s with them")
+    assert_same(results["on"], results["off"])
+    if name != "bp":
+        pipe = replace(settings.pipeline, precision=precision, graphs="on")
+        assert_same(on_gpus(replace(settings, pipeline=pipe), "threads", "gloo", 2), results["off"])
+
+
+@needs_two
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_steps_as_cuda_graphs_go_with_nccl(
+    small_settings: Settings, cluster: None, precision: Literal["fp32", "bf16"]
+) -> None:
+    settings = replace(small_settings, method=DclSettings())
+    with_graphs, without = (
+        replace(settings, pipeline=replace(settings.pipeline, precision=precision, graphs=graphs))
+        for graphs in ("on", "off")
+    )
+    assert_same(on_gpus(with_graphs, "ray", "nccl", 2), on_gpus(without, "serial", "gloo", 1))
 
 
 @needs_gpu
@@ -153,16 +215,16 @@ def test_stages_on_gpus_of_their_own_give_the_serial_bits(
 
 
 @needs_two
-@pytest.mark.parametrize("how", ["on", "graphs"])
+@pytest.mark.parametrize("compile_", ["on", "off"])
 @pytest.mark.parametrize("stages", [2, 3])
-def test_label_embeddings_read_exactly_by_compiled_stages_do_not_stop_them(
-    small_settings: Settings, cluster: None, stages: int, how: Literal["on", "graphs"]
+def test_label_embeddings_read_exactly_by_compiled_or_captured_stages_do_not_stop_them(
+    small_settings: Settings, cluster: None, stages: int, compile_: Literal["on", "off"]
 ) -> None:
     """The capture of a graph waits for the whole device, with what is received on it."""
     if stages > torch.cuda.device_count():
         pytest.skip(f"needs {stages} GPUs")
     method = DclSettings(embedding=EmbeddingSettings(embedding_mode="shared-sum", embedding_sync="exact"))
-    pipe = replace(small_settings.pipeline, compile=how)
+    pipe = replace(small_settings.pipeline, compile=compile_, graphs="on")
     result = on_gpus(replace(small_settings, method=method, pipeline=pipe), "ray", "nccl", stages)
     assert result.best_epoch is not None
 

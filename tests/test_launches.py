@@ -111,7 +111,9 @@ _BATCH = 4
 
 def launched(workload: Workload) -> list[int]:
     """By each layer, in its second step: the first makes what is made once."""
-    spec = spec_of(workload, device="cpu", learning="local", precision="fp32", compile_="off", batch=_BATCH)
+    spec = spec_of(
+        workload, device="cpu", learning="local", precision="fp32", compile_="off", graphs="off", batch=_BATCH
+    )
     shared = VersionedState(spec) if spec.shared_versions is not None else None
     layers = [LocalLayer(spec, index, CPU, shared) for index in range(spec.num_layers)]
     images = torch.randn(_BATCH * layers[0].rule.num_views, *workload.shape, generator=torch.Generator().manual_seed(0))

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.errors import NonFiniteLossError
 from pipeline.kind import Kind
-from pipeline.layers.layer import LocalLayer, State, is_finite
+from pipeline.layers.layer import LocalLayer
 from pipeline.layers.shared_state import VALUES, FixedState, VersionedState
+from pipeline.layers.state import State, is_finite
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import (
     Activations,
@@ -665,8 +666,8 @@ def test_evaluation_of_a_last_batch_of_one_image_is_finite() -> None:
 
 
 def as_on_a_gpu(layer: LocalLayer) -> LocalLayer:
-    """With the flags that a layer on a GPU has; fused optimizers honour them on a CPU as well."""
-    layer._not_finite, layer._readout_not_finite = torch.zeros(()), torch.zeros(())
+    """With the flags and rates that a layer on a GPU has; fused optimizers honour them on a CPU as well."""
+    layer._decide_on_device()
     return layer
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline import load
 from pipeline.config.settings import PipelineSettings, Precision, ReadoutSettings, Settings, TransferDtype
 from pipeline.export import card_of, save
-from pipeline.layers.layer import is_finite
+from pipeline.layers.state import is_finite
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import BaselineSettings, CflSettings, DclSettings
 from pipeline.nets import ConvSettings, MixerSettings, MlpSettings

@@ -168,6 +168,15 @@ def test_prediction_by_hand() -> None:
     assert prediction.memory == (2 * 40 + 300 + 3 * 50 + 1000, 40 + 300 + 3 * 1000)
 
 
+def test_what_cuda_graphs_keep_at_its_place_is_part_of_a_stages_memory() -> None:
+    """What each layer takes, the first one pixels as float32, and what it passes on."""
+    plan = planner([1, 1, 1])
+    without = plan.predict(sized([2, 1]), Site(devices=2)).memory
+    plan._spec = replace(plan._spec, device="cuda")
+    with_graphs = plan.predict(sized([2, 1]), Site(devices=2)).memory
+    assert [more - less for more, less in zip(with_graphs, without, strict=True)] == [4 * 50 + 3 * 1000, 2 * 1000]
+
+
 def test_more_stages_than_devices_share_them() -> None:
     assert planner([1] * 4).rate(partition(4, 4), TWO) == pytest.approx(6 * 2 / 4, rel=0.01)
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.config.settings import CheckpointSettings, Settings
 from pipeline.errors import NonFiniteLossError, PeerLostError, RunError, StageFailedError, UserError
 from pipeline.kind import Kind
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.observer import Observer

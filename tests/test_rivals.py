@@ -27,7 +27,7 @@ from launch.bench.protocol import CannotRunError
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 from pipeline.nets import VitSettings
 from pipeline.runtime.serial import train_serial
 from pipeline.telemetry.reports import PassReport
@@ -270,7 +270,7 @@ def test_every_row_has_its_name_and_tells_what_it_is() -> None:
     assert rows["backprop"] == "backprop, 1 device"
     assert rows["dataparallel"] == "DataParallel backprop, 2 devices, not compiled"
     assert rows["1f1b-8"] == "1F1B backprop, 8 microbatches, 2 devices"
-    graphs = changed(spec, "pipeline", compile="graphs")
+    graphs = replace(spec, device="cuda")
     rows = {runner.name: runner.title for runner in backprop_runners(graphs, 2, dataset=None)}
     assert rows["gpipe-32"] == "GPipe backprop, 32 microbatches, 2 devices, compiled without CUDA graphs"
     assert rows["ddp"] == "DDP backprop, 2 devices"

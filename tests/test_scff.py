@@ -295,7 +295,7 @@ def test_a_readouts_rate_halves_at_shares_of_its_epochs() -> None:
     rates = []
     for epoch in range(5):
         readout_loss(layer, epoch)
-        rates.append(layer.readout_optimizer.param_groups[0]["lr"])
+        rates.append(layer.readout_training.optimizer.param_groups[0]["lr"])
     assert rates == [0.1, 0.1, 0.05, 0.05, 0.025]
 
 
@@ -308,7 +308,7 @@ def test_what_a_readout_drops_is_keyed_by_epoch_and_place() -> None:
 
 
 def test_a_readouts_weights_decay_as_they_are_told() -> None:
-    assert readout_of(readout_weight_decay=0.0).readout_optimizer.param_groups[0]["weight_decay"] == 0
+    assert readout_of(readout_weight_decay=0.0).readout_training.optimizer.param_groups[0]["weight_decay"] == 0
 
 
 @pytest.mark.parametrize(

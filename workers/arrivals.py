@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from pipeline.checkpoints.saver import SavedFile, Saver
-from pipeline.layers.layer import Snapshot
+from pipeline.layers.state import Snapshot
 
 _MARK = ".mark"
 _MOMENT = 0.2  # seconds

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import PeerLostError, RunError
-from pipeline.layers.layer import State
 from pipeline.layers.shared_state import VersionedState
+from pipeline.layers.state import State
 from pipeline.runtime.checkpointing import Checkpointing, shared_state
 from pipeline.runtime.state_line import Checkpoint, Offered, StateEnd
 from workers.parts import HasParts

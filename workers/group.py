@@ -19,7 +19,7 @@ from pipeline.checkpoints.folder import SHARED, layer_file
 from pipeline.checkpoints.saver import SavedFile
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import PeerLostError, RunError, StageFailedError
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing
 from pipeline.runtime.controller import control
 from pipeline.runtime.edges import edges_of

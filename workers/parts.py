@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.checkpoints.saver import HeldSaver, PartSaver, SavedFile
-from pipeline.layers.layer import Snapshot
+from pipeline.layers.state import Snapshot
 from pipeline.runtime.checkpointing import Checkpointing
 from workers import arrivals
 

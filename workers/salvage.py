@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 from pipeline.runtime.history import Salvage
 
 _ANSWER = 5.0  # seconds in which a worker that lives answers a call that needs no work

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.checkpoints.saver import SavedFile
 from pipeline.config.run_spec import RunSpec
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 from pipeline.runtime import stage as stages
 from pipeline.runtime.checkpointing import Checkpointing, Pacer, pacer_of
 from pipeline.runtime.edges import edge_bytes
@@ -91,6 +91,7 @@ class StageWorker(HasParts):
         Raises:
             DamagedError: the checkpoint's part for this stage cannot be read, or is of another run.
             StageFailedError: what is being written of a checkpoint does not come to its end.
+            RunError: a training step cannot be captured as a CUDA graph, and the run asks for that.
         """
         self._forget()
         spec, cut = self.spec, checkpointing.cut
@@ -127,6 +128,7 @@ class StageWorker(HasParts):
             traced=traces.append,
             profiler=StageProfiler(self._device),
         )
+        stage.capture()
         reader = None
         if self._source is not None:
             size = spec.settings.train.batch_size

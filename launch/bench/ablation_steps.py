@@ -28,6 +28,7 @@ from pipeline.layers.layer import LocalLayer
 from pipeline.methods import CffSettings
 from pipeline.runtime.allocator import keep_freed_memory
 from pipeline.runtime.process import configure_process
+from pipeline.runtime.step_graphs import capture_steps
 from pipeline.telemetry.memory import give_back, peak_bytes, reset_peak
 
 _KEPT = 4  # batches in memory
@@ -85,6 +86,7 @@ class ProductLoop:
     def __init__(self, spec: RunSpec, device: torch.device) -> None:
         self._spec = spec
         self.layers = [LocalLayer(spec, index, device) for index in range(spec.num_layers)]
+        capture_steps(spec, self.layers)
 
     def step(self, views: Tensor, labels: Tensor, batch: Batch, epoch: int) -> Tensor:
         """As ``PlainLoop.step``."""

@@ -43,7 +43,7 @@ _PAPER = BenchArguments(
 
 _FIRST = (
     *("preset", "rounds", "steps", "devices", "only", "without", "source", "to-accuracy", "ablate", "out"),
-    *("data", "batch-size", "dim", "heads", "depth", "threads", "precision", "compile", "device"),
+    *("data", "batch-size", "dim", "heads", "depth", "threads", "precision", "compile", "graphs", "device"),
 )
 
 _BUSY = 0.3  # of the cores, by the load of the last minute

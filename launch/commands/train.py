@@ -39,7 +39,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
 from pipeline.errors import RunError
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 from pipeline.nets.patches import patch_of, patch_warning
 from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.history import RunResult

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,12 +29,13 @@ from launch.output.summary import machine
 from launch.output.tables import print_table
 from pipeline.config.compiler import check_compiler
 from pipeline.config.devices import local_devices
-from pipeline.config.settings import Compile, Precision
+from pipeline.config.settings import Compile, Graphs, Precision
 from pipeline.errors import RunError, UserError
 from pipeline.spawn import Child
 
 COLUMNS = (
-    *("net", "learning", "precision", "compiled", "batch", "images/s", "ms a step", "first step, s"),
+    *("net", "learning", "precision", "compiled", "graphs", "batch", "images/s", "ms a step"),
+    "first step, s",
     *("kernels", "launches", "operators", "busy ms", "busy", "peak MiB", "parameters"),
 )
 
@@ -49,8 +50,10 @@ class CostsArguments:
     """Nets to measure."""
     precision: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
     """Of the matrix products. tf32: a GPU's, of float32 products and convolutions; with fp32 neither has it."""
-    compile: tuple[Literal["off", "on", "graphs"], ...] = ("off", "on", "graphs")
-    """As the flag of a run. graphs: a GPU's."""
+    compile: tuple[Literal["off", "on"], ...] = ("off", "on")
+    """As the flag of a run."""
+    graphs: tuple[Literal["off", "on"], ...] = ("off", "on")
+    """As the flag of a run; on is a GPU's."""
     backprop: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also the same net by backpropagation, as one piece, not compiled."""
     batch_size: int | None = None
@@ -71,16 +74,22 @@ class CostRow:
     learning: Learning
     precision: Precision
     compile: Compile
+    graphs: Graphs
     batch: int
     cost: StepCost | None
     trouble: str | None = None
+
+    @property
+    def way(self) -> str:
+        """Which way it is, for people."""
+        return f"{self.net}, {self.learning}, {self.precision}, compile {self.compile}, graphs {self.graphs}"
 
     def cells(self) -> list[str]:
         """As in ``COLUMNS``; only of one that was measured."""
         assert self.cost is not None, "asked for rows that were measured"
         cost = self.cost
         return [
-            *(self.net, self.learning, self.precision, self.compile, f"{self.batch:,}"),
+            *(self.net, self.learning, self.precision, self.compile, self.graphs, f"{self.batch:,}"),
             f"{self.batch / statistics.median(cost.seconds):,.0f}",
             f"{1e3 * statistics.median(cost.seconds):,.2f}",
             f"{cost.first_seconds:,.1f}",
@@ -105,8 +114,8 @@ def costs(arguments: list[str], console: Console) -> None:
     for row in _ways(asked, device):
         rows.append(_measure(row, device, asked.steps))
         done = rows[-1]
-        said = f"{done.cells()[6]} ms" if done.cost is not None else done.trouble
-        say(console, f"{done.net}, {done.learning}, {done.precision}, compile {done.compile}: {said}")
+        said = f"{done.cells()[7]} ms" if done.cost is not None else done.trouble
+        say(console, f"{done.way}: {said}")
         values = {
             "format": 1,
             "command": command_line(),
@@ -115,7 +124,7 @@ def costs(arguments: list[str], console: Console) -> None:
             "rows": [asdict(row) for row in rows],
         }
         (folder / "costs.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    print_table(console, COLUMNS, [row.cells() for row in rows if row.cost is not None], left=COLUMNS[:4])
+    print_table(console, COLUMNS, [row.cells() for row in rows if row.cost is not None], left=COLUMNS[:5])
     say(console, f"report: {folder}")
     if all(row.cost is None for row in rows):
         raise RunError("no way to make a step worked: the lines above say why.")
@@ -145,11 +154,11 @@ def _checked(asked: CostsArguments, device: str) -> CostsArguments:
         asked = replace(
             asked,
             precision=tuple(one for one in asked.precision if one != "tf32"),
-            compile=tuple(one for one in asked.compile if one != "graphs"),
+            graphs=tuple(one for one in asked.graphs if one == "off"),
         )
-    if not asked.precision or not asked.compile:
-        raise UserError("tf32 and graphs are a GPU's: on a CPU give --precision fp32 or bf16, --compile off or on.")
-    if "on" in asked.compile or "graphs" in asked.compile:
+    if not asked.precision or not asked.graphs:
+        raise UserError("tf32 and graphs are a GPU's: on a CPU give --precision fp32 or bf16, and --graphs off.")
+    if "on" in asked.compile:
         check_compiler(device)
     most = most_steps()
     return asked if most is None else replace(asked, steps=min(asked.steps, most))
@@ -158,16 +167,23 @@ def _checked(asked: CostsArguments, device: str) -> CostsArguments:
 def _ways(asked: CostsArguments, device: str) -> Iterator[CostRow]:
     """What is to be measured: first what is not compiled, then backprop, then what takes long to compile."""
     plain = [one for one in asked.compile if one == "off"]
-    compiled = [one for one in asked.compile if one != "off"]
+    compiled = [one for one in asked.compile if one == "on"]
+
+    def local(compile_: Sequence[Compile]) -> Iterator[tuple[Learning, Precision, Compile, Graphs]]:
+        for how, graphs, precision in itertools.product(compile_, asked.graphs, asked.precision):
+            yield "local", precision, how, graphs
+
     for net in asked.nets:
         batch = asked.batch_size or WORKLOADS[net].batch
-        ways: list[tuple[Learning, Precision, Compile]] = [
-            *(("local", precision, how) for how, precision in itertools.product(plain, asked.precision)),
-            *(("backprop", precision, "off") for precision in asked.precision if asked.backprop),
-            *(("local", precision, how) for how, precision in itertools.product(compiled, asked.precision)),
+        backprop: list[tuple[Learning, Precision, Compile, Graphs]] = [
+            ("backprop", precision, "off", graphs)
+            for graphs, precision in itertools.product(asked.graphs, asked.precision)
+            if asked.backprop
         ]
-        for learning, precision, how in ways:
-            yield CostRow(net=net, learning=learning, precision=precision, compile=how, batch=batch, cost=None)
+        for learning, precision, how, graphs in [*local(plain), *backprop, *local(compiled)]:
+            yield CostRow(
+                net=net, learning=learning, precision=precision, compile=how, graphs=graphs, batch=batch, cost=None
+            )
 
 
 def _measure(row: CostRow, device: str, steps: int) -> CostRow:
@@ -177,6 +193,7 @@ def _measure(row: CostRow, device: str, steps: int) -> CostRow:
         learning=row.learning,
         precision=row.precision,
         compile_=row.compile,
+        graphs=row.graphs,
         batch=row.batch,
     )
     try:

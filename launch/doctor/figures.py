@@ -86,11 +86,7 @@ def _costs(folder: Path, _: str) -> Figures | None:
         return None
     rows = rows_of(folder / "costs.json")
     table = Table(headings=COLUMNS, rows=tuple(tuple(row.cells()) for row in rows if row.cost is not None))
-    troubles = tuple(
-        f"{row.net}, {row.learning}, {row.precision}, compile {row.compile}: {row.trouble}"
-        for row in rows
-        if row.trouble
-    )
+    troubles = tuple(f"{row.way}: {row.trouble}" for row in rows if row.trouble)
     return Figures(tables=(table,), sentences=troubles, raw=raw)
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from launch.output.pictures.style import BLUE, GREEN, GREY, ORANGE, WIDTH, percent_axis, styled
 
 _BAR = 0.22  # inches
-_COMPILED = {"off": BLUE, "on": GREEN, "graphs": "#CC79A7"}
+_COMPILED = {"off": BLUE, "on": GREEN}
 _MEMORY = {
     "stage": ("a stage of one layer", BLUE),
     "serial": ("serial loop", GREEN),
@@ -50,10 +50,8 @@ def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _way(row: Mapping[str, Any]) -> str:
-    if row["learning"] == "backprop":
-        return f"{row['precision']}, backprop"
-    how = {"off": "eager", "on": "compiled", "graphs": "graphs"}[row["compile"]]
-    return f"{row['precision']}, {how}"
+    how = "backprop" if row["learning"] == "backprop" else {"off": "eager", "on": "compiled"}[row["compile"]]
+    return f"{row['precision']}, {how}" + (", graphs" if row["graphs"] == "on" else "")
 
 
 @styled

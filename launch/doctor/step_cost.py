@@ -18,6 +18,7 @@ from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer
 from pipeline.layers.shared_state import VersionedState
 from pipeline.runtime.process import configure_process
+from pipeline.runtime.step_graphs import capture_steps
 from pipeline.telemetry.memory import peak_bytes, reset_peak
 
 _WARM, _ROUNDS, _PROFILED = 4, 3, 3
@@ -29,7 +30,7 @@ class StepCost:
 
     Attributes:
         seconds: of a step, in each round.
-        first_seconds: of the very first one, with all that is made or compiled once.
+        first_seconds: of the very first one, with all that is made, compiled or captured once.
         kernels, launches, operators: of a step (``launch.doctor.trace``).
         busy_seconds: of a step in which the device computed.
         busy_share: of its time.
@@ -70,6 +71,10 @@ class SerialSteps:
         self._step = 0
         of_net, of_rules = spec.num_parameters()
         self.num_parameters = (of_net, of_rules + (shared.shape.numel() if shared is not None else 0))
+        begun = self._now()
+        capture_steps(spec, self._layers)
+        self.prepared = self._now() - begun
+        """Seconds that the steps' CUDA graphs took to be captured."""
 
     def make(self, steps: int) -> float:
         """Makes so many; returns their seconds, all that they started on the device included."""
@@ -97,7 +102,7 @@ def measured(spec: RunSpec) -> Callable[[int], StepCost]:
     """Prepares the steps; answers a number of steps a round with what one costs.
 
     Raises:
-        RunError: it does not fit in memory, or the loss is no number.
+        RunError: it does not fit in memory, it is no CUDA graph, or the loss is no number.
     """
 
     def answer(steps: int) -> StepCost:
@@ -112,7 +117,7 @@ def measured(spec: RunSpec) -> Callable[[int], StepCost]:
 def _measure(spec: RunSpec, steps: int) -> StepCost:
     work = SerialSteps(spec)
     device = work.device
-    first = work.make(1)
+    first = work.prepared + work.make(1)
     work.make(min(_WARM, steps))
     reset_peak(device)
     seconds = tuple(work.make(steps) / steps for _ in range(_ROUNDS))

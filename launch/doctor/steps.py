@@ -56,7 +56,6 @@ def _on_gpus(num_gpus: int, data: str) -> tuple[Step, ...]:
     shared = ("--devices", "2") if num_gpus < 2 else ()  # one GPU: two stages share it
     contest = (*shared, *cuda, "--data", data, "--rounds", "3", "--source", "memory")
     vit = (*contest, "--dim", "128", "--heads", "4", "--depth", "5")
-    compiled = ("--precision", "bf16", "--compile")
     short = ("--only", "backprop", "ddp", "gpipe-8", "1f1b-8", "cff-serial-1", "cff-1", "dcl")
     vit_cifar10, vgg = "cff-vit-cifar10", "dcl-vgg8b"
     return (
@@ -75,9 +74,10 @@ def _on_gpus(num_gpus: int, data: str) -> tuple[Step, ...]:
         _learning("learn-dcl-bp", "The same net by backprop", 100, vgg, *cuda, "--precision", "bf16",
                   "--baseline", "bp"),
         _bench("bench-tf32", "Rows that matter, ViT[128 4 5], tf32", 150, *vit, *short, "--precision", "tf32"),
-        _bench("bench-compiled", "Rows that matter, ViT[128 4 5], bf16, compiled", 200, *vit, *short, *compiled, "on"),
-        _bench("bench-graphs", "Rows of ours, ViT[128 4 5], bf16, CUDA graphs", 200, *vit, "--only", "cff-serial-1",
-               "cff-1", "dcl", *compiled, "graphs"),
+        _bench("bench-compiled", "Rows that matter, ViT[128 4 5], bf16, compiled", 200, *vit, *short, "--precision",
+               "bf16", "--compile", "on"),
+        _bench("bench-no-graphs", "Rows of ours, ViT[128 4 5], bf16, without CUDA graphs", 200, *vit, "--only",
+               "cff-serial-1", "cff-1", "dcl", "--precision", "bf16", "--graphs", "off"),
         _costs("costs-vit-240", "vit-240", 240, *cuda),
         _costs("costs-vit-b-224", "vit-b-224", 240, *cuda),
         _costs("costs-resnet32", "resnet32", 150, *cuda),

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pipeline.config.build import expand_baseline
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import Compile, PipelineSettings, Precision, Settings, TrainSettings
+from pipeline.config.settings import Compile, Graphs, PipelineSettings, Precision, Settings, TrainSettings
 from pipeline.data.augment import AugmentConfig
 from pipeline.methods import AuglocalSettings, CffSettings, DclSettings, InfoproSettings, MethodConfig
 from pipeline.methods.embeddings import EmbeddingSettings
@@ -70,7 +70,14 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
 
 
 def spec_of(
-    workload: Workload, *, device: str, learning: Learning, precision: Precision, compile_: Compile, batch: int
+    workload: Workload,
+    *,
+    device: str,
+    learning: Learning,
+    precision: Precision,
+    compile_: Compile,
+    graphs: Graphs,
+    batch: int,
 ) -> RunSpec:
     """The run of one stage that makes such steps."""
     pipe = PipelineSettings(
@@ -79,6 +86,7 @@ def spec_of(
         device="cuda" if device == "cuda" else "cpu",
         precision=precision,
         compile=compile_,
+        graphs=graphs,
         transport="gloo",
     )
     settings = Settings(

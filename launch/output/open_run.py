@@ -19,7 +19,7 @@ from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
 from pipeline.errors import UserError
 from pipeline.export import Card, Network, network_of, read
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 from pipeline.runtime.process import configure_process
 
 

@@ -53,7 +53,7 @@ from pipeline.data import skipped
 from pipeline.data.skipped import Skipped
 from pipeline.errors import RunError, UserError
 from pipeline.export import card_of, save
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 from pipeline.runtime.history import History, RunResult
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.trace import StageTrace

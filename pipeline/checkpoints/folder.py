@@ -28,7 +28,7 @@ from torch import Tensor
 from pipeline import plain_json
 from pipeline.checkpoints.saver import VALUES, SavedFile
 from pipeline.errors import RunError, UserError
-from pipeline.layers.layer import Snapshot
+from pipeline.layers.state import Snapshot
 from pipeline.tensor_file import save_tensors
 
 FORMAT = 1

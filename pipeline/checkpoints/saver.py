@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.checkpoints import writer
 from pipeline.errors import StageFailedError
-from pipeline.layers.layer import Snapshot
+from pipeline.layers.state import Snapshot
 from pipeline.transport.message import ALIGNMENT
 
 VALUES = "values"

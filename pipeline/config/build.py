@@ -277,11 +277,11 @@ def build_run(settings: Settings, devices: Devices, *, dataset: Dataset | None =
         stages=_divide(settings, stages),
         device=kind,
     )
-    if spec.compiles == "graphs" and kind != "cuda":
-        raise UserError("`compile` graphs: CUDA graphs are a GPU's. Use `compile` on.")
+    if settings.pipeline.graphs == "on" and kind != "cuda":
+        raise UserError("`graphs` on: CUDA graphs are a GPU's, and this run is on CPUs. Use `graphs` auto or off.")
     if settings.pipeline.precision == "tf32" and kind != "cuda":
         raise UserError("`precision` tf32: TF32 is a GPU's. Use `precision` fp32.")
-    if spec.compiles is not None:
+    if spec.compiles:
         check_compiler(kind)
     return spec
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -149,15 +148,15 @@ class RunSpec:
         return num_views if augmented else 0
 
     @property
-    def compiles(self) -> Literal["on", "graphs"] | None:
-        """How the layers are compiled; None where they are not."""
-        match self.settings.pipeline.compile:
-            case "off":
-                return None
-            case "auto":
-                return "on" if self.num_steps >= ENOUGH_STEPS else None
-            case how:
-                return how
+    def compiles(self) -> bool:
+        """Whether the layers are compiled."""
+        how = self.settings.pipeline.compile
+        return how == "on" or (how == "auto" and self.num_steps >= ENOUGH_STEPS)
+
+    @property
+    def graphs(self) -> bool:
+        """Whether the layers' training steps are captured as CUDA graphs, as far as they can be."""
+        return self.device == "cuda" and self.settings.pipeline.graphs != "off"
 
     @property
     def num_steps(self) -> int:

@@ -13,9 +13,9 @@ import math
 import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline import plain_json
 from pipeline.errors import UserError
@@ -28,7 +28,14 @@ from pipeline.transport import Transport
 
 TransferDtype = Literal["fp32", "bf16"]
 Precision = Literal["fp32", "tf32", "bf16"]
-Compile = Literal["off", "on", "graphs", "auto"]
+
+
+def _as_set_now(how: Any) -> Any:
+    return "on" if how == "graphs" else how  # which `graphs` asks for since version 0.2
+
+
+Compile = Annotated[Literal["off", "on", "auto"], BeforeValidator(_as_set_now)]
+Graphs = Literal["auto", "on", "off"]
 
 NEAR_DEPTH = 2
 """Messages that may wait between two stages that are near each other."""
@@ -203,8 +210,11 @@ class PipelineSettings:
     is used all the same, with a warning, and so are attention's faster ones, whose bits change from run to run."""
     compile: Compile = "off"
     """torch.compile of the layers' forward and backward pass; layers of one shape are compiled once, and what was
-    compiled is kept on disk. graphs: replayed as CUDA graphs besides, on GPUs. auto: on where the run is long enough to
-    gain by it. Changes bits."""
+    compiled is kept on disk. auto: on where the run is long enough to gain by it. Changes bits."""
+    graphs: Graphs = "auto"
+    """On GPUs a layer's whole training step as a CUDA graph: forward pass, loss, backward pass and update are captured
+    once, and launched as one in every step; with `compile` the compiled kernels are. auto: where the method allows it;
+    a layer whose step cannot be captured goes on without, which is said. on: it ends the run. Changes no bits."""
     dashboard: bool = False
     """Also start the private cluster's dashboard, where Ray has this run's figures among its metrics. On this machine
     alone."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -60,8 +59,8 @@ class LayerForward:
 
     Args:
         joined: what the layer's readout sees of earlier layers, and what travels on.
-        compiles: how the training pass is compiled, None: not. Evaluation never is: it has other shapes and takes a
-            small part of the time.
+        compiles: whether the training pass is compiled. Evaluation never is: it has other shapes and takes a small
+            part of the time.
     """
 
     def __init__(
@@ -71,14 +70,13 @@ class LayerForward:
         joined: JoinedFeatures,
         arithmetic: Arithmetic,
         *,
-        compiles: Literal["on", "graphs"] | None = None,
+        compiles: bool = False,
     ) -> None:
         self._net, self._rule, self._joined = net, rule, joined
         self._transfer_dtype = arithmetic.transfer_dtype
         self._autocast = torch.bfloat16 if arithmetic.precision == "bf16" else None
         self._cache_room = arithmetic.threads * (2 if self._autocast is not None else 1)  # of the threads' caches
-        self._graphs = compiles == "graphs"
-        self._training = None if compiles is None else compiled(rule.forward, compiles)
+        self._training = compiled(rule.forward, "on") if compiles else None
 
     def outputs(self, activations: Activations, context: StepContext, *, training: bool = False) -> Outputs:
         """The layer's outputs for what the layer before sent.
@@ -87,8 +85,6 @@ class LayerForward:
             training: whether the layer learns from them, so that the compiled pass is used.
         """
         run = self._training if training and self._training is not None else self._rule.forward
-        if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()
         device = next(iter(activations.values())).device
         activations, arrived = self._joined.arrived(activations)
         if arrived is not None:
@@ -98,8 +94,6 @@ class LayerForward:
         outputs = (
             parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         )
-        # A graph's outputs lie where its next replay writes, and that may be the next layer's.
-        outputs = {name: tensor.clone() for name, tensor in outputs.items()} if self._graphs else outputs
         return Outputs(outputs, arrived)
 
     def to_send(self, outputs: Outputs, context: StepContext, *, for_readouts: bool) -> Activations:

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from pipeline import rng
 from pipeline.config.run_spec import RunSpec
-from pipeline.errors import NonFiniteLossError
+from pipeline.layers import state as states
+from pipeline.layers.beginning import Beginning
 from pipeline.layers.determinism import operations_named
 from pipeline.layers.forward import Arithmetic, LayerForward, Outputs
-from pipeline.layers.joined import JoinedFeatures
-from pipeline.layers.optimizer import layer_optimizer
+from pipeline.layers.guard import Guard, running_statistics
+from pipeline.layers.optimizer import is_capturable, layer_optimizer
+from pipeline.layers.rates import Rates
+from pipeline.layers.readout import ReadoutTraining
 from pipeline.layers.shared_state import SharedStateAccess
+from pipeline.layers.state import Snapshot, State, below
+from pipeline.layers.step_graph import Capturer, GraphRefusedError, Sample, StepGraph, StepWork, capture, check_step
 from pipeline.layers.tallies import EvaluationTally
 from pipeline.methods import Activations, BatchPosition, StepContext
-from pipeline.methods.adamw import AdamW, load_optimizer
-from pipeline.nets import Dropout
-
-_OF_A_DEVICE = ("fused", "foreach", "capturable", "differentiable")  # settings of an optimizer that change no number
-
-State = dict[str, Tensor]
-"""Flat names → tensors, such as ``layers.2.net.qkv.weight`` or ``layers.2.optimizer.qkv.weight.exp_avg``."""
 
 
 def _unheard(what: str) -> None:
@@ -39,17 +36,13 @@ def nowhere(activations: Activations) -> None:
     """Sends nothing: the next layer is in the same stage, or there is none."""
 
 
-class Readout(nn.Module):
-    """Linear classifier on a layer's features: LayerNorm → Linear (CFF, stage 2), or Linear alone (CFL's f^L)."""
+@dataclass(frozen=True)
+class _Forwarded:
+    """What a step's forward pass gives: outputs, what is passed on, and running statistics (``_running``) before it."""
 
-    def __init__(self, features: int, num_classes: int, *, norm: bool = True) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(features) if norm else nn.Identity()
-        self.linear = nn.Linear(features, num_classes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        scores: Tensor = self.linear(self.norm(features))
-        return scores
+    outputs: Outputs
+    passed: Activations
+    running: list[Tensor]
 
 
 class LocalLayer:
@@ -67,57 +60,43 @@ class LocalLayer:
         self._prefix = f"layers.{index}"
         self.device, self._spec = device, spec
         self._train, self._readout_settings = settings.train, settings.readout
-        # Initial weights are drawn on the CPU, so that a GPU starts from the same ones.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng.torch_seed(settings.train.seed, "init", index))
-            self.net = spec.net.build(index, spec.shape)
-            torch.manual_seed(rng.torch_seed(settings.train.seed, "init-rule", index))
-            self.rule = settings.method.build(index, self.net, spec.model_info)
-            torch.manual_seed(rng.torch_seed(settings.train.seed, "init-readout", index))
-            joined = JoinedFeatures(settings.method, spec.net, spec.shape, index, self.net, spec.readouts)
-            self.readout = Readout(joined.width, len(spec.classes), norm=settings.readout.readout_norm)
-        if spec.initial is not None:
-            self.net.load_state_dict(below(spec.initial[index], "net."), strict=False)
-            self.rule.load_state_dict(below(spec.initial[index], "rule."), strict=False)
-        for part in (self.net, self.rule, self.readout):
-            part.to(device)
+        begun = Beginning.of(spec, index, device)
+        self.net, self.rule, self.readout = begun.net, begun.rule, begun.readout
         self.forward = LayerForward(
-            self.net, self.rule, joined, Arithmetic.of(settings.pipeline), compiles=spec.compiles
+            self.net, self.rule, begun.joined, Arithmetic.of(settings.pipeline), compiles=spec.compiles
         )
         self._method = settings.method
         parameters = [*self.net.parameters(), *self.rule.parameters()]
         self.optimizer = layer_optimizer(settings, index, parameters)
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._readout_lr = settings.train.lr if settings.readout.readout_lr == "lr" else settings.readout.readout_lr
-        self.readout_optimizer = AdamW(
-            self.readout.parameters(),
-            lr=self._readout_lr,
-            weight_decay=settings.readout.readout_weight_decay,
-            fused=True,
-        )
+        self._rates, self._guard = Rates(self.optimizer), Guard(self.optimizer, index)
+        # Held while weights change, so that another thread (an interrupt) can copy them between two updates.
+        self._updating = threading.Lock()
+        self.readout_training = ReadoutTraining(self.readout, settings, index, device, self._updating)
         self.has_readout = index in spec.readouts
-        self.readout_trained = False
-        self._best_readout: tuple[float, State] | None = None  # its cross-entropy, and its weights
+        self._modules = {"net": self.net, "rule": self.rule, "readout": self.readout}
+        self._optimizers = {"optimizer": self.optimizer, "readout_optimizer": self.readout_training.optimizer}
         # Random numbers of dropout and label noise: seeded anew in every step, so no stream is shared or resumed.
         self._generator = torch.Generator(device)
-        self._readout_dropout = Dropout(settings.readout.readout_dropout)
-        for module in (*self.net.modules(), *self.rule.modules(), self._readout_dropout):
-            if isinstance(module, Dropout):
-                module.generator = self._generator
+        begun.draw_from(self._generator)
         self._shared, self._versions = shared, spec.shared_versions
         self._contributes = self._versions is not None and index in self._versions.contributors
         assert shared is not None or self._versions is None, "a shared state has a source"
-        # Reading a loss is free on a CPU and stalls a GPU. There the losses are looked at now and then, and until then
-        # these flags, which never fall, keep fused optimizers from applying an update that is no number. With another
-        # optimizer every loss is looked at.
-        fused = all(group.get("fused") for group in self.optimizer.param_groups)
-        self._not_finite = torch.zeros((), device=device) if device.type == "cuda" and fused else None
-        self._readout_not_finite = torch.zeros((), device=device) if device.type == "cuda" else None
-        self._running = [*_running_statistics(self.net), *_running_statistics(self.rule)]
-        # Held while weights change, so that another thread (an interrupt) can copy them between two updates.
-        self._updating = threading.Lock()
+        if device.type == "cuda":
+            self._decide_on_device()
+        self._running = running_statistics(self.net, self.rule)
+        self._graph: StepGraph[_Forwarded] | None = None
         self.mark: Callable[[str], None] = _unheard
         """Told in ``train`` what has been done since it was told last."""
+
+    def _decide_on_device(self) -> None:
+        """Leaves to the device what an update depends on, so that the host reads nothing back.
+
+        With another optimizer than torch's fused ones the host does that.
+        """
+        self._guard = Guard(self.optimizer, self.index, device=self.device)
+        if is_capturable(self.optimizer):
+            self._rates = Rates(self.optimizer, self.device)
+        self.readout_training.decide_on_device()
 
     def make_inputs(self, images: Tensor, labels: Tensor, where: BatchPosition) -> Activations:
         """The activations that this layer, a net's first, takes of network input (V·N, channels, H, W)."""
@@ -150,59 +129,162 @@ class LocalLayer:
     def _learn(
         self, activations: Activations, labels: Tensor, where: BatchPosition, send: Callable[[Activations], None]
     ) -> tuple[Activations, Tensor]:
-        context = self._drawing(labels, where)
         self._set_mode(training=True)
-        with self._updating:  # batch norm's running statistics change here
-            running = self._running if self._not_finite is not None else []
-            before = [statistic.clone() for statistic in running]
-            outputs = self.forward.outputs(activations, context, training=True)
-        passed = self._to_send(outputs, context)
+        self._set_rates(where)
+        context = self._drawing(labels, where)
+        if self._graph is not None and self._graph.fits(activations, labels):
+            return self._replay(self._graph, activations, context, send)
+        forwarded = self._run_forward(activations, context)
+        self.mark("forward")
+        send(forwarded.passed)
+        self.mark("send")
+        loss = self._update(forwarded, self._with_shared(context), partial(self._push, where))
+        self.mark("update")
+        return forwarded.passed, loss
+
+    def _replay(
+        self,
+        graph: StepGraph[_Forwarded],
+        activations: Activations,
+        context: StepContext,
+        send: Callable[[Activations], None],
+    ) -> tuple[Activations, Tensor]:
+        with self._updating:
+            passed = graph.forward(activations, context.labels)
         self.mark("forward")
         send(passed)
         self.mark("send")
-        context = self._with_shared(context)
-        loss = self.rule.loss(self.net, outputs.own, context)
+        shared = self._shared.read(self.index, context.where) if self._shared is not None else None
+        with self._updating:
+            loss, contribution = graph.update(shared)
+            self.readout_training.trained |= self._readout_learns
+        if contribution is not None:
+            self._push(context.where, contribution)
+        self.mark("update")
+        return passed, loss
+
+    def capture(
+        self, capturer: Capturer, activations: Activations, labels: Tensor, *, sends: bool, proved: bool
+    ) -> None:
+        """Captures the training step as CUDA graphs, for batches of these shapes. Steps with others go without.
+
+        Nothing that waits for a neighbour may be posted on the device before.
+
+        Args:
+            sends: whether activations leave the stage behind the forward pass, so that the step is in two graphs.
+            proved: whether replays are compared with the step that was captured.
+
+        Raises:
+            GraphRefusedError: the step cannot be captured. The layer is as it was.
+        """
+        check_step(self.rule, self.optimizer)
+        shared = None
+        if self._shared is not None:
+            shared = self._spec.shared_state().values.detach().to(self.device).requires_grad_(self._contributes)
+        trained = self.readout_training.trained
+        self._set_mode(training=True)
+        try:
+            with operations_named(self.index):
+                self._graph = capture(
+                    capturer,
+                    self._work(),
+                    Sample(activations, labels, shared),
+                    apart=sends or self._shared is not None,
+                    proved=proved,
+                )
+        except RuntimeError as error:
+            raise GraphRefusedError.after(error) from error
+        finally:
+            self.readout_training.trained = trained
+
+    def _work(self) -> StepWork[_Forwarded]:
+        """The training step, as it is captured."""
+        of_all = self._spec.phases
+        own = next(phase for phase in of_all if self.index in phase.layers)
+
+        def begin(number: int) -> None:
+            epoch = own.epochs.start
+            where = BatchPosition(epoch=epoch, step=number, phase_step=number, position=number, training=True)
+            self._set_rates(where)
+            self._seed(where)
+
+        def update(forwarded: _Forwarded, context: StepContext) -> tuple[Tensor, Tensor | None]:
+            given: list[Tensor] = []
+            loss = self._update(forwarded, context, given.append)
+            if all(parameter.grad is None for group in self.optimizer.param_groups for parameter in group["params"]):
+                raise GraphRefusedError("its loss has no gradient, so there is no update")
+            return loss, given[0] if given else None
+
+        def tensors() -> State:
+            flags = {"not_finite": self._guard.flag, "readout_not_finite": self.readout_training.guard.flag}
+            return {**self.snapshot().tensors, **{name: flag for name, flag in flags.items() if flag is not None}}
+
+        learning = [self.readout_training] if self._readout_learns else []
+        return StepWork(
+            begin=begin,
+            forward=self._run_forward,
+            passed=lambda forwarded: forwarded.passed,
+            update=update,
+            generators=[self._generator, *(generator for one in learning for generator in one.generators)],
+            optimizers=[self.optimizer, *(one.optimizer for one in learning)],
+            parameters=[*self.net.parameters(), *self.rule.parameters(), *self.readout.parameters()],
+            tensors=tensors,
+            phase=own.layers if len(of_all) > 1 else None,
+        )
+
+    def _run_forward(self, activations: Activations, context: StepContext) -> _Forwarded:
+        with self._updating:  # batch norm's running statistics change here
+            running = self._running if self._guard.flag is not None else []
+            before = [statistic.clone() for statistic in running]
+            outputs = self.forward.outputs(activations, context, training=True)
+        return _Forwarded(outputs, self._to_send(outputs, context), before)
+
+    def _update(self, forwarded: _Forwarded, context: StepContext, push: Callable[[Tensor], None]) -> Tensor:
+        """Updates net, rule and online readout; returns the loss (). ``push`` gets what it adds to the shared state."""
+        own = forwarded.outputs.own
+        loss = self.rule.loss(self.net, own, context)
         self.mark("loss")
-        if self._not_finite is None:
-            if not torch.isfinite(loss):
-                raise NonFiniteLossError(self.index, loss.item())
-        else:
-            self._not_finite = _raised(self._not_finite, loss)
-            self.optimizer.found_inf = self._not_finite  # type: ignore[attr-defined]  # what GradScaler tells it, too
-        self._set_rates(where)
+        self._guard.see(loss)
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:
             loss.backward()
         self.mark("backward")
         with self._updating:
             self.optimizer.step()
-            # Only now: the backward pass refuses what has been written since the forward pass.
-            for statistic, value in zip(running, before, strict=True):
-                assert self._not_finite is not None
-                statistic.copy_(torch.where(self._not_finite > 0, value, statistic))
+            if self._guard.flag is not None:
+                # Only now: the backward pass refuses what has been written since the forward pass.
+                for statistic, value in zip(self._running, forwarded.running, strict=True):
+                    statistic.copy_(torch.where(self._guard.flag > 0, value, statistic))
             with torch.no_grad():
-                self.rule.collect(self.net, outputs.own, context)
+                self.rule.collect(self.net, own, context)
         if self._contributes:
-            assert self._shared is not None, "it was read"
-            self._shared.push(self.index, where.step, self.rule.contribution(self.net, outputs.own, context))
-        if self.has_readout and self._readout_settings.mode == "online":
-            self._update_readout(outputs, labels, where, self._milestones(where))
-        self.mark("update")
-        return passed, loss.detach()
+            push(self.rule.contribution(self.net, own, context))
+        if self._readout_learns:
+            self._update_readout(forwarded.outputs, context.labels)
+        return loss.detach()
+
+    def _push(self, where: BatchPosition, contribution: Tensor) -> None:
+        assert self._shared is not None, "it was read"
+        self._shared.push(self.index, where.step, contribution)
 
     def _drawing(self, labels: Tensor, where: BatchPosition) -> StepContext:
         """The context of a training step, with random numbers of this layer and step."""
-        generator = self._generator.manual_seed(rng.torch_seed(self._train.seed, "layer", self.index, where.step))
-        return StepContext(labels=labels, where=where, generator=generator)
+        return StepContext(labels=labels, where=where, generator=self._seed(where))
+
+    def _seed(self, where: BatchPosition) -> torch.Generator:
+        return self._generator.manual_seed(rng.torch_seed(self._train.seed, "layer", self.index, where.step))
 
     def _set_rates(self, where: BatchPosition) -> None:
-        """The learning rate of each group of parameters at this step."""
-        milestones, own = self._milestones(where), self._method.lr_factor(self.index, where)
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * milestones * own
+        """The learning rates at this step."""
+        milestones = self._train.lr_factor(self._spec.epoch_in_phase(where.epoch))
+        self._rates.set(milestones, self._method.lr_factor(self.index, where))
+        if self._readout_learns:
+            self.readout_training.begin(where, milestones)
 
-    def _milestones(self, where: BatchPosition) -> float:
-        return self._train.lr_factor(self._spec.epoch_in_phase(where.epoch))
+    @property
+    def _readout_learns(self) -> bool:
+        """Whether the readout learns along with the layer."""
+        return self.has_readout and self._readout_settings.mode == "online"
 
     def take_part(
         self,
@@ -254,40 +336,11 @@ class LocalLayer:
         outputs, passed = self._pass_through(activations, context, send)
         if not self.has_readout:
             return passed, None
-        factor = self._readout_settings.lr_factor(where.epoch - self._spec.epochs)
-        return passed, self._update_readout(outputs, labels, where, factor)
+        self.readout_training.begin(where, self._readout_settings.lr_factor(where.epoch - self._spec.epochs))
+        return passed, self._update_readout(outputs, labels)
 
-    def _update_readout(self, outputs: Outputs, labels: Tensor, where: BatchPosition, lr_factor: float) -> Tensor:
-        _set_rate(self.readout_optimizer, self._readout_lr * lr_factor)
-        seen = self.forward.readout_input(outputs).detach()  # (V·N, C)
-        place = (self.index, where.epoch, where.position)
-        self._generator.manual_seed(rng.torch_seed(self._train.seed, "readout", *place))
-        seen = self._readout_dropout(seen)
-        loss = F.cross_entropy(self.readout(seen), labels.repeat(len(seen) // len(labels)))
-        if self._readout_not_finite is None:
-            if not torch.isfinite(loss):
-                raise NonFiniteLossError(self.index, loss.item(), readout=True)
-        else:
-            self._readout_not_finite = _raised(self._readout_not_finite, loss)
-            self.readout_optimizer.found_inf = self._readout_not_finite  # type: ignore[attr-defined]
-        self.readout_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        with self._updating:
-            self.readout_optimizer.step()
-            self.readout_trained = True
-        return loss.detach()
-
-    def judge_readout(self, loss: float | None) -> None:
-        """Keeps the readout as it is if this cross-entropy on validation images is its lowest. None: it has none."""
-        if loss is not None and (self._best_readout is None or loss < self._best_readout[0]):
-            with self._updating:
-                self._best_readout = loss, {name: _copy(value) for name, value in self.readout.state_dict().items()}
-
-    def take_best_readout(self) -> None:
-        """Goes back to the best of the readouts that were judged, if any were."""
-        if self._best_readout is not None:
-            with self._updating:
-                self.readout.load_state_dict(self._best_readout[1])
+    def _update_readout(self, outputs: Outputs, labels: Tensor) -> Tensor:
+        return self.readout_training.update(self.forward.readout_input(outputs), labels)
 
     @torch.no_grad()
     def evaluate(
@@ -316,7 +369,7 @@ class LocalLayer:
             loss=self.rule.loss(self.net, outputs.own, context),
             features=features,
             labels=labels.repeat(len(features) // len(labels)),  # a row for each view
-            scores=self.readout(self.forward.readout_input(outputs)) if self.readout_trained else None,
+            scores=self.readout(self.forward.readout_input(outputs)) if self.readout_training.trained else None,
             direct_scores=self.rule.scores(self.net, outputs.own, context),
         )
         return passed
@@ -358,12 +411,11 @@ class LocalLayer:
             return self._weights()
 
     def _weights(self) -> State:
-        state = {f"{self._prefix}.net.{name}": _copy(value) for name, value in self.net.state_dict().items()}
-        state |= {f"{self._prefix}.rule.{name}": _copy(value) for name, value in self.rule.state_dict().items()}
-        if self.readout_trained:
-            best = self._best_readout[1] if self._best_readout is not None else self.readout.state_dict()
-            state |= {f"{self._prefix}.readout.{name}": _copy(value) for name, value in best.items()}
-        return state
+        return {
+            **states.copies(self.net, f"{self._prefix}.net."),
+            **states.copies(self.rule, f"{self._prefix}.rule."),
+            **self.readout_training.weights(f"{self._prefix}.readout."),
+        }
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Takes weights that ``weights`` returned."""
@@ -373,15 +425,18 @@ class LocalLayer:
             self.rule.load_state_dict(below(state, f"{self._prefix}.rule."))
             if readout:
                 self.readout.load_state_dict(readout)
-                self.readout_trained = True
+                self.readout_training.trained = True
 
     def state(self) -> State:
         """Weights and optimizer states: everything that the next update depends on. Safe from any thread."""
         with self._updating:
             state = self._weights()
-            state |= _optimizer_state(self.optimizer, self.net, f"{self._prefix}.optimizer.")
-            state |= _optimizer_state(self.optimizer, self.rule, f"{self._prefix}.optimizer.rule.")
-            state |= _optimizer_state(self.readout_optimizer, self.readout, f"{self._prefix}.readout_optimizer.")
+            for optimizer, module, part in (
+                (self.optimizer, self.net, "optimizer"),
+                (self.optimizer, self.rule, "optimizer.rule"),
+                (self.readout_training.optimizer, self.readout, "readout_optimizer"),
+            ):
+                state |= states.optimizer_copies(optimizer, module, f"{self._prefix}.{part}.")
         return state
 
     # What follows is asked for between two batches by the thread that trains.
@@ -394,28 +449,18 @@ class LocalLayer:
         return {
             "gradient_norm": float(get_total_norm(gradients)),
             "weight_norm": float(get_total_norm([parameter.detach() for parameter in parameters])),
-            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "learning_rate": self._rates.now[0],
         }
 
     def snapshot(self) -> Snapshot:
         """Everything that the next update depends on, and the readout that is kept. The tensors are the layer's own."""
-        tensors: State = {}
-        for part, module in (("net", self.net), ("rule", self.rule), ("readout", self.readout)):
-            tensors |= {f"{part}.{name}": value.detach() for name, value in module.state_dict().items()}
-        trained = self.rule.state_dict().keys()
-        tensors |= {f"collected.{name}": value for name, value in self.rule.named_buffers() if name not in trained}
-        values: dict[str, Any] = {"readout_trained": self.readout_trained}
-        for part, optimizer in self._optimizers():
-            noted, groups = _noted(optimizer, self._named())
-            tensors |= {f"{part}.{name}": value for name, value in noted.items() if isinstance(value, Tensor)}
-            values[part] = {
-                "state": {name: value for name, value in noted.items() if not isinstance(value, Tensor)},
-                "groups": groups,
-            }
-        if self._best_readout is not None:
-            values["best_readout_loss"], best = self._best_readout
-            tensors |= {f"best_readout.{name}": value for name, value in best.items()}
-        return Snapshot(tensors, values)
+        found = states.take_snapshot(self._modules, self._optimizers, collects="rule")
+        readout = self.readout_training
+        found.values["readout_trained"] = readout.trained
+        if readout.best is not None:
+            found.values["best_readout_loss"], best = readout.best
+            found.tensors |= {f"best_readout.{name}": value for name, value in best.items()}
+        return found
 
     def load_snapshot(self, snapshot: Snapshot) -> None:
         """Goes on from a snapshot of the same layer, taken on whatever device.
@@ -423,98 +468,12 @@ class LocalLayer:
         Raises:
             KeyError, RuntimeError, ValueError: it is not of such a layer.
         """
-        tensors, values = snapshot.tensors, snapshot.values
+        values, readout = snapshot.values, self.readout_training
+        self._graph = None  # it updates what the optimizers are about to replace
         with self._updating:
-            for part, module in (("net", self.net), ("rule", self.rule), ("readout", self.readout)):
-                module.load_state_dict(below(tensors, f"{part}."))
-            for name, value in below(tensors, "collected.").items():
-                owner, _, buffer = name.rpartition(".")
-                setattr(self.rule.get_submodule(owner), buffer, value.to(self.device))
-            self.readout_trained = bool(values["readout_trained"])
-            named = self._named()
-            for part, optimizer in self._optimizers():
-                state: dict[Tensor, dict[str, Any]] = {}
-                for name, value in {**below(tensors, f"{part}."), **values[part]["state"]}.items():
-                    parameter, _, field = name.rpartition(".")
-                    state.setdefault(named[parameter], {})[field] = value
-                load_optimizer(optimizer, state, values[part]["groups"])
+            states.load_snapshot(snapshot, self._modules, self._optimizers, collects="rule", device=self.device)
+            self._rates.hold()
+            readout.rates.hold()
+            readout.trained = bool(values["readout_trained"])
             if "best_readout_loss" in values:
-                self._best_readout = float(values["best_readout_loss"]), below(tensors, "best_readout.")
-
-    def _optimizers(self) -> tuple[tuple[str, torch.optim.Optimizer], ...]:
-        return ("optimizer", self.optimizer), ("readout_optimizer", self.readout_optimizer)
-
-    def _named(self) -> dict[str, nn.Parameter]:
-        """Every parameter of the layer by its name in a snapshot."""
-        parts = (("net", self.net), ("rule", self.rule), ("readout", self.readout))
-        return {f"{part}.{name}": value for part, module in parts for name, value in module.named_parameters()}
-
-
-@dataclass
-class Snapshot:
-    """A layer, or what a stage keeps of it, between two batches.
-
-    Attributes:
-        tensors: by name. They change with the layer's next update unless they are copied before.
-        values: what is no tensor, as JSON has it.
-    """
-
-    tensors: State = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
-
-
-def _noted(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What an optimizer has noted of each parameter, by its name and the field's; and its groups' settings."""
-    names = {id(parameter): name for name, parameter in named.items()}
-    noted = {
-        f"{names[id(parameter)]}.{name}": value
-        for parameter, fields in optimizer.state.items()
-        for name, value in fields.items()
-    }
-    groups = [
-        {name: value for name, value in group.items() if isinstance(value, (int, float)) and name not in _OF_A_DEVICE}
-        for group in optimizer.param_groups
-    ]
-    return noted, groups
-
-
-def _running_statistics(module: nn.Module) -> list[Tensor]:
-    """Batch norm's means and variances, which a batch that is no number would spoil for good."""
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    kept = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
-    return [tensor for tensor in kept if tensor is not None]
-
-
-def _raised(flag: Tensor, loss: Tensor) -> Tensor:
-    """The flag, 1 from the first loss on that is no number."""
-    return torch.maximum(flag, (~torch.isfinite(loss.detach())).float())
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def is_finite(state: State) -> bool:
-    """Whether every number in it is one: a gradient can spoil weights a step before a loss shows it."""
-    return all(bool(torch.isfinite(value).all()) for value in state.values())
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone() if tensor.is_cuda else tensor.detach().clone()
-
-
-def below(state: Mapping[str, Tensor], prefix: str) -> State:
-    """What names that begin so stand for, without that beginning."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str) -> State:
-    return {
-        f"{prefix}{name}.{field}": _copy(value)
-        for name, parameter in module.named_parameters()
-        for field, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)  # SGD without momentum notes that there is none
-    }
+                readout.best = float(values["best_readout_loss"]), below(snapshot.tensors, "best_readout.")

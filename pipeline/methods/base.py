@@ -76,11 +76,16 @@ class Rule(nn.Module, ABC):
         num_views: so many augmented copies of each image reach the first layer.
         margin: added to the cosine similarity of two features of one class; None for methods without one.
         per_sample: what ``run`` gives for a sample depends on no other sample, as far as the rule is concerned.
+        eager: why a training step cannot be captured once as a CUDA graph and replayed, as a clause: "its loss draws a
+            layer at the host". None: it can, as ``forward``, ``loss``, ``outputs_to_send`` and ``contribution`` read
+            nothing but tensors that changes from step to step, and draw from ``context.generator`` alone. A rule with
+            a ``collect`` or an ``end_epoch`` of its own never can.
     """
 
     num_views: int = 1
     margin: float | None = None
     per_sample: bool = False
+    eager: str | None = None
 
     def make_inputs(self, images: Tensor, context: StepContext) -> Activations:
         """Activations for the first layer from network input (V·N, channels, H, W), view-major."""

@@ -76,6 +76,7 @@ class CafoRule(Rule):
         for module in layer.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = None
+                self.eager = "its batch norm takes a mean over all batches, which the host counts"
 
     def forward(self, layer: Layer, activations: Activations, context: StepContext) -> Activations:
         with torch.no_grad():
@@ -176,7 +177,8 @@ def threshold(scores: Tensor) -> Tensor:
     ordered = scores.sort(dim=1, descending=True).values
     numbers = torch.arange(1, scores.shape[1] + 1, dtype=scores.dtype, device=scores.device)
     sums = ordered.cumsum(dim=1)
-    size = (1 + numbers * ordered > sums).sum(dim=1, keepdim=True)  # (N, 1), of the support
+    # (N, 1), of the support: none where scores are no number, which shall come out as such
+    size = (1 + numbers * ordered > sums).sum(dim=1, keepdim=True).clamp(min=1)
     return (sums.gather(1, size - 1) - 1) / size
 
 

@@ -109,7 +109,8 @@ class ScffSettings(MethodConfig):
         return tuple(range(first, index + 1))
 
     def build(self, index: int, layer: Layer, model_info: ModelInfo) -> ScffRule:
-        return ScffRule(self, index)
+        assert isinstance(layer, PairedLayer), "adapt() refuses other nets"
+        return ScffRule(self, index, pairs=layer.pairs)
 
 
 class ScffRule(Rule):
@@ -119,12 +120,17 @@ class ScffRule(Rule):
 
     g⁺ is that of a sample with itself, g⁻ with another of the batch, r places on: 1 ≤ r < N, drawn anew in every step,
     and 1 in evaluation.
+
+    Args:
+        pairs: whether the layer pairs its inputs anew.
     """
 
     per_sample = True
 
-    def __init__(self, settings: ScffSettings, index: int) -> None:
+    def __init__(self, settings: ScffSettings, index: int, *, pairs: bool) -> None:
         super().__init__()
+        if pairs:
+            self.eager = "which samples it pairs is taken at the host from the seed of its random numbers"
         self.positive_threshold = of_layer(settings.positive_threshold, index)
         self.negative_threshold = of_layer(settings.negative_threshold, index)
         self.penalty = of_layer(settings.goodness_penalty, index)

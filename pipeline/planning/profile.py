@@ -207,7 +207,7 @@ class _Workbench:
         states = [layer.optimizer.state]
         if layer.has_readout:
             trained += layer.readout.parameters()
-            states.append(layer.readout_optimizer.state)
+            states.append(layer.readout_training.optimizer.state)
         moments = [value for state in states for values in state.values() for value in values.values()]
         return {
             "bytes_out": message_bytes(Message(Kind.TRAIN, tensors={**passed, **beside})),

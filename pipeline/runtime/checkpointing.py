@@ -14,8 +14,8 @@ from pipeline.checkpoints.folder import SHARED, CheckpointFolder, DamagedError, 
 from pipeline.checkpoints.saver import HeldSaver, PartSaver, Saver
 from pipeline.config.interval import Interval, read_interval
 from pipeline.config.run_spec import RunSpec
-from pipeline.layers.layer import Snapshot
 from pipeline.layers.shared_state import VersionedState
+from pipeline.layers.state import Snapshot
 from pipeline.runtime.passes import START, Cut
 
 

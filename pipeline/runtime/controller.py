@@ -14,7 +14,7 @@ from pipeline.checkpoints.saver import SavedFile
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import RunError, StageFailedError
 from pipeline.kind import Kind
-from pipeline.layers.layer import State, is_finite
+from pipeline.layers.state import State, is_finite
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing
 from pipeline.runtime.history import RunResult, Salvage
 from pipeline.runtime.keeper import Keeper, result_of
@@ -130,6 +130,7 @@ class Controller:
         self._restored = list(self._cut.restored)  # best epochs of the phases that are over
         self._statuses: dict[int, Status] = {}
         self._judged_up_to = max(self._history.epochs(Kind.VALIDATE), default=-1)
+        self._notes: set[str] = set()  # of stages, as told
         self._runs = False  # whether any stage has had its first batch
         self._mark = time.perf_counter()  # up to which ``seconds`` count
         # A run that is being stopped has so long for it.
@@ -190,6 +191,10 @@ class Controller:
         saved = self._group.saved()  # first: what was reported before these files is there by now
         for status, reports in self._group.poll():
             self._statuses[status.stage] = status
+            for note in status.notes:
+                if note not in self._notes:
+                    self._notes.add(note)
+                    self._observer.notified(note)
             for report in reports:
                 self._history.add(report)
                 self._observer.pass_finished(report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.kind import Kind
 from pipeline.layers.forward import Arithmetic, LayerForward
 from pipeline.layers.joined import JoinedFeatures
-from pipeline.methods import Activations, BatchPosition, StepContext
+from pipeline.methods import Activations, BatchPosition, Rule, StepContext
+from pipeline.nets import Layer
 from pipeline.runtime.feeder import IMAGES
 from pipeline.transport import Transport
 from pipeline.transport.base import Edge
@@ -55,21 +56,42 @@ def edges_of(spec: RunSpec, sizes: Sequence[int]) -> tuple[Edge, ...]:
 
 def _activations(spec: RunSpec, training: bool, labels: Tensor) -> list[Activations]:
     """What each stage but the last passes on."""
-    context = StepContext(labels=labels, where=BatchPosition(training=training))
     ends = {layers[-1] for layers in spec.stages[:-1]}
-    for_readouts = spec.settings.readout.see(training=training)
     arithmetic = Arithmetic(transfer_dtype=spec.settings.pipeline.transfer_dtype)  # fp32 takes the most room
-    sent = []
-    with torch.device(_META), torch.no_grad():
-        layers = [spec.net.build(index, spec.shape).eval() for index in range(spec.num_layers)]
-        rules = [spec.settings.method.build(i, layer, spec.model_info) for i, layer in enumerate(layers)]
-        num_views = rules[0].num_views
-        views = num_views if training else max(1, spec.evaluation_views(Kind.VALIDATE, num_views))
-        activations = rules[0].make_inputs(torch.empty(views * len(labels), *spec.shape), context)
-        for index, (layer, rule) in enumerate(zip(layers, rules, strict=True)):
+    return [
+        passed
+        for index, (_, passed) in enumerate(dry_run(spec, labels, arithmetic, training=training))
+        if index in ends
+    ]
+
+
+def dry_run(
+    spec: RunSpec, labels: Tensor, arithmetic: Arithmetic, *, training: bool
+) -> Iterator[tuple[Activations, Activations]]:
+    """What each layer takes and what it passes on of a batch with these labels, on their device: by an untrained net.
+
+    On the meta device these are shapes alone; elsewhere images are random.
+    """
+    device = labels.device
+    context = StepContext(labels=labels, where=BatchPosition(training=training))
+    for_readouts = spec.settings.readout.see(training=training)
+
+    def built(index: int) -> tuple[Layer, Rule]:
+        layer = spec.net.build(index, spec.shape).to(device).eval()
+        return layer, spec.settings.method.build(index, layer, spec.model_info).to(device).eval()
+
+    with torch.device(device), torch.no_grad():
+        layer, rule = built(0)
+        views = rule.num_views if training else max(1, spec.evaluation_views(Kind.VALIDATE, rule.num_views))
+        images = torch.empty(views * len(labels), *spec.shape)
+        if device != _META:  # there torch would import its compiler to say that it draws nothing
+            images.normal_(generator=torch.Generator(device).manual_seed(0))
+        activations = rule.make_inputs(images, context)
+    for index in range(spec.num_layers):
+        with torch.device(device), torch.no_grad():
+            layer, rule = built(index) if index else (layer, rule)
             joined = JoinedFeatures(spec.settings.method, spec.net, spec.shape, index, layer, spec.readouts)
             forward = LayerForward(layer, rule, joined, arithmetic)
-            activations = forward.to_send(forward.outputs(activations, context), context, for_readouts=for_readouts)
-            if index in ends:
-                sent.append(activations)
-    return sent
+            passed = forward.to_send(forward.outputs(activations, context), context, for_readouts=for_readouts)
+        yield activations, passed
+        activations = passed

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.config.run_spec import Phase, RunSpec
 from pipeline.errors import RunError
 from pipeline.kind import Kind
-from pipeline.layers.layer import Snapshot, State
+from pipeline.layers.state import Snapshot, State
 from pipeline.runtime.passes import Pass
 from pipeline.telemetry.clock import TimeBreakdown
 from pipeline.telemetry.reports import LayerReport, PassReport

@@ -11,7 +11,7 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.errors import UserError
 from pipeline.export import Card, read
-from pipeline.layers.layer import State, below
+from pipeline.layers.state import State, below
 from pipeline.methods import BaselineSettings
 from pipeline.nets import NetConfig
 from pipeline.nets.sizes import without_values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.checkpoints.folder import Manifest
 from pipeline.config.run_spec import RunSpec
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 from pipeline.runtime.states import RunState
 from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.trace import StageTrace, TraceWish

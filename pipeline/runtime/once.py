@@ -8,7 +8,7 @@ from dataclasses import replace
 from pipeline.checkpoints.folder import Manifest
 from pipeline.config.run_spec import RunSpec
 from pipeline.kind import Kind
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.states import RunState
 from pipeline.telemetry.reports import PassReport, Status

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.checkpoints.folder import DamagedError, layer_file
-from pipeline.layers.layer import LocalLayer, Snapshot, State, below
+from pipeline.layers.layer import LocalLayer
+from pipeline.layers.state import Snapshot, State, below
 from pipeline.layers.tallies import TrainTally
 from pipeline.runtime.checkpointing import Resume
 

@@ -45,7 +45,7 @@ def configure_process(spec: RunSpec, device: torch.device) -> None:
     check_precision(spec.settings.pipeline.precision, device)
     keep_freed_memory()
     torch.set_num_threads(spec.settings.pipeline.threads)
-    if spec.compiles is not None and spec.settings.pipeline.executor == "ray":
+    if spec.compiles and spec.settings.pipeline.executor == "ray":
         share_cores(num_cores(), spec.num_stages)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts

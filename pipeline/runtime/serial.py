@@ -16,8 +16,9 @@ from pipeline.data.augment import Augment
 from pipeline.data.loader import Batch, Dataset, Split
 from pipeline.kind import Kind
 from pipeline.layers.evaluate import evaluate
-from pipeline.layers.layer import LocalLayer, State
+from pipeline.layers.layer import LocalLayer
 from pipeline.layers.shared_state import VersionedState
+from pipeline.layers.state import State
 from pipeline.layers.tallies import TrainTally
 from pipeline.methods import Activations, BatchPosition
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, Resume, shared_state
@@ -26,6 +27,7 @@ from pipeline.runtime.observer import Observer
 from pipeline.runtime.parts import go_on, parts_of
 from pipeline.runtime.passes import START, coming, trained_steps
 from pipeline.runtime.process import configure_process
+from pipeline.runtime.step_graphs import capture_steps
 from pipeline.runtime.watch import Watch
 from pipeline.telemetry.reports import PassReport
 
@@ -73,6 +75,8 @@ class SerialRun:
             self.go_on(resume)
 
     def train(self) -> None:
+        for note in capture_steps(self.spec, self.layers, self.cut):
+            self.watch.observer.notified(note)
         for number in range(len(self.cut.restored), len(self.spec.phases) + 1):
             for kind, epoch, first in coming(self.spec, self.cut):
                 match kind:
@@ -131,11 +135,11 @@ class SerialRun:
 
     def judge_readouts(self, epoch: int) -> None:
         for layer, said in zip(self.layers, self.evaluate("validate", Kind.JUDGE, epoch).layers, strict=True):
-            layer.judge_readout(said.readout_loss)
+            layer.readout_training.judge(said.readout_loss)
 
     def test(self) -> None:
         for layer in self.layers:
-            layer.take_best_readout()
+            layer.readout_training.take_best()
         self.evaluate("test", Kind.TEST, 0)
 
     def report_training(self, kind: Kind, epoch: int) -> None:

@@ -21,14 +21,16 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.data.augment import Augment
 from pipeline.errors import ChannelError, NonFiniteLossError
 from pipeline.kind import Kind
-from pipeline.layers.layer import LocalLayer, State, nowhere
+from pipeline.layers.layer import LocalLayer, nowhere
 from pipeline.layers.shared_state import SharedStateAccess
+from pipeline.layers.state import State
 from pipeline.layers.tallies import EvaluationTally, TrainTally
 from pipeline.methods import Activations, BatchPosition
 from pipeline.runtime.checkpointing import Resume
 from pipeline.runtime.feeder import IMAGES
 from pipeline.runtime.parts import Kept, go_on, parts_of
 from pipeline.runtime.passes import START, coming, trained_steps
+from pipeline.runtime.step_graphs import capture_steps
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.telemetry.machine import MachineProbe
 from pipeline.telemetry.memory import bytes_now
@@ -94,6 +96,7 @@ class Stage:
         self._labels: list[Tensor] = []
         self._kind: Kind | None = None
         self._epoch, self._step, self._images = 0, 0, 0
+        self._notes: tuple[str, ...] = ()
         self._before: Message | None = None  # the batch before, without its tensors
         self._restored = False
         self._saver, self._cut = saver, START
@@ -101,6 +104,13 @@ class Stage:
         if resume is not None:
             self._go_on(resume)
         self.tracer.plan(spec.traced.after(trained_steps(spec, self._cut)))
+
+    def capture(self) -> None:
+        """Captures the layers' training steps as CUDA graphs, where the run has them: before channels are made.
+
+        Raises as ``pipeline.runtime.step_graphs.capture_steps`` does.
+        """
+        self._notes = capture_steps(self.spec, self.layers, self._cut)
 
     def handle(self, message: Message, send: Send) -> bool:
         """Works on one message. Returns whether more may follow.
@@ -270,7 +280,7 @@ class Stage:
                 self._keep_candidate(message.epoch)
             if message.kind is Kind.TEST:
                 for layer in self.layers:
-                    layer.take_best_readout()
+                    layer.readout_training.take_best()
         where = self._position_of(message)
         activations, labels = self._enter(
             message, where, self.spec.evaluation_views(message.kind, self._rule.num_views)
@@ -292,7 +302,7 @@ class Stage:
             )
             if message.kind is Kind.JUDGE:
                 for layer, of_layer in zip(self.layers, report.layers, strict=True):
-                    layer.judge_readout(of_layer.readout_loss)
+                    layer.readout_training.judge(of_layer.readout_loss)
             self._say(report)
 
     def _position_of(self, message: Message) -> BatchPosition:
@@ -363,6 +373,7 @@ class Stage:
             restored=self._restored,
             memory=bytes_now(self.device),
             machine=self._machine.read(),
+            notes=self._notes,
         )
 
     def keep_only(self, best: int, upto: int) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from pipeline.checkpoints.saver import SavedFile, Saver
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import PeerLostError, RunError, StageFailedError
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 from pipeline.runtime import stage as stages
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, pacer_of, shared_state
 from pipeline.runtime.controller import control
@@ -81,6 +81,10 @@ class ThreadWorkers:
             )
             for index, device in enumerate(devices)
         ]
+        for stage, device in zip(self._stages, devices, strict=True):
+            if spec.graphs:  # here, while nothing else is at work on the device
+                configure_process(spec, device)
+                stage.capture()
         self._feed_clocks = [Clock() for _ in range(settings.feeders)]
         self._feeds = [
             self._channel(f"feeder {number + 1} → stage 1", clock, self._clocks[0])

@@ -15,8 +15,9 @@ from pipeline.config.run_spec import Phase, RunSpec
 from pipeline.data.loader import Batch, Dataset, Split
 from pipeline.errors import NonFiniteLossError, RunError, StageFailedError
 from pipeline.kind import Kind
-from pipeline.layers.layer import LocalLayer, State, is_finite
+from pipeline.layers.layer import LocalLayer
 from pipeline.layers.shared_state import VersionedState
+from pipeline.layers.state import State, is_finite
 from pipeline.layers.tallies import TrainTally
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS, Checkpointing, pacer_of
 from pipeline.runtime.history import RunResult
@@ -43,12 +44,13 @@ class Watch:
     """Notes what a serial run does. Arguments as ``pipeline.runtime.serial.train_serial``.
 
     Attributes:
+        observer: watches the run.
         saver, shared_saver: write checkpoints, the layers' parts and the shared state's; None where the run saves none.
     """
 
     def __init__(self, spec: RunSpec, observer: Observer, checkpointing: Checkpointing = NO_CHECKPOINTS) -> None:
         self._spec, self._device = spec, spec.stage_device(0)
-        self._observer = observer
+        self.observer = observer
         self._clock = Clock()
         self._busy = BusyMeter(self._clock, self._device)
         self._machine = MachineProbe(self._device)
@@ -86,7 +88,7 @@ class Watch:
         result = self._result
         self._clock.restart()
         self._mark = time.perf_counter()
-        self._observer.entered(RunState.RUNNING)
+        self.observer.entered(RunState.RUNNING)
         try:
             train()
             self._count()
@@ -94,7 +96,7 @@ class Watch:
         except Exception as stop:
             result.status = "interrupted" if isinstance(stop, _InterruptedError) else "failed"
             if isinstance(stop, _InterruptedError):
-                self._observer.entered(RunState.DRAINING)
+                self.observer.entered(RunState.DRAINING)
                 if stop.between_batches:
                     save()
             result.last = result.last or state()
@@ -103,7 +105,7 @@ class Watch:
             if not isinstance(stop, _InterruptedError):
                 raise self._as_run_error(stop) from stop
         finally:
-            self._observer.entered(RunState.FINISHING)
+            self.observer.entered(RunState.FINISHING)
             for saver in self._savers:
                 saver.close()
             self._seal()
@@ -114,7 +116,7 @@ class Watch:
         if self._pacer is None:
             return False
         self._seal()
-        if self._observer.asked_to_save():
+        if self.observer.asked_to_save():
             self._pacer.ask()
         return self._pacer.due()
 
@@ -170,7 +172,7 @@ class Watch:
             with self._busy.step():
                 yield batch
             self._status.account, self._status.machine = self._clock.read(), self._machine.read()
-            self._observer.progressed([replace(self._status, losses=list(self._status.losses))])
+            self.observer.progressed([replace(self._status, losses=list(self._status.losses))])
 
     def between(self, layers: Sequence[LocalLayer]) -> Iterator[LocalLayer]:
         """The layers, first to last; an interrupt is heard between two of them, where no checkpoint is to be saved."""
@@ -189,14 +191,14 @@ class Watch:
         self._busy.finish()
         said.account, said.started_at = self._clock.lap(), self._clock.started_at
         self._history.add(said)
-        self._observer.pass_finished(said)
+        self.observer.pass_finished(said)
         return said
 
     def keep_best(self, epoch: int, candidate: State) -> None:
         """After an epoch's validation: keeps the weights that it saw if they are the best so far."""
         if self._history.best_epoch == epoch:
             self._result.best_epoch, self._result.weights = epoch, candidate
-            self._observer.improved(epoch, candidate)
+            self.observer.improved(epoch, candidate)
 
     def phase_over(self, phase: Phase, state: State) -> tuple[int, State]:
         """The layers of a phase have learned to the end. Gives its best epoch and the weights then.
@@ -216,7 +218,7 @@ class Watch:
         self._restored = True
 
     def _hear(self, *, between_batches: bool) -> None:
-        if not self._observer.interrupted():
+        if not self.observer.interrupted():
             return
         now = time.perf_counter()
         self._asked_to_stop = self._asked_to_stop if self._asked_to_stop is not None else now

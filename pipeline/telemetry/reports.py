@@ -30,6 +30,7 @@ class Status:
         replica: which of the stage's workers, 0-based.
         machine: what its machine is doing, read some seconds ago; None where the system does not tell.
         feeders: of the first stage, those that feed it; none where it reads for itself.
+        notes: what a person should know of how it works, in sentences; the same for as long as it works.
     """
 
     stage: int
@@ -46,6 +47,7 @@ class Status:
     replica: int = 0
     machine: MachineReading | None = None
     feeders: list[FeederStatus] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

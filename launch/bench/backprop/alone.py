@@ -11,7 +11,9 @@ from launch.bench.backprop.batches import Portion
 from launch.bench.backprop.job import Job
 from launch.bench.backprop.trainer import Trainer
 from pipeline.errors import NonFiniteLossError
-from pipeline.layers.layer import LocalLayer, State
+from pipeline.layers.layer import LocalLayer
+from pipeline.layers.state import State
+from pipeline.runtime.step_graphs import capture_steps
 
 
 class Alone(Trainer):
@@ -20,6 +22,7 @@ class Alone(Trainer):
     def __init__(self, job: Job, rank: int) -> None:
         super().__init__(job, rank)
         self._layer = LocalLayer(job.spec, 0, self.device)
+        capture_steps(job.spec, [self._layer])
 
     def step(self, portion: Portion) -> Tensor:
         with self.busy.step():

@@ -6,12 +6,12 @@ import math
 from typing import Literal
 
 from launch.bench.backprop.group import WorkerGroup
-from launch.bench.backprop.job import PIPELINES, Job, Way, count_of
+from launch.bench.backprop.job import PIPELINES, Job, Way, count_of, how_compiled
 from launch.bench.backprop.planning import plan
 from launch.bench.protocol import Round, Runner
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.loader import Dataset
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 
 _FIRST_STEPS = 2  # after them everything is compiled, connected and allocated
 
@@ -60,7 +60,7 @@ class BackpropRunner(Runner):
         self.name = f"{way}-{microbatches}" if microbatches > 1 else way
         devices = count_of(1 if way == "backprop" else num_devices, "device")
         cut = f", {microbatches} microbatches" if microbatches > 1 else ""
-        self.title = f"{_TITLES[way]}{cut}, {devices}{_lacks(way, spec.compiles)}"
+        self.title = f"{_TITLES[way]}{cut}, {devices}{_lacks(way, how_compiled(spec))}"
         self._spec, self._way, self._num_devices, self._microbatches = spec, way, num_devices, microbatches
         self._dataset, self._warm = dataset, warm
         self._crew: WorkerGroup | None = None

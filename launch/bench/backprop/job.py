@@ -13,6 +13,14 @@ Way = Literal["backprop", "dataparallel", "ddp", "gpipe", "1f1b"]
 PIPELINES: tuple[Way, ...] = ("gpipe", "1f1b")
 
 
+def how_compiled(spec: RunSpec) -> Literal["on", "graphs"] | None:
+    """How PyTorch compiles the whole net, None: not. Where the run's own steps are CUDA graphs, its graphs are asked
+    of the compiler."""
+    if not spec.compiles:
+        return None
+    return "graphs" if spec.graphs else "on"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A run's work, divided over its processes.

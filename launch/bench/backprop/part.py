@@ -13,7 +13,8 @@ from launch.bench.backprop.job import Job
 from pipeline import rng
 from pipeline.config.run_spec import RunSpec
 from pipeline.layers.compile import compiled
-from pipeline.layers.layer import LocalLayer, State
+from pipeline.layers.layer import LocalLayer
+from pipeline.layers.state import State
 from pipeline.methods import BatchPosition
 from pipeline.methods.baseline import EndToEndRule
 from pipeline.nets import Dropout

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from launch.bench.backprop.batches import Portion
-from launch.bench.backprop.job import Job
+from launch.bench.backprop.job import Job, how_compiled
 from launch.bench.backprop.trainer import PartTrainer, num_bytes
 from launch.bench.protocol import CannotRunError
-from pipeline.layers.layer import State
+from pipeline.layers.state import State
 from pipeline.nets import Dropout
 from pipeline.telemetry.clock import TimeCategory
 
@@ -48,7 +48,7 @@ class Distributed(PartTrainer):
     """torch.nn.parallel.DistributedDataParallel: every rank has the whole net and its share of each batch."""
 
     def __init__(self, job: Job, rank: int) -> None:
-        super().__init__(job, rank, job.spec.compiles)
+        super().__init__(job, rank, how_compiled(job.spec))
         has_buffers = any(True for _ in self.part.buffers())
         self._module = DistributedDataParallel(
             self.part,
@@ -69,7 +69,7 @@ class Distributed(PartTrainer):
 
     def step(self, portion: Portion) -> Tensor:
         self._prepare(portion)
-        if self.job.spec.compiles == "graphs":
+        if how_compiled(self.job.spec) == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
         with self.busy.step():
             loss = F.cross_entropy(self._module(self._view(portion)), self._labels(portion))

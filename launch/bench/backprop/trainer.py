@@ -18,8 +18,8 @@ from launch.bench.backprop.batches import Portion
 from launch.bench.backprop.job import Job
 from launch.bench.backprop.part import Part
 from pipeline.data.augment import Augment
-from pipeline.layers.layer import State
 from pipeline.layers.optimizer import layer_optimizer
+from pipeline.layers.state import State
 from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.steps import BusyMeter
 
