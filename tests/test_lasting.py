@@ -157,7 +157,8 @@ def test_lost_bits_and_connections_cost_no_process_and_a_stuck_one_is_replaced(
     """A weight of a stage is no number any more; a connection breaks; a thread never gives the interpreter back."""
     from workers.lasting import LastingWorkers
 
-    spec, _ = make_run(saving(small_settings, transport="gloo"), stages=2)
+    settings = replace(small_settings, train=replace(small_settings.train, epochs=4))  # of 40 steps
+    spec, _ = make_run(saving(settings, transport="gloo"), stages=2)
     seen: list[dict[str, int]] = []
     with LastingWorkers(spec) as workers:
 
@@ -174,7 +175,7 @@ def test_lost_bits_and_connections_cost_no_process_and_a_stuck_one_is_replaced(
         observer = Disturbing(spec, moments)
         result = recovering(spec, workers.train, observer, Checkpointing(folder=tmp_path))
         seen.append(processes(workers))
-    assert_same(result, serial(small_settings))
+    assert_same(result, serial(settings))
     assert [replaced(before, after) for before, after in pairwise(seen)] == [set(), set(), {"stage 2"}]
     first, second, third = [sentence for sentence in observer.said if "Going on from" in sentence]
     # A busy machine may have come further by then.
