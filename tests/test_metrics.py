@@ -461,6 +461,14 @@ def test_of_one_class_or_very_long_features_there_is_no_fisher_criterion(num_cla
     assert tally.report().fisher is None
 
 
+def test_of_features_that_are_no_number_there_is_no_fisher_criterion() -> None:
+    """Symptom: a weight that was lost in a validation ended the run by an error of eigenvalues, and not of the loss."""
+    tally = EvaluationTally(0, num_classes=2, features=4, top_k=1, device=CPU)
+    labels, features = torch.tensor([0, 1, 0, 1]), torch.full((4, 4), torch.nan)
+    tally.add(loss=torch.tensor(torch.nan), features=features, labels=labels, scores=None, direct_scores=None)
+    assert tally.report().fisher is None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The best epoch
 

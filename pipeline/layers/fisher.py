@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ class FeatureMoments:
         self.products += h.T @ h
 
     def fisher(self) -> float:
-        """Fisher's criterion trace(S_W⁻¹ S_B) of the features seen so far.
+        """Fisher's criterion trace(S_W⁻¹ S_B) of the features seen so far; no number where a feature is none.
 
         Source: Fisher 1936; Aghagolzadeh & Ezoji 2025, eqs. 19-22.
 
@@ -43,6 +45,8 @@ class FeatureMoments:
             return 0.0
         class_means = sums / counts[:, None]
         within = self.products.cpu() - (class_means * counts[:, None]).T @ class_means
+        if not torch.isfinite(within).all():  # eigenvalues are not to be had; that the run has failed, its loss says
+            return math.nan
         centred = class_means - sums.sum(dim=0) / total
         between = (centred * counts[:, None]).T @ centred
         return float(torch.trace(torch.linalg.pinv(within, hermitian=True, rtol=1e-10) @ between))

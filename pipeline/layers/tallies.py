@@ -161,6 +161,7 @@ class EvaluationTally:
 
     def report(self, *, with_predictions: bool = False) -> LayerReport:
         judged = bool(self.predictions)
+        fisher = self.moments.fisher() if self.count and self.moments is not None else None
         return LayerReport(
             layer=self.layer,
             losses=np.zeros(0, np.float32),
@@ -169,7 +170,7 @@ class EvaluationTally:
             top_k=self._hits.share(self.top_k, self.count),
             direct_accuracy=self._direct_hits.share(1, self.count),
             readout_loss=float(self.readout_loss_sum) / self.count if self._has_readout else None,
-            fisher=self.moments.fisher() if self.count and self.moments is not None else None,
+            fisher=fisher if fisher is not None and math.isfinite(fisher) else None,
             predictions=torch.cat(self.predictions).cpu().numpy() if judged and with_predictions else None,
             vitals={name: float(value) for name, value in self._figures.items()},
         )
