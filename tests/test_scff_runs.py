@@ -29,6 +29,7 @@ from pipeline.runtime.serial import train_serial
 from tests.conftest import make_run
 from tests.support import CPU
 from tests.test_equality import assert_same, through_ray, through_threads
+from tests.test_ff_runs import assert_refused
 from tests.test_resume import assert_all_go_on, serially
 from tests.test_resume import through_threads as in_threads
 
@@ -267,14 +268,3 @@ def test_a_method_that_learns_from_classes_refuses_images_without_them(
     arguments = ["cff-vit", "--data", str(loose), "--batch-size", "16", "--executor", "serial"]
     said = ["images without classes", "method cff", "one sub-folder", "scff-mlp-mnist"]
     assert_refused(arguments, said, tmp_path, monkeypatch, capsys)
-
-
-def assert_refused(
-    arguments: list[str], said: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.chdir(folder)
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert len(error.strip().splitlines()) == 1
-    assert all(part in error for part in said), error
-    assert not list(folder.iterdir()), "a refused run leaves nothing"
