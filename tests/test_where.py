@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,8 @@ def node(user: int | None = None) -> Iterator[str]:
         shutil.copy(shutil.which("bash") or "/bin/bash", program)
         command = [str(program), "-c", "read", "raylet", f"--gcs-address={address}"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd="/", user=user)
+        while address.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes():  # a moment after it is started
+            time.sleep(0.01)
         yield address
         process.kill()
         process.communicate()
