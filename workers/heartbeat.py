@@ -126,10 +126,8 @@ class Heartbeat:
         while True:
             begun, refused = time.monotonic(), False
             try:
-                async with asyncio.timeout(_PATIENCE):
-                    _, writer = await asyncio.open_connection(door.address, door.port)
-                writer.close()
-            except OSError as error:  # TimeoutError is one
+                await _knock(door.address, door.port)
+            except OSError as error:
                 refused = isinstance(error, ConnectionRefusedError)
                 if door in self._heard:
                     before = self._silences.get(door)
@@ -154,12 +152,17 @@ def silent(hosts: Sequence[Host]) -> list[Host]:
 async def _answers(address: str, port: int) -> bool:
     """Whether anybody opens."""
     try:
-        async with asyncio.timeout(_PATIENCE):
-            _, writer = await asyncio.open_connection(address, port)
-    except OSError:  # TimeoutError is one
+        await _knock(address, port)
+    except OSError:
         return False
-    writer.close()
     return True
+
+
+async def _knock(address: str, port: int) -> None:
+    """Has a connection opened, and closes it. Raises OSError: nobody opens, or not in time."""
+    async with asyncio.timeout(_PATIENCE):  # TimeoutError is an OSError
+        _, writer = await asyncio.open_connection(address, port)
+    writer.close()
 
 
 def _lost(door: Door, silence: Silence, now: float) -> str:
