@@ -130,7 +130,7 @@ def test_gradients_that_one_stage_repeats_are_refused_by_the_coordinator(cluster
 
     with coordinator() as (worker, spec):
         ray.get(worker.begin.remote(NO_CHECKPOINTS, 3))
-        watch = worker.watch.remote()
+        watch = worker.watch.remote(3)
         gradient = torch.ones(len(spec.classes), 8).numpy()
         ray.get(worker.push.remote(3, [(2, 0, gradient)]))
         assert sorted(ray.get(worker.wait_from.remote(3, 1))) == [1]
@@ -145,7 +145,7 @@ def test_what_is_under_way_from_an_attempt_that_is_over_does_not_reach_the_next(
 
     with coordinator() as (worker, spec):
         ray.get(worker.begin.remote(NO_CHECKPOINTS, 0))
-        watch, waiting = worker.watch.remote(), worker.wait_from.remote(0, 1)
+        watch, waiting = worker.watch.remote(0), worker.wait_from.remote(0, 1)
         ray.get(worker.begin.remote(NO_CHECKPOINTS, 1))
         for over in (watch, waiting):
             with pytest.raises(ray.exceptions.RayTaskError, match="PeerLostError"):
@@ -220,7 +220,7 @@ def test_a_line_ends_with_its_attempt_which_ends_by_what_a_stage_says_wrongly(cl
     with coordinator() as (worker, spec):
         gradient = torch.ones(len(spec.classes), 8)
         ray.get(worker.begin.remote(NO_CHECKPOINTS, 0))
-        watch = worker.watch.remote()
+        watch = worker.watch.remote(0)
         last, waiting = stage_of(worker, spec, 2, range(1, 3)), stage_of(worker, spec, 1, range(1))
         for _ in range(2):
             last.push(2, 0, gradient)

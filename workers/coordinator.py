@@ -53,9 +53,12 @@ class CoordinatorWorker(HasParts):
         saver = self._save_anew(checkpointing)
         self._begun = _Begun(attempt, shared_state(self._spec, saver, checkpointing.resume))
 
-    def watch(self) -> None:
-        """Returns never; raises what made the state useless."""
-        begun = self._of(None)
+    def watch(self, attempt: int) -> None:
+        """Returns never; raises what made the state of this attempt useless.
+
+        Calls of an actor that answers several at once begin in any order: one that comes late must not watch the next.
+        """
+        begun = self._of(attempt)
         begun.failed.wait()
         assert begun.failure is not None
         raise begun.failure

@@ -222,7 +222,7 @@ class RayWorkers:
         self._observer.waits_for("the first batch")
         self._running = {stage.run.remote(): name for name, stage in stages.items()}
         if self._crew.coordinator is not None:
-            self._running[self._crew.coordinator.watch.remote()] = COORDINATOR
+            self._running[self._crew.coordinator.watch.remote(self._attempt)] = COORDINATOR
 
     def _all(self, asked: dict[str, Any]) -> list[Any]:
         """The answers of workers by name, while the run is set up.
