@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launch.cli import main
+from launch.presets import PRESETS
 from pipeline.config.settings import TrainSettings
 from pipeline.errors import UserError
 from pipeline.methods import (
@@ -374,6 +375,26 @@ def test_infopro_s_heads_have_the_parameters_of_the_papers_layers() -> None:
         assert parameters(net[index][1]) == head(inputs, outputs) + decoder(inputs), index
     strides = [rule.get_submodule("auxiliary.conv.conv").stride for _, rule in net[:-1]]
     assert strides == [(2, 2)] * 11 + [(1, 1)] * 4
+
+
+@pytest.mark.parametrize(("data", "values", "reported"), [("cifar10", 2048, 1_840_000), ("mnist", 1024, 918_000)])
+def test_ll_cont_s_heads_have_the_parameters_that_choi_et_al_2024_count(data: str, values: int, reported: int) -> None:
+    """Seven of theirs, for the fully connected layer as well, are those that they report."""
+    method = PRESETS["infopro-vgg8b-cont"].settings_for(data).method
+    heads = [parameters(rule) for _, rule in net_of(method, VggSettings(), CIFAR)[:-1]]
+    assert heads == 6 * [values * 128 + 128]
+    assert 7 * heads[0] == pytest.approx(reported, rel=0.003)
+
+
+def test_a_linear_head_projects_maps_that_are_averaged_and_what_a_readout_sees_of_others() -> None:
+    layer, rule = net_of(InfoproSettings(head="linear", pooled_width=64), ResnetSettings(stem="alone"), CIFAR)[0]
+    assert isinstance(rule, AuxiliaryRule)
+    maps = torch.randn(2, 16, 32, 32)
+    expected = rule.auxiliary.get_submodule("linear")(F.avg_pool2d(maps, (16, 16)).flatten(1))
+    torch.testing.assert_close(rule.behind(layer, maps)[PROJECTION], expected)
+    net = net_of(InfoproSettings(head="linear"), MlpSettings(width=24, depth=3))
+    assert parameters(net[0][1]) == 25 * 128
+    assert forward(net)[0][PROJECTION].shape == (7, 128)
 
 
 def test_infopro_trains_nets_without_feature_maps_by_their_linear_maps_alone() -> None:

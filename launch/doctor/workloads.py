@@ -40,7 +40,7 @@ class Workload:
 
 _CFF = CffSettings(views=1)
 _DCL = DclSettings()
-_LL_CONT = InfoproSettings()
+_LL_CONT = InfoproSettings(head="linear")
 WORKLOADS: Mapping[str, Workload] = MappingProxyType(
     {
         "vit-128": Workload(net=VitSettings(dim=128, heads=4, depth=5), method=_CFF),

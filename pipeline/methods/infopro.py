@@ -16,12 +16,12 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.data.augment import shift_and_scale
 from pipeline.errors import UserError
 from pipeline.methods.auxiliary import SCORES, AuxiliaryRule, GroupingMethod, check_feature_maps
-from pipeline.methods.auxiliary_nets import Decoder, Head, last_maps
+from pipeline.methods.auxiliary_nets import Decoder, Head, PooledLinear, last_maps
 from pipeline.methods.base import METHODS, Activations, ModelInfo, StepContext
 from pipeline.methods.contrastive import marginal_contrastive_loss
 from pipeline.nets.base import Layer, NetConfig, Shape
@@ -46,8 +46,13 @@ class InfoproSettings(GroupingMethod):
     """What heads learn. contrast: supervised contrast of their projections. predict: the class, by cross-entropy."""
     temperature: float = 0.07
     """Temperature τ of `task` contrast."""
+    head: Literal["1c2f", "linear"] = "1c2f"
+    """What stands between feature maps and projection or scores. 1c2f: a convolution and two linear maps (Wang et al.
+    2021). linear: of maps averaged until few enough values are left, one linear map (as Choi et al. 2024 count)."""
     head_width: int = 128
-    """Units of a head's hidden layer, and length of a projection."""
+    """Units of a 1c2f head's hidden layer, and length of a projection."""
+    pooled_width: int = 2048
+    """Values that a linear head sees at most: feature maps are averaged until so many are left."""
     reconstruction_first: float = 0.0
     """Weight λ_x of reconstruction at the first module. Where it is 0 at both ends there are no decoders, and no images
     travel along."""
@@ -60,7 +65,7 @@ class InfoproSettings(GroupingMethod):
 
     def check(self) -> None:
         super().check()
-        check_sizes(("head_width", self.head_width))
+        check_sizes(("head_width", self.head_width), ("pooled_width", self.pooled_width))
         if not 0 < self.temperature < math.inf:
             raise UserError(f"`temperature` {self.temperature}: must be a number above 0 (Wang et al. 2021: 0.07).")
         for name in ("reconstruction_first", "reconstruction_last", "task_first", "task_last"):
@@ -99,7 +104,7 @@ class InfoproRule(AuxiliaryRule):
     def __init__(self, settings: InfoproSettings, index: int, module: LocalModule, model_info: ModelInfo) -> None:
         predicts = settings.task == "predict"
         outputs = model_info.num_classes if predicts else settings.head_width
-        super().__init__(Head(module, width=settings.head_width, outputs=outputs))
+        super().__init__(_head(settings, module, outputs))
         self.output = SCORES if predicts else PROJECTION
         self.temperature = settings.temperature
         self.reconstruction_weight, self.task_weight = settings.weights(index, model_info.num_layers)
@@ -147,3 +152,13 @@ class InfoproRule(AuxiliaryRule):
     def onward(self, outputs: Activations) -> Activations:
         image = {IMAGE: outputs[IMAGE]} if self.passes_image and IMAGE in outputs else {}
         return {**super().onward(outputs), **image}
+
+
+def _head(settings: InfoproSettings, module: LocalModule, outputs: int) -> nn.Module:
+    """Between what a module gives and so many outputs."""
+    if settings.head == "1c2f":
+        return Head(module, width=settings.head_width, outputs=outputs)
+    maps = last_maps(module)
+    if maps is None:
+        return nn.Linear(module.readout_width, outputs)
+    return PooledLinear(maps, outputs, most=settings.pooled_width)
