@@ -86,6 +86,9 @@ def changed(spec: RunSpec, group: str, **values: Any) -> RunSpec:
 # ---------------------------------------------------------------------------------------------------------------------
 # Two processes and a channel between them
 
+LONG = 120.0
+"""Seconds: no more than that nothing hangs. On a busy machine it takes many until both processes are there."""
+
 _EDGE = "stage 1 → stage 2"
 # Forked from a process that has imported torch and started nothing: a pair of ends starts in a moment.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -139,9 +142,10 @@ class Pair:
         edge = Edge(_EDGE, 0, 1, self.payload, self.transport)
         groups = EdgeGroups((edge,), 2, self.stall_timeout, self.depth)
         num_sent = self._num_sent = _CONTEXT.Value("q", 0)
+        both = self._both = _CONTEXT.Barrier(2)
         for rank, work in enumerate((self.sending, self.receiving)):
             ours, theirs = _CONTEXT.Pipe()
-            arguments = (rank, self.prepare, work, groups, Path(self._folder.name, "store"), num_sent, theirs)
+            arguments = (rank, self.prepare, work, groups, Path(self._folder.name, "store"), both, num_sent, theirs)
             process = _CONTEXT.Process(target=_end, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -156,12 +160,12 @@ class Pair:
             line.close()
         self._folder.cleanup()
 
-    def expect(self, rank: int, word: str, timeout: float = 30.0) -> None:
+    def expect(self, rank: int, word: str, timeout: float = LONG) -> None:
         """Waits until an end tells ``word``."""
         answer = self._hear(rank, timeout)
         assert answer == ("told", word), answer
 
-    def result(self, rank: int, timeout: float = 30.0) -> Any:
+    def result(self, rank: int, timeout: float = LONG) -> Any:
         """What an end's function returned. Raises AssertionError with its traceback where it raised."""
         kind, value = self._hear(rank, timeout)
         assert kind == "returned", value
@@ -181,7 +185,7 @@ class Pair:
         return answer
 
 
-def run_pair(sending: Work, receiving: Work, *, timeout: float = 30.0, **settings: Any) -> tuple[Any, Any]:
+def run_pair(sending: Work, receiving: Work, *, timeout: float = LONG, **settings: Any) -> tuple[Any, Any]:
     """Runs both ends to their end; what their functions returned."""
     with Pair(sending, receiving, **settings) as pair:
         return pair.result(0, timeout), pair.result(1, timeout)
@@ -193,6 +197,7 @@ def _end(
     work: Work,
     groups: EdgeGroups,
     store: Path,
+    both: Any,
     num_sent: Any,
     line: multiprocessing.connection.Connection,
 ) -> None:
@@ -201,19 +206,20 @@ def _end(
     try:
         if prepare is not None:
             prepare(rank)
+        both.wait(LONG)  # the one that is there first would lose the other after the stall timeout
         ends = groups.join(rank, CPU, clock, file_store(store, groups))
         clock.restart()
         line.send(("returned", work(End(clock, num_sent, ends, line))))
-        line.poll(30)  # the channel stays open until the test has heard both ends
+        line.poll(LONG)  # the channel stays open until the test has heard both ends
     except BaseException:  # noqa: BLE001 - whatever it was, the test is to see it
         line.send(("raised", traceback.format_exc()))
-        line.poll(30)
+        line.poll(LONG)
 
 
 def file_store(path: Path, groups: EdgeGroups) -> FileStore:
     """Where ranks on one machine meet."""
     store = FileStore(str(path), groups.num_ranks)
-    store.set_timeout(timedelta(seconds=30))
+    store.set_timeout(timedelta(seconds=LONG))
     return store
 
 

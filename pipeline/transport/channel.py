@@ -108,9 +108,10 @@ class LocalChannel:
 
     def _repeat(self, attempt: Callable[[], _T], not_yet: type[Exception], failure: str) -> _T:
         for _ in range(max(1, round(self._timeout / self._POLL))):
+            broken = self._broken.is_set()  # before it looks: what was sent before the other end broke off is there
             try:
                 return attempt()
             except not_yet:
-                if self._broken.is_set():
+                if broken:
                     raise PeerLostError(f"{self.name}: the neighbour is gone") from None
         raise PeerLostError(f"{self.name}: the neighbour {failure} for {self._timeout:g} s")
