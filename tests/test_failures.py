@@ -31,6 +31,7 @@ from pipeline.runtime.stage import Stage
 from pipeline.runtime.threads import train_threads
 from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.reports import LayerReport, PassReport
+from pipeline.transport.channel import LocalChannel
 from pipeline.transport.message import IDS, LABELS, Message
 from tests.conftest import make_run
 from tests.support import Watching
@@ -46,22 +47,33 @@ _LABELLED += ["--epochs", "500", "--milestones", "400", "--stages", "2", "--devi
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "arguments"),
-    [(signal.SIGTERM, _LABELLED), pytest.param(signal.SIGINT, _LONG, marks=pytest.mark.exhaustive)],
+    ("number", "whom", "arguments"),
+    [
+        (signal.SIGTERM, "its group", _LABELLED),
+        # To the process alone: test_resume_command.py stops a run so that goes on.
+        pytest.param(signal.SIGTERM, "the process", _LABELLED, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGINT, "its group", _LONG, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_stop_by_hand_or_by_a_scheduler_comes_soon_and_keeps_what_was_learned(
-    number: signal.Signals, arguments: list[str], tmp_path: Path
+    number: signal.Signals, whom: str, arguments: list[str], tmp_path: Path
 ) -> None:
-    """Weights, and label embeddings of the same moment where there are some.
+    """Weights, and label embeddings of the same moment where there are some. A terminal and `timeout` signal a
+    process's group.
 
-    Symptom: SIGTERM ended a run with 134 and lost everything, as Ray had replaced its handler.
+    Symptoms: SIGTERM ended a run with 134 and lost everything, as Ray had replaced its handler. Ray's processes were
+    ended too, and the launching one hung for a minute and died without a word.
     """
     launched = launch(tmp_path, *arguments, "--run-dir", str(tmp_path / "run"))
     launched.wait_for("epoch 2/500")
     begun = time.monotonic()
-    launched.stop(number)
-    assert launched.finish(120) == 130
+    if whom == "its group":
+        os.killpg(launched.process.pid, number)
+    else:
+        launched.process.send_signal(number)
+    assert launched.finish(120) == 130, launched.text()
     assert time.monotonic() - begun < 90  # it does not hang; 3 s where nothing else runs
+    assert f"go on with: launch resume {tmp_path / 'run'}" in launched.text().splitlines()[-1]
     launched.assert_nothing_left()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "interrupted"
@@ -78,32 +90,25 @@ def test_a_stop_by_hand_or_by_a_scheduler_comes_soon_and_keeps_what_was_learned(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", ["its group", pytest.param("every process", marks=pytest.mark.exhaustive)])
-def test_a_signal_that_reaches_more_than_the_launching_process_stops_it_as_well(whom: str, tmp_path: Path) -> None:
-    """`timeout` signals a process's group, SLURM every process of a job. In the first case the run saves what it has
-    learned; in the second its workers end with it, and the last checkpoint is there.
-
-    Symptom: Ray's processes were ended too, and the launching one hung for a minute and died without a word.
-    """
+@pytest.mark.exhaustive
+def test_a_signal_that_reaches_every_process_stops_it_as_well(tmp_path: Path) -> None:
+    """As Slurm signals those of a job. The run's workers end with it, and the last checkpoint is there."""
     run = tmp_path / "run"
     launched = launch(tmp_path, *_LONG, "--checkpoint-every", "10", "--run-dir", str(run))
     launched.wait_for("epoch 2/500")
     begun = time.monotonic()
-    if whom == "its group":
-        os.killpg(launched.process.pid, signal.SIGTERM)
-    else:
-        for pid in [launched.process.pid, *launched.descendants()]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-    status = launched.finish(120)
-    assert time.monotonic() - begun < 90  # it does not hang; 4 and 13 s where nothing else runs
-    assert status == (130 if whom == "its group" else 1), launched.text()
+    for pid in [launched.process.pid, *launched.descendants()]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    assert launched.finish(120) == 1, launched.text()
+    assert time.monotonic() - begun < 90  # it does not hang; 13 s where nothing else runs
     assert f"o on with: launch resume {run}" in launched.text().splitlines()[-1]
     launched.assert_nothing_left()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive  # test_signals.py has five of them in a row
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_stop_while_starting_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     launched = launch(tmp_path, *_LONG, "--run-dir", str(tmp_path / "run"))
     launched.wait_for("2 stages on cpu")
@@ -177,6 +182,24 @@ def test_validation_losses_that_are_no_numbers_end_the_run_by_name(
         train(*make_run(settings))
     assert failure.value.result is not None
     assert failure.value.result.weights
+
+
+def test_the_cause_of_a_failure_is_told_however_late_its_thread_goes_on(
+    small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: on a busy machine "the neighbour is gone" was told of a run whose first stage had failed: its channels
+    were broken off before its error was noted."""
+    break_off = LocalChannel.break_off
+
+    def late(channel: LocalChannel) -> None:
+        break_off(channel)
+        time.sleep(1.0)  # others have the core
+
+    monkeypatch.setattr(LocalChannel, "break_off", late)
+    pipe = replace(small_settings.pipeline, executor="threads")
+    settings = replace(small_settings, train=replace(small_settings.train, lr=1e18), pipeline=pipe)
+    with pytest.raises(NonFiniteLossError):
+        train_threads(*make_run(settings, stages=4))
 
 
 def test_a_step_that_is_missing_is_noticed(small_settings: Settings) -> None:

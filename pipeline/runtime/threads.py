@@ -34,7 +34,7 @@ from pipeline.telemetry.trace import StageTrace, TraceWish
 from pipeline.transport.channel import LocalChannel, Receiver
 
 _T = TypeVar("_T")
-_LEAVE = 1.0  # seconds that threads have to end after a run
+_LEAVE = 10.0  # seconds that threads have to end after a run: those amid a long step end after it
 
 
 def train_threads(
@@ -114,7 +114,11 @@ class ThreadWorkers:
         self._failures: list[RunError] = []
         self._passes = Passes()
         self._stage_threads = [
-            self._start(f"stage {index + 1}", lambda index=index: self._run_stage(index))  # type: ignore[misc]
+            self._start(
+                f"stage {index + 1}",
+                lambda index=index: self._run_stage(index),  # type: ignore[misc]
+                self._channels_of(index),
+            )
             for index in range(spec.num_stages)
         ]
         self._feed_threads = [
@@ -132,18 +136,21 @@ class ThreadWorkers:
             receiver_clock=receiver,
         )
 
-    def _start(self, name: str, work: Callable[[], None]) -> threading.Thread:
+    def _start(self, name: str, work: Callable[[], None], channels: Sequence[LocalChannel] = ()) -> threading.Thread:
+        """Works in a thread. A failure is noted before anything is broken off: so a cause comes before what it makes
+        other threads lose, whatever order they run in.
+
+        Args:
+            channels: that end with the work.
+        """
+
         def guarded() -> None:
-            try:
-                work()
-                return
-            except RunError as error:
-                self._failures.append(error)
-            except Exception as error:  # noqa: BLE001 (whatever it is, the run ends with it)
-                failed = StageFailedError(f"{name} failed: {type(error).__name__}: {error}")
-                failed.__cause__ = error
-                self._failures.append(failed)
-            if self._shared is not None:
+            failure = _failure_of(name, work)
+            if failure is not None:
+                self._failures.append(failure)
+            for channel in channels:
+                channel.break_off()
+            if failure is not None and self._shared is not None:
                 self._shared.break_off()  # other stages may be waiting for what this one cannot give
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
@@ -153,11 +160,11 @@ class ThreadWorkers:
     def _run_stage(self, index: int) -> None:
         configure_process(self._spec, self._spec.stage_device(index))
         outbox = self._edges[index] if index < len(self._edges) else None
-        try:
-            stages.run(self._stages[index], self._inboxes[index], outbox, self._clocks[index])
-        finally:
-            for channel in [*(self._feeds if index == 0 else [self._edges[index - 1]]), *([outbox] if outbox else [])]:
-                channel.break_off()
+        stages.run(self._stages[index], self._inboxes[index], outbox, self._clocks[index])
+
+    def _channels_of(self, index: int) -> list[LocalChannel]:
+        """A stage's, to both neighbours."""
+        return [*(self._feeds if index == 0 else [self._edges[index - 1]]), *self._edges[index : index + 1]]
 
     def _run_feeder(self, number: int) -> None:
         settings = self._spec.settings
@@ -222,8 +229,7 @@ class ThreadWorkers:
         for thread in self._stage_threads:
             thread.join(max(0.0, end - time.perf_counter()))
         if self._failures:
-            time.sleep(0.2)  # neighbours of a failed stage fail too; the cause is the one that lost no neighbour
-            raise root_cause(self._failures)
+            raise self._failures[0]  # neighbours of a failed stage fail too, and later
         return not any(thread.is_alive() for thread in self._stage_threads)
 
     def keep_only(self, best: int, upto: int) -> None:
@@ -274,9 +280,17 @@ def take(told: list[_T]) -> list[_T]:
     return taken
 
 
-def root_cause(failures: Sequence[RunError]) -> RunError:
-    """Of the workers' errors, the one that is not merely a neighbour's loss."""
-    return next((error for error in failures if not isinstance(error, PeerLostError)), failures[0])
+def _failure_of(name: str, work: Callable[[], None]) -> RunError | None:
+    """Does the work; what ends it, named if it has no name."""
+    try:
+        work()
+    except RunError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 (whatever it is, the run ends with it)
+        failed = StageFailedError(f"{name} failed: {type(error).__name__}: {error}")
+        failed.__cause__ = error
+        return failed
+    return None
 
 
 def _merged(states: Iterable[State]) -> State:
