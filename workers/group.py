@@ -47,12 +47,12 @@ _AFTERSHOCK = 1.0  # seconds in which other workers report what happened to them
 _UNEXPLAINED = 10.0  # seconds in which Ray may tell why workers have lost a neighbour
 _UNREACHED = 5.0  # the same, why it does not reach one
 _ANSWER = 2.0  # seconds for a look at a stage; one that is slower is looked at again next time
-_ALIVE = 5.0  # seconds in which a worker that works answers a call that needs no work
+_ALIVE = 10.0  # seconds in which a worker that works answers a call that needs no work, on a busy machine too
 _COME_OUT = 8.0  # seconds in which workers whose neighbours are gone come out of their work
 _ELSEWHERE = 20.0  # seconds for another machine to say where a stage of its is
 _LOOK = 0.2  # seconds between two looks at whether the person wants to stop
 _FETCH = 60.0  # seconds for weights to arrive
-_FETCH_INTERRUPTED = 1.5  # the same, while a person waits for the run to stop
+_FETCH_INTERRUPTED = 5.0  # the same, while a person waits for the run to stop
 
 
 def train_ray(

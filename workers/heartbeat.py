@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from workers.failures import ClusterLostError, HostLostError
@@ -94,11 +94,15 @@ class Heartbeat:
             for door, silence in self._silences.copy().items()
             if door.node is None or used is None or door.node in used
         }
+        self._tell_of({door: one for door, one in silences.items() if not one.refused}, now)
         lost = {door: silence for door, silence in silences.items() if silence.lost(now)}
         if lost:
             said = "; ".join(dict.fromkeys(_lost(door, silence, now) for door, silence in lost.items()))
             nodes = frozenset(door.node for door in lost if door.node is not None)
             raise ClusterLostError(said) if any(door.node is None for door in lost) else HostLostError(said, nodes)
+
+    def _tell_of(self, silences: Mapping[Door, Silence], now: float) -> None:
+        """Once of each; before it counts as lost, however late somebody looks."""
         silent = {door for door, one in silences.items() if one.knocks >= _LEAST and now - one.since >= SILENT_AFTER}
         for door in silent - self._told:
             seconds = now - silences[door].since

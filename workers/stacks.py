@@ -16,7 +16,7 @@ from pathlib import Path
 
 _SIGNAL = signal.SIGUSR2
 _NAME = "localpipe-stacks"
-_WRITTEN, _LOOK = 2.0, 0.05  # seconds in which stacks are written, and between two looks
+_WRITTEN, _STILL, _LOOK = 5.0, 0.3, 0.05  # seconds: for stacks to be written, without more of them, between two looks
 _STOPPED = ("T", "t")  # states of a process in /proc: by a signal, by a debugger
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>\S+)$', re.MULTILINE)
 _ROOMS = ("pipeline", "workers", "launch")
@@ -65,9 +65,12 @@ def _stacks(pid: int) -> str:
         with suppress(OSError), io.FileIO(entry) as file:
             before = os.fstat(file.fileno()).st_size
             os.kill(pid, _SIGNAL)
-            end, size = time.monotonic() + _WRITTEN, before
-            while time.monotonic() < end and (size == before or size != os.fstat(file.fileno()).st_size):
-                size = os.fstat(file.fileno()).st_size
+            begun = grown = time.monotonic()
+            size = before
+            # They come line by line, and the process may have to wait for a core amid them.
+            while (now := time.monotonic()) - begun < _WRITTEN and (size == before or now - grown < _STILL):
+                if (found := os.fstat(file.fileno()).st_size) != size:
+                    size, grown = found, now
                 time.sleep(_LOOK)
             return os.pread(file.fileno(), size - before, before).decode(errors="replace")
     return ""
