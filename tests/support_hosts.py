@@ -23,7 +23,7 @@ _TOOLS = ("ip", "nsenter", "unshare", "setpriv", "ssh", "ssh-keygen", "rsync", "
 _SSHD = "/usr/sbin/sshd"
 _HOME = Path.home()
 _PATH = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_BOOT = 20.0  # seconds
+_BOOT = 120.0  # seconds
 
 _FIRST_PROCESS = """
 set -e

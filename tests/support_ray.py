@@ -16,7 +16,7 @@ from typing import IO
 
 import pytest
 
-_START = 60.0
+_START = 120.0
 
 
 def free_port() -> int:

@@ -45,7 +45,7 @@ def test_its_runs_end_with_it(tmp_path: Path) -> None:
         assert time.monotonic() < end and launched.process.poll() is None, launched.text()
         time.sleep(0.1)
     launched.stop(signal.SIGTERM)
-    assert launched.finish(60) == 130
+    assert launched.finish() == 130
     assert not running(tmp_path / "chaos" / "undisturbed"), victims
 
 

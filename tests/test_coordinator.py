@@ -90,17 +90,31 @@ def test_a_stage_that_waits_for_embeddings_ends_when_another_fails() -> None:
 
 def test_waiting_for_a_version_counts_as_sync_and_reading_one_that_is_there_does_not() -> None:
     embedding = EmbeddingSettings(embedding_mode="last", embedding_lag=0, embedding_width=8)
-    spec = tiny_spec(method=DclSettings(embedding=embedding))
+    spec = changed(tiny_spec(method=DclSettings(embedding=embedding)), "pipeline", stall_timeout=60)
     dictionary, clock = VersionedState(spec), Clock()
     source = AwaitedState(dictionary, clock)
     last = spec.num_layers - 1
-    source.read(last, BatchPosition(step=0, training=True))
-    assert clock.read().seconds[TimeCategory.SYNC] < 0.05
-    gradient = torch.ones(dictionary.shape)
-    pushed = threading.Timer(0.3, lambda: dictionary.push(last, 0, gradient))
-    pushed.start()
+
+    def sync() -> float:
+        return clock.read().seconds[TimeCategory.SYNC]
+
+    taken = []
+    for _ in range(20):
+        before = sync()
+        source.read(last, BatchPosition(step=0, training=True))
+        taken.append(sync() - before)
+    assert min(taken) < 0.05  # another program may have had the core during some of them
+    waited = sync()
+
+    def push() -> None:
+        while sync() - waited < 0.25:  # or the reader is not waiting yet
+            time.sleep(0.01)
+        dictionary.push(last, 0, torch.ones(dictionary.shape))
+
+    pushing = threading.Thread(target=push, daemon=True)
+    pushing.start()
     source.read(last, BatchPosition(step=1, training=True))
-    assert 0.25 < clock.read().seconds[TimeCategory.SYNC] < 5
+    pushing.join(60)
 
 
 @contextmanager
@@ -137,7 +151,7 @@ def test_gradients_that_one_stage_repeats_are_refused_by_the_coordinator(cluster
         with pytest.raises(ray.exceptions.RayTaskError, match=r"layer 3, step 1: its gradient came twice"):
             ray.get(worker.push.remote(3, [(2, 0, gradient)]))
         with pytest.raises(ray.exceptions.RayTaskError, match="came twice"):
-            ray.get(watch, timeout=10)
+            ray.get(watch, timeout=60)
 
 
 def test_what_is_under_way_from_an_attempt_that_is_over_does_not_reach_the_next(cluster: None) -> None:
@@ -206,6 +220,8 @@ def test_a_version_that_does_not_come_is_an_error_that_says_whose_gradient_it_la
         stage, other = stage_of(worker, spec, 2, range(1, 3)), stage_of(worker, spec, 1, range(1))
         for layer in (1, 2):
             stage.push(layer, 0, torch.ones(len(spec.classes), 8))
+        while "layer 1, " in ray.get(worker.lacking.remote(0)):  # what was said is heard a moment later
+            time.sleep(0.05)
         with pytest.raises(
             PeerLostError, match=r"version 1 did not come within 1 s; step 1 lacks the gradient of layer 1"
         ):
@@ -225,7 +241,7 @@ def test_a_line_ends_with_its_attempt_which_ends_by_what_a_stage_says_wrongly(cl
         for _ in range(2):
             last.push(2, 0, gradient)
         with pytest.raises(ray.exceptions.RayTaskError, match="layer 3, step 1: its gradient came twice"):
-            ray.get(watch, timeout=30)
+            ray.get(watch, timeout=60)
         with pytest.raises(PeerLostError):
             waiting.read(0, at(9))
         ray.get(worker.begin.remote(NO_CHECKPOINTS, 1))

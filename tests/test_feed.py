@@ -212,7 +212,7 @@ def test_a_stage_without_feeders_waits_for_passes_that_come_later() -> None:
     waiting = threading.Thread(target=lambda: got.append(receiver.receive()), daemon=True)
     waiting.start()
     receiver.feed([Pass(Kind.TRAIN, 1)])
-    waiting.join(10)
+    waiting.join(60)
     assert [(m.kind, m.epoch, m.step) for m in got] == [(Kind.TRAIN, 1, 0)]
 
 

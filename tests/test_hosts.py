@@ -105,7 +105,7 @@ class Typed:
     def finish(self) -> int:
         """Its exit status."""
         status = self._process.wait(240)
-        self._reader.join(10)
+        self._reader.join(60)
         return status
 
 

@@ -36,6 +36,7 @@ from workers.names import StageName
 pytestmark = pytest.mark.timeout(600)  # a busy machine takes minutes to start workers
 
 EVERY = 8  # steps between checkpoints
+STALL = 15  # seconds; on a busy machine a neighbour that is well may be silent for some
 
 
 class Disturbing(Observer):
@@ -78,7 +79,7 @@ class Disturbing(Observer):
 
 
 def saving(settings: Settings, **pipeline: Any) -> Settings:
-    pipe = replace(settings.pipeline, executor="ray", stall_timeout=8, **pipeline)
+    pipe = replace(settings.pipeline, executor="ray", stall_timeout=STALL, **pipeline)
     checkpoint = CheckpointSettings(checkpoint_every=str(EVERY), max_restarts=5)
     return replace(settings, pipeline=pipe, checkpoint=checkpoint)
 
@@ -119,7 +120,7 @@ def replaced(before: dict[str, int], after: dict[str, int]) -> set[str]:
 def test_only_what_died_is_started_anew(cluster: None, tmp_path: Path) -> None:
     """Label embeddings of two stages: a stage is killed, then the coordinator, then a stage is stopped."""
     settings = case("shared-sum, lag 1")
-    settings = replace(settings, train=replace(settings.train, epochs=8))  # of 16 steps
+    settings = replace(settings, train=replace(settings.train, epochs=10))  # of 16 steps
     victims = {
         12: ("stage 2", signal.SIGKILL),
         40: ("coordinator", signal.SIGKILL),
@@ -157,7 +158,7 @@ def test_lost_bits_and_connections_cost_no_process_and_a_stuck_one_is_replaced(
     """A weight of a stage is no number any more; a connection breaks; a thread never gives the interpreter back."""
     from workers.lasting import LastingWorkers
 
-    settings = replace(small_settings, train=replace(small_settings.train, epochs=4))  # of 40 steps
+    settings = replace(small_settings, train=replace(small_settings.train, epochs=5))  # of 40 steps
     spec, _ = make_run(saving(settings, transport="gloo"), stages=2)
     seen: list[dict[str, int]] = []
     with LastingWorkers(spec) as workers:
@@ -181,7 +182,7 @@ def test_lost_bits_and_connections_cost_no_process_and_a_stuck_one_is_replaced(
     # A busy machine may have come further by then.
     assert re.match(r"stage 2, layer 3: the loss is nan at epoch \d, step ", first), first
     assert re.match(r"stage 2 \(layers 3-4\) .*\. Going on from epoch \d, ", second), second
-    assert re.match(r"stage 2 \(layers 3-4\) has not answered for 8 s: its process \d+ is stuck", third), third
+    assert re.match(r"stage 2 \(layers 3-4\) has not answered for 15 s: its process \d+ is stuck", third), third
     assert "hold_the_lock" in observer.stacks["stacks of stage 2 (layers 3-4)"]
 
 

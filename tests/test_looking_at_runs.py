@@ -101,16 +101,16 @@ def test_a_run_is_watched_from_another_terminal(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     watching = launch(elsewhere, "top", str(run))
-    assert watching.finish(60) == 0, watching.text()
+    assert watching.finish() == 0, watching.text()
     for text in ("cff-vit on digits", "utilisation", "wait-out", "stage ", " limit", "step "):
         assert text in watching.text()
     listed = launch(elsewhere, "runs", str(tmp_path))
-    assert listed.finish(60) == 0
+    assert listed.finish() == 0
     assert "running" in listed.text() and "/100000" in listed.text()
     begun.process.kill()
     begun.finish()
     again = launch(elsewhere, "top", str(run))
-    assert again.finish(60) == 2
+    assert again.finish() == 2
     assert f"error: {run}: no run goes on there. `launch runs` lists what there is." in again.text()
 
 
@@ -128,7 +128,7 @@ def test_a_run_on_a_cluster_is_watched_without_its_folder(tmp_path: Path, monkey
 
         def top(*arguments: str) -> tuple[int, str]:
             watching = launch(tmp_path / "elsewhere", "top", *arguments, "--address", address)
-            return watching.finish(60), watching.text()
+            return watching.finish(), watching.text()
 
         status, text = top("the-run")
         assert status == 0, text
@@ -138,7 +138,7 @@ def test_a_run_on_a_cluster_is_watched_without_its_folder(tmp_path: Path, monkey
         assert status == 2
         assert "no run another goes on there. Those that do: " in text and f":{run}." in text
         begun.process.terminate()
-        begun.finish(60)
+        begun.finish()
         status, text = top()
         assert status == 2 and f"The cluster at {address}: no run goes on there." in text
 

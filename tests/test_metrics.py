@@ -216,12 +216,11 @@ def test_clock_can_be_read_by_another_thread_while_it_measures() -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    for _ in range(2000):
+    while len(readings) < 200:  # however late the other thread begins
         with clock.measure(TimeCategory.BUSY), clock.measure(TimeCategory.COPY):
             pass
     stop.set()
     watcher.join()
-    assert readings
     assert all(reading.other > -1e-9 for reading in readings)
     for earlier, later in itertools.pairwise(readings):
         assert all(seconds >= 0 for seconds in (later - earlier).seconds.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def test_a_killed_run_goes_on_where_only_its_copy_is_left(tmp_path: Path, monkey
         "--run-dir", str(here / "run"),
     )  # fmt: skip
     copied = CheckpointFolder(tmp_path / "store" / "run" / "checkpoints")
-    begun.wait_for("epoch 1/")
+    while not copied.whole():  # copies are made beside the training
+        assert begun.process.poll() is None, begun.text()
+        time.sleep(0.02)
     begun.stop(signal.SIGKILL)
     begun.finish()
     assert copied.newest(passed_over=print) is not None

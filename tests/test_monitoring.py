@@ -141,6 +141,6 @@ def test_prometheus_has_every_figure_of_a_real_run_that_asks_for_a_token(
             assert all(0 < float(one["value"][1]) <= 1 for one in stages)
     finally:
         launched.process.terminate()
-        launched.finish(60)
+        launched.finish()
         launched.assert_nothing_left()
         shutil.rmtree(place, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -91,11 +92,20 @@ def test_a_notice_has_the_run_save_a_checkpoint_and_end(metadata: Metadata, tmp_
     assert metadata.asked.count("/latest/meta-data/spot/instance-action") == len(metadata.asked)
 
 
-def test_without_a_notice_the_command_ends_by_itself_and_its_status_is_passed_on(metadata: Metadata) -> None:
-    process = on_spot(metadata.address, "sh", "-c", "sleep 6; echo done; exit 7")
+def test_without_a_notice_the_command_ends_by_itself_and_its_status_is_passed_on(
+    metadata: Metadata, tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked"
+    process = on_spot(
+        metadata.address, "sh", "-c", f"while [ ! -e {shlex.quote(str(asked))} ]; do sleep 0.1; done; echo done; exit 7"
+    )
+    end = time.monotonic() + 120
+    while not metadata.asked:  # after five seconds
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+    asked.touch()
     told, _ = process.communicate(timeout=60)
     assert (process.returncode, told) == (7, "done\n")
-    assert metadata.asked  # after five seconds
 
 
 def test_sigterm_reaches_the_command(metadata: Metadata) -> None:

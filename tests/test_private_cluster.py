@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.reports import LayerReport, PassReport, Status
 from tests.conftest import make_run
 from tests.support_cli import in_fresh_python
+from tests.test_culprit import polled
 from workers.names import StageName
 from workers.stage import Polled
 from workers.watch import _processes
@@ -24,7 +26,7 @@ from workers.watch import _processes
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # a busy machine takes minutes to start Ray
 
 _PROGRAM = """
-import os, signal
+import os, signal, time
 from pathlib import Path
 from launch.presets import PRESETS
 from workers.cluster import StartingCluster
@@ -38,10 +40,12 @@ with StartingCluster(PRESETS['cff-vit'].settings) as starting:
     (session,) = (folder / 'ray').glob('session_2*')
     print(session)
     raylet = next(one.pid for one in _processes() if one.name == 'raylet' and one.parent == os.getpid())
-    for one in _processes():
-        if one.parent == raylet and one.group == raylet:  # its agents; workers have groups of their own
-            os.kill(one.pid, signal.SIGSTOP)
-            print(one.pid)
+    # Workers have groups of their own, a moment after they are started.
+    while len(agents := [one.pid for one in _processes() if one.parent == raylet and one.group == raylet]) != 2:
+        time.sleep(0.1)
+    for agent in agents:
+        os.kill(agent, signal.SIGSTOP)
+        print(agent)
 """
 
 
@@ -63,7 +67,10 @@ def test_ray_s_folder_and_agents_go_with_the_cluster(
     line, *agents = in_fresh_python(_PROGRAM.format(failed=failed, temporary=str(temporary))).split()
     session = Path(line)
     assert len(agents) == 2
-    assert not {one.pid for one in _processes()} & {int(pid) for pid in agents}
+    end = time.monotonic() + 60
+    while left := {one.pid for one in _processes()} & {int(pid) for pid in agents}:  # killed, and gone a moment later
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
     assert session.is_relative_to(temporary)
     assert (session / "logs").is_dir() == failed
     assert session.parent.parent.exists() == failed
@@ -90,6 +97,6 @@ def test_what_is_kept_of_a_report_keeps_no_whole_answer(small_settings: Settings
     reporting: Any = actor.remote()
     ray.get(reporting.__ray_ready__.remote())
     group._crew.stages = {StageName(0): reporting}
-    ((_, (report,)),) = group.poll()
+    ((_, (report,)),) = polled(group)
     assert report.layers[0].losses.base is None
     ray.kill(reporting)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ Listening = dict[int, ipaddress.IPv4Address | ipaddress.IPv6Address]
 
 def listening(processes: list[int]) -> Listening:
     """Where processes listen."""
-    held = {os.readlink(file) for number in processes for file in _open_files(number)}
+    held = {link for number in processes for link in _open_files(number)}
     found: Listening = {}
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
@@ -128,11 +129,11 @@ def listening(processes: list[int]) -> Listening:
     return found
 
 
-def _open_files(process: int) -> list[Path]:
-    try:
-        return [file for file in Path(f"/proc/{process}/fd").iterdir() if file.is_symlink()]
-    except FileNotFoundError:  # it ended while we looked
-        return []
+def _open_files(process: int) -> Iterator[str]:
+    with suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
+        for file in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it was closed while we looked
+                yield os.readlink(file)
 
 
 def test_nothing_listens_beyond_the_loopback(run: Run) -> None:
@@ -148,23 +149,32 @@ def test_nobody_else_reads_the_token_or_what_travels(run: Run) -> None:
     assert not [line for line in run.launched.descendants().values() if run.token in line]
     written = [path for path in run.folder.rglob("*") if path.is_file()]
     assert len(written) > 10
-    assert not [path for path in written if run.token.encode() in path.read_bytes()]
+    assert not [path for path in written if run.token.encode() in _content(path)]
     looked_at = by_nobody(
         """
-files = [Path(f"/proc/{one}/{name}") for one in given for name in ("environ", "mem")]
-told = [refused(file.read_bytes) for file in files] + [refused(lambda: os.listdir(f"/proc/{one}/fd")) for one in given]
-print(json.dumps(told))
+def tried(one):
+    files = [Path(f"/proc/{one}/{name}") for name in ("environ", "mem")]
+    return [refused(file.read_bytes) for file in files] + [refused(lambda: os.listdir(f"/proc/{one}/fd"))]
+
+print(json.dumps([(one, tried(one)) for one in given]))
 """,
         run.processes,
     )
-    assert set(looked_at) == {"PermissionError"}
+    there = set(run.processes)  # now and then Ray ends a worker that has nothing to do
+    told = [said for process, said in looked_at if process in there]
+    assert len(told) > 5 and all(set(said) == {"PermissionError"} for said in told), looked_at
     shared = [path for path in Path("/dev/shm").iterdir() if _is_held(path, run.processes)]  # noqa: S108
     assert not [path for path in shared if path.stat().st_mode & 0o077]
 
 
+def _content(path: Path) -> bytes:
+    with suppress(FileNotFoundError, ProcessLookupError):  # it went while we looked
+        return path.read_bytes()
+    return b""
+
+
 def _is_held(path: Path, processes: list[int]) -> bool:
-    maps = (Path(f"/proc/{number}/maps") for number in processes)
-    return any(str(path) in one.read_text() for one in maps if one.exists())
+    return any(str(path).encode() in _content(Path(f"/proc/{number}/maps")) for number in processes)
 
 
 @as_root
@@ -254,7 +264,7 @@ def opened(rank: int, groups: EdgeGroups, store: Path) -> Any:
 
 @pytest.mark.parametrize("knows", [True, False])
 def test_a_channel_takes_only_who_knows_the_run_s_secret(knows: bool, tmp_path: Path) -> None:
-    groups = EdgeGroups((Edge("stage 1 → stage 2", 0, 1, 1 << 10, "gloo"),), 2, 20.0, 1)
+    groups = EdgeGroups((Edge("stage 1 → stage 2", 0, 1, 1 << 10, "gloo"),), 2, 60.0, 1)
     other = groups if knows else replace(groups, secret=bytes(32))
     ends: list[Child[int, bool]] = [
         Child(f"rank {rank}", opened, rank, secret, tmp_path / "store") for rank, secret in enumerate((groups, other))

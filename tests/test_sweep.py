@@ -110,15 +110,17 @@ def test_tensorboard_has_the_runs_settings_side_by_side(swept: tuple[Path, list[
     found = re.search(r"(http://127\.0\.0\.1:\d+/)", launched.text())
     assert found is not None, launched.text()
     wanted = {f"the-sweep/lr={lr},seed={seed}" for lr in ("4e-3", "1e-5") for seed in (0, 1)}
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     groups: list[dict[str, Any]] = []
-    while len(groups) < len(wanted) and time.monotonic() < end:  # it reads the runs' events after it has begun to serve
+    measured: list[str] = []
+    # It reads the runs' events, of which results are the last, after it has begun to serve.
+    while measured.count("result/test accuracy") < len(wanted) and time.monotonic() < end:
         groups = asked(f"{found[1]}data/plugin/hparams/session_groups", statuses=["STATUS_UNKNOWN", "STATUS_SUCCESS"])
+        measured = [value["name"]["tag"] for group in groups for value in group["metricValues"]]
         time.sleep(0.5)
     rates = {group["name"].removesuffix("/"): group["hparams"]["train.lr"] for group in groups}
     assert wanted <= rates.keys()
     assert all(rates[name] == pytest.approx(4e-3 if "4e-3" in name else 1e-5) for name in wanted)
-    measured = [value["name"]["tag"] for group in groups for value in group["metricValues"]]
     assert measured.count("result/test accuracy") == len(groups)
     launched.stop(signal.SIGINT)
     assert launched.finish(60) == 0

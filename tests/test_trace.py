@@ -256,21 +256,21 @@ class Asking(Observer):
 
     def __init__(self, after: int, wish: TraceWish, *, stops: bool = False) -> None:
         self._after, self._wish, self._stops = after, wish, stops
-        self._asked: float | None = None
-        self._comes = False
+        self._asked: int | None = None  # the step at which it did
+        self._step = 0
         self.traces: list[StageTrace] = []
 
     def progressed(self, statuses: list[Status]) -> None:
-        self._comes = statuses[0].epoch * 40 + statuses[0].step >= self._after
+        self._step = statuses[0].epoch * 40 + statuses[0].step
 
     def asked_to_trace(self) -> TraceWish | None:
-        if not self._comes or self._asked is not None:
+        if self._step < self._after or self._asked is not None:
             return None
-        self._asked = time.monotonic()
+        self._asked = self._step
         return self._wish
 
     def interrupted(self) -> bool:
-        return self._stops and self._asked is not None and time.monotonic() - self._asked > 0.3
+        return self._stops and self._asked is not None and self._step > self._asked + 4
 
     def traced(self, trace: StageTrace) -> None:
         self.traces.append(trace)
