@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from launch import train
+from launch.cli import main
 from tests.support_browser import CHROMIUM, Browser
 from tests.support_cli import Launched, launch
 
@@ -32,17 +34,30 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def served(run: Path, tmp_path: Path) -> Iterator[tuple[Launched, str]]:
+@pytest.fixture(scope="module")
+def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Launched, str]]:
     """The command as it serves, and the address that it printed."""
-    launched = launch(tmp_path, "dashboard", str(run))
+    launched = launch(tmp_path_factory.mktemp("served"), "dashboard", str(run), shared=True)
     launched.wait_for("Ctrl-C ends it.", 120)
     found = re.search(r"1 run: (http://127\.0\.0\.1:\d+/)#custom_scalars", launched.text())
     assert found is not None, launched.text()
-    yield launched, found[1]
-    launched.stop(signal.SIGINT)
-    assert launched.finish(60) == 0, launched.text()
-    launched.assert_nothing_left()
+    try:
+        end = time.monotonic() + 120
+        while not _is_read(found[1]):  # after it has begun to serve
+            assert time.monotonic() < end, "TensorBoard does not come to the end of the run"
+            time.sleep(0.2)
+        yield launched, found[1]
+        launched.stop(signal.SIGINT)
+        assert launched.finish() == 0, launched.text()
+        launched.assert_nothing_left()
+    finally:
+        launched.end()
+
+
+def _is_read(url: str) -> bool:
+    """Whether TensorBoard has come to what a run writes last."""
+    results = asked(url, "plugin/scalars/tags").get("the-run", {})
+    return "result/images per second" in results and "pipeline" in asked(url, "plugin/images/tags").get("the-run", {})
 
 
 def asked(url: str, path: str, **query: str) -> Any:
@@ -110,7 +125,6 @@ def test_a_browser_shows_all_stages_in_one_chart(served: tuple[Launched, str], r
     assert colours is not None and len(colours) > 50, "the page is not blank"
 
 
-def test_what_cannot_be_shown_is_said(tmp_path: Path) -> None:
-    nothing = launch(tmp_path, "dashboard", str(tmp_path))
-    assert nothing.finish(60) == 2
-    assert f"error: {tmp_path}: holds no run. Give run folders, or a folder of them." in nothing.text()
+def test_what_cannot_be_shown_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dashboard", str(tmp_path)]) == 2
+    assert f"error: {tmp_path}: holds no run. Give run folders, or a folder of them." in capsys.readouterr().err

@@ -1,8 +1,8 @@
 """Every command that the documents print runs as it is printed.
 
-They run one after another in one folder, as somebody would who goes through the text: RUN is the run that the command
-before left, ~/photos a folder of images, the published data sets are made up under their names. One variable of the
-environment cuts runs short; it only caps steps. What needs a cluster, a GPU or a site is marked in the text and listed.
+They run one after another in one folder, as somebody would who goes through the text: RUN is a small run of theirs,
+~/photos a folder of images, the published data sets are made up under their names. One variable of the environment cuts
+runs short; it only caps steps. What needs a cluster, a GPU or a site is marked in the text and listed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launch import train
 from launch.cli import main
 from launch.presets import PRESETS
 from tests.conftest import RAN
@@ -29,12 +30,16 @@ from tests.support_documents import ROOT, Printed, commands_of, documents, inlin
 
 STEPS = "1"  # of each pass
 _LONG = re.compile(
-    r"launch (plan|bench|--config|dcl-vgg8b|centres-vit|doctor --gpu|doctor costs) .*"
+    r"launch (plan|bench|--config|dcl-vgg8b|cfl-conv512|centres-vit|doctor --gpu|doctor costs) .*"
     r"|launch cff-vit-cifar10( --stages .*)?"
+    r"|launch cff-vit .* --sweep .* --run-dir runs/rates|launch compare runs/rates"
 )
-"""`make test` leaves these to `make test-all`: other commands, or tests of their own, do the same."""
+"""`make test` leaves these to `make test-all`: other commands, or tests of their own, do the same. Sweeps are
+test_sweep.py's, label embeddings in stages over Ray test_failures.py's and test_embedding_equality.py's."""
 
-_SERVES = ("tensorboard", "launch dashboard")  # what runs until it is stopped
+_SERVES = "launch dashboard"  # which runs until it is stopped
+_MINE = "runs/mine"
+"""What RUN stands for: what is done with a run takes no longer than its net is large."""
 _LETTERS = {"SEED": "0", "LAG": "1"}
 
 NAMED = [
@@ -80,10 +85,7 @@ class Reader:
 
     def fill(self, text: str) -> str:
         """The text with its placeholders filled from what was done before."""
-        run = max(self.home.glob("runs/*/model.safetensors"), key=lambda file: file.stat().st_mtime, default=None)
-        if re.search(r"\bRUN\b|runs/…", text):
-            assert run is not None, "no command before left a run"
-            text = re.sub(r"\bRUN\b|runs/…", str(run.parent), text)
+        text = re.sub(r"\bRUN\b|runs/…", str(self.home / _MINE), text)
         text = text.replace("IMAGE…", str(self.home / "photos/cat/0.jpg"))
         for letters, value in _LETTERS.items():
             text = re.sub(rf"\b{letters}\b", value, text)
@@ -111,10 +113,11 @@ class Reader:
 
     def _follow(self, process: subprocess.Popen[str], text: str) -> tuple[int, str]:
         if text.startswith(_SERVES):
-            time.sleep(6)
-            assert process.poll() is None, process.communicate()[0]
+            assert process.stdout is not None, "it is a pipe"
+            said = list(takewhile(lambda line: "Ctrl-C ends it." not in line, process.stdout))
+            assert process.poll() is None, "".join(said)
             process.terminate()
-            return 0, process.communicate(timeout=30)[0]
+            return 0, "".join([*said, process.communicate(timeout=120)[0]])
         output, _ = process.communicate(timeout=800)
         return process.returncode, output
 
@@ -126,6 +129,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     shutil.copy(ROOT / "examples" / "plugin_centres.py", home / "my_method.py")
     for name in ("cifar10", "mnist", "fashion-mnist"):
         prepare_made_up(home / "data", name, num_train=600, num_test=50)
+    small: dict[str, Any] = {"dim": 16, "heads": 2, "depth": 3, "max_steps": int(STEPS), "executor": "serial"}
+    train("cff-vit-cifar10", data_dir=home / "data", run_dir=home / _MINE, quiet=True, **small)
     return Reader(home)
 
 

@@ -156,3 +156,4 @@ def test_five_ctrl_c_in_a_row_leave_neither_a_traceback_nor_a_process(tmp_path: 
     assert "Traceback" not in launched.text()
     assert launched.text().splitlines()[-1] == "stopped"
     launched.assert_nothing_left()
+    assert not (tmp_path / "run").exists()
