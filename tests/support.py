@@ -90,11 +90,11 @@ LONG = 120.0
 """Seconds: no more than that nothing hangs. On a busy machine it takes many until both processes are there."""
 
 _EDGE = "stage 1 → stage 2"
-# Forked from a process that has imported torch and started nothing: a pair of ends starts in a moment.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(
     ["torch", "torch.distributed", "pipeline.transport.channel", "pipeline.transport.edges", "tests.support"]
 )
+"""Processes are forked from one that has imported torch and started nothing: an end of a channel starts in a moment."""
 
 
 @dataclass
@@ -141,12 +141,12 @@ class Pair:
         self._folder = tempfile.TemporaryDirectory()  # it and the counter live as long as the pair
         edge = Edge(_EDGE, 0, 1, self.payload, self.transport)
         groups = EdgeGroups((edge,), 2, self.stall_timeout, self.depth)
-        num_sent = self._num_sent = _CONTEXT.Value("q", 0)
-        both = self._both = _CONTEXT.Barrier(2)
+        num_sent = self._num_sent = FORKED.Value("q", 0)
+        both = self._both = FORKED.Barrier(2)
         for rank, work in enumerate((self.sending, self.receiving)):
-            ours, theirs = _CONTEXT.Pipe()
+            ours, theirs = FORKED.Pipe()
             arguments = (rank, self.prepare, work, groups, Path(self._folder.name, "store"), both, num_sent, theirs)
-            process = _CONTEXT.Process(target=_end, args=arguments, daemon=True)
+            process = FORKED.Process(target=_end, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self.processes.append(process)
@@ -221,6 +221,12 @@ def file_store(path: Path, groups: EdgeGroups) -> FileStore:
     store = FileStore(str(path), groups.num_ranks)
     store.set_timeout(timedelta(seconds=LONG))
     return store
+
+
+def opened(rank: int, groups: EdgeGroups, store: Path) -> Callable[[None], bool]:
+    """In a process of its own: opens its ends of edges; says whether there are any."""
+    ends = groups.join(rank, CPU, Clock(), file_store(store, groups))
+    return lambda _: bool(ends.inboxes or ends.outboxes)
 
 
 class Watching(Observer):

@@ -100,18 +100,8 @@ def test_the_reference_takes_at_least_thirty_steps_with_validation_between(small
     assert history.epochs(Kind.VALIDATE) == [0, 1]
 
 
-_EVERY_DAY = ((2, 1, 2),)
-"""Stages, depth and views of which `make test` has Ray's bits; `make test-all` has the others. Three stages are in
-`test_embedding_equality.py`."""
-
-
-@pytest.mark.parametrize(
-    ("stages", "depth", "views"),
-    [
-        pytest.param(*case, marks=() if case in _EVERY_DAY else pytest.mark.exhaustive)
-        for case in itertools.product((1, 2, 3, 4), (1, 4), (1, 2))
-    ],
-)
+@pytest.mark.exhaustive  # `make test` has Ray's bits below, in test_shared.py and test_embedding_equality.py
+@pytest.mark.parametrize(("stages", "depth", "views"), itertools.product((1, 2, 3, 4), (1, 4), (1, 2)))
 def test_ray_gives_the_serial_bits(
     small_settings: Settings, cluster: None, stages: int, depth: int, views: Literal[1, 2]
 ) -> None:

@@ -186,6 +186,7 @@ def test_lost_bits_and_connections_cost_no_process_and_a_stuck_one_is_replaced(
     assert "hold_the_lock" in observer.stacks["stacks of stage 2 (layers 3-4)"]
 
 
+@pytest.mark.exhaustive  # test_failures.py has such a run end, with its weights
 def test_a_loss_that_is_no_number_before_any_checkpoint_ends_the_run_at_once(
     cluster: None, small_settings: Settings, tmp_path: Path
 ) -> None:

@@ -92,11 +92,11 @@ def test_a_run_that_is_killed_goes_on_in_other_stages_and_ends_with_the_same_bit
 ) -> None:
     """Its launching process dies without a word, twice, and once it is stopped by a scheduler."""
     run = tmp_path / "run"
-    first = launch(tmp_path, *_RUN, *_SAVING, "--stages", "2", "--run-dir", str(run))
+    first = launch(tmp_path, *_RUN, *_SAVING, "--executor", "threads", "--stages", "2", "--run-dir", str(run))
     key = wait_for_checkpoint(first, run)
     first.process.kill()
     first.finish()
-    second = launch(tmp_path, "resume", str(run), "--stages", "3", "--feeders", "2")
+    second = launch(tmp_path, "resume", str(run), "--executor", "ray", "--stages", "3", "--feeders", "2")
     key = wait_for_checkpoint(second, run, more_than=key)
     second.stop(signal.SIGTERM)
     assert second.finish() == 130, second.text()

@@ -25,7 +25,7 @@ import pytest
 from pipeline.spawn import Child, ChildFailedError
 from pipeline.transport.base import Edge
 from pipeline.transport.edges import EdgeGroups
-from tests.support import CPU, file_store
+from tests.support import FORKED, opened
 from tests.support_cli import ROOT, Launched, launch
 from tests.support_ray import ray_head
 from workers.tokens import exposed_token
@@ -254,24 +254,17 @@ def test_a_stranger_at_every_port_changes_no_bit(transport: str, tmp_path: Path)
     assert (tmp_path / "run/model.safetensors").read_bytes() == (tmp_path / "serial/model.safetensors").read_bytes()
 
 
-def opened(rank: int, groups: EdgeGroups, store: Path) -> Any:
-    """In a process of its own: opens its end of an edge."""
-    from pipeline.telemetry.clock import Clock
-
-    ends = groups.join(rank, CPU, Clock(), file_store(store, groups))
-    return lambda question: bool(ends.inboxes or ends.outboxes)
-
-
 @pytest.mark.parametrize("knows", [True, False])
 def test_a_channel_takes_only_who_knows_the_run_s_secret(knows: bool, tmp_path: Path) -> None:
     groups = EdgeGroups((Edge("stage 1 → stage 2", 0, 1, 1 << 10, "gloo"),), 2, 60.0, 1)
     other = groups if knows else replace(groups, secret=bytes(32))
-    ends: list[Child[int, bool]] = [
-        Child(f"rank {rank}", opened, rank, secret, tmp_path / "store") for rank, secret in enumerate((groups, other))
+    ends: list[Child[None, bool]] = [
+        Child(f"rank {rank}", opened, rank, secret, tmp_path / "store", context=FORKED)
+        for rank, secret in enumerate((groups, other))
     ]
     try:
         for end in ends:
-            end.send(0)
+            end.send(None)
         for end in ends:
             if knows:
                 assert end.receive()

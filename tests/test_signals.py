@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 from launch.cli import main
 from launch.signals import INTERRUPTED, STOPPING, Interrupt, heard_by, process_began
 from tests.support_cli import launch
+from workers.cluster import _handlers_kept
 
 _ROOT = Path(__file__).parent.parent
+_IGNORE = 1  # a C library's SIG_IGN
 
 
 def said_by(*command: str) -> str:
@@ -52,7 +55,20 @@ def test_a_process_knows_when_it_was_started() -> None:
     assert process_began() < asked
 
 
+def test_handlers_that_a_library_replaces_while_ray_starts_are_put_back() -> None:
+    """As Ray's own does with SIGTERM, behind Python's back."""
+    with heard_by(Interrupt()):
+        with _handlers_kept():
+            libc = ctypes.CDLL(None)
+            libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+            libc.signal(int(signal.SIGTERM), _IGNORE)
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
 @pytest.mark.slow
+@pytest.mark.exhaustive  # above is why; test_failures.py stops a run that trains
 def test_ray_leaves_sigterm_to_the_program_from_the_moment_it_has_started() -> None:
     """Symptom: exit 134 with a stack, where SIGTERM came while data were opened and Ray had started."""
     program = (
