@@ -110,7 +110,7 @@ def test_a_stage_that_dies_while_its_weights_are_fetched_is_named(small_settings
 
 @pytest.mark.parametrize(
     ("number", "patience", "said"),
-    [(signal.SIGKILL, 100.0, "died"), (signal.SIGSTOP, 3.0, "has not answered for 3 s")],
+    [(signal.SIGKILL, 100.0, "died"), (signal.SIGSTOP, 5.0, "has not answered for 5 s")],
 )
 def test_a_stage_that_answers_no_more_ends_the_run_by_name(
     small_settings: Settings, cluster: None, number: signal.Signals, patience: float, said: str
