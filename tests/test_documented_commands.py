@@ -21,12 +21,12 @@ from typing import Any
 
 import pytest
 
-from launch import train
 from launch.cli import main
 from launch.presets import PRESETS
 from tests.conftest import RAN
 from tests.support_data import prepare_made_up, write_photos
 from tests.support_documents import ROOT, Printed, commands_of, documents, inline_commands
+from tests.support_pictures import write_blank
 
 STEPS = "1"  # of each pass
 _LONG = re.compile(
@@ -40,7 +40,8 @@ test_sweep.py's, label embeddings in stages over Ray test_failures.py's and test
 
 _SERVES = "launch dashboard"  # which runs until it is stopped
 _MINE = "runs/mine"
-"""What RUN stands for: what is done with a run takes no longer than its net is large."""
+_SMALL = ["cfl-conv512", "--channels", "8", "8", "8", "--executor", "serial", "--max-steps", STEPS, "-q"]
+"""What RUN stands for, with label embeddings on CIFAR-10: what is done with a run takes as long as its net is large."""
 _LETTERS = {"SEED": "0", "LAG": "1"}
 
 NAMED = [
@@ -130,8 +131,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     shutil.copy(ROOT / "examples" / "plugin_centres.py", home / "my_method.py")
     for name in ("cifar10", "mnist", "fashion-mnist"):
         prepare_made_up(home / "data", name, num_train=600, num_test=50)
-    small: dict[str, Any] = {"dim": 16, "heads": 2, "depth": 3, "max_steps": int(STEPS), "executor": "serial"}
-    train("cff-vit-cifar10", data_dir=home / "data", run_dir=home / _MINE, quiet=True, **small)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALPIPE_DATA", str(home / "data"))
+        patch.setattr("launch.output.pictures.write", write_blank)
+        assert main([*_SMALL, "--run-dir", str(home / _MINE)]) == 0
     return Reader(home)
 
 
