@@ -30,6 +30,8 @@ from tests.support_pictures import write_blank
 hypothesis.settings.register_profile("busy machine", deadline=None)  # a slow example is no wrong one
 hypothesis.settings.load_profile("busy machine")
 
+_ATTEMPTS = 3  # to start Ray
+
 RAN = "documented command"
 """Name of the property under which a test tells which command it ran."""
 
@@ -149,14 +151,21 @@ def cluster() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # as in a cluster of `launch`; by default they yield to all others
-        ray.init(
-            address="local",
-            num_cpus=8,
-            object_store_memory=256 << 20,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        for attempt in range(_ATTEMPTS):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=8,
+                    object_store_memory=256 << 20,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+                break
+            except Exception as error:  # Ray raises nothing more special
+                # It gives its processes 30 seconds, which a busy machine may not have for them (workers/private.py).
+                if "timed out during startup" not in str(error) or attempt == _ATTEMPTS - 1:
+                    raise
     yield
     ray.shutdown()
 
