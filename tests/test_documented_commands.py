@@ -30,13 +30,12 @@ from tests.support_pictures import write_blank
 
 STEPS = "1"  # of each pass
 _LONG = re.compile(
-    r"launch (plan|bench|--config|cfl-conv256|cfl-conv512|dcl-fc|dcl-vgg8b|centres-vit|doctor --gpu|doctor costs) .*"
-    r"|launch cff-vit-cifar10( --stages .*| --executor serial)?"
+    r"launch (plan|bench|--config|cfl-conv512|dcl-fc|dcl-vgg8b|centres-vit|doctor --gpu|doctor costs) .*"
+    r"|launch cff-vit-cifar10( --stages .*)?"
     r"|launch cff-vit .* --sweep .* --run-dir runs/rates|launch compare runs/rates"
 )
 """`make test` leaves these to `make test-all`: other commands, or tests of their own, do the same. Sweeps are
-test_sweep.py's, label embeddings in stages over Ray test_failures.py's and test_embedding_equality.py's, presets with
-`--baseline` test_recorded_bits.py's, and the serial loop is in docs/benchmarks.md as well."""
+test_sweep.py's, label embeddings in stages over Ray test_failures.py's and test_embedding_equality.py's."""
 
 _SERVES = "launch dashboard"  # which runs until it is stopped
 _MINE = "runs/mine"
