@@ -60,6 +60,21 @@ def test_a_file_that_is_no_cluster_is_a_sentence(text: str | None, said: str, tm
         assert line.startswith(f"error: {file}: {said}")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--sweep", "lrr=1e-3"], "unknown setting 'lrr'. Did you mean 'lr'?"),
+        (["--sweep", "batch-size=64,1"], "--batch-size 1"),
+        (["--sweep", "lr=1e-3,0.001"], "are the same run"),
+        (["--seeds", "2", "--at-once", "0"], "--at-once 0: must be a whole number from 1"),
+        (["--seeds", "2", "--run-dir", str(ROOT / "tests")], "exists and holds something"),
+    ],
+)
+def test_a_sweep_s_mistake_is_told_before_the_cluster_is_asked(flags: list[str], said: str, capsys: Any) -> None:
+    assert main(["cff-vit", *flags, "--cluster", str(ROOT / "cluster.yaml")]) == 2  # whose head is nowhere
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_all_workers_of_the_file_are_waited_for() -> None:
     assert "tools/await_workers.py" in CLUSTER["head_start_ray_commands"][-1]
     assert wanted_workers(CLUSTER) == 2
