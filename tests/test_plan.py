@@ -108,6 +108,24 @@ def test_a_long_way_asks_for_the_least_depth_that_hides_it() -> None:
     assert best.what == "`queue_depth` 8"
 
 
+@pytest.mark.parametrize("delay", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("paced", [False, True])
+def test_the_depth_that_is_chosen_hides_the_way_and_one_less_does_not(delay: float, paced: bool) -> None:
+    plan, site = planner([0.04, 0.045, 0.055]), Site(devices=3, link=1e12, delay=delay, paced=paced)
+    stages, ideal = partition(3, 3), 6 / 0.055
+    depth = plan.choose_depth(stages, site)
+    assert plan.rate(stages, site, depth=depth) >= 0.95 * ideal
+    assert depth == 2 or plan.rate(stages, site, depth=depth // 2) < 0.95 * ideal
+
+
+def test_a_tcp_that_paces_asks_for_a_deeper_queue() -> None:
+    """1 s a step, 1 s one way: 3 buffers are away for 3 s, and with their share of 0.69 s for 3.23 s."""
+    plan, far = planner([1, 1]), Site(devices=2, link=1e12, delay=1.0)
+    assert plan.choose_depth(partition(2, 2), far) == 2
+    assert plan.choose_depth(partition(2, 2), replace(far, paced=True)) == 3
+    assert plan.rate(partition(2, 2), replace(far, paced=True), depth=2) == pytest.approx(6 * 3 / 3.231, rel=1e-2)
+
+
 def test_steps_that_vary_ask_for_a_deeper_queue() -> None:
     plan = planner([1, 1, 1, 1], jitter=0.3)
     assert "`queue_depth` 4" in [change.what for change in plan.changes(partition(4, 4), Site(devices=8))]
