@@ -147,7 +147,8 @@ def test_a_killed_run_ends_alone_and_a_stopped_sweep_goes_on(tmp_path: Path) -> 
     os.kill(killed, signal.SIGKILL)
     begun.wait_for("seed=0: ended by SIGKILL (1 of 3)")
     begun.wait_for("seed=2: begins")
-    begun.stop(signal.SIGINT)
+    for pid in (begun.process.pid, *begun.descendants()):  # as Ray stops a job, which tells all of its processes
+        os.kill(pid, signal.SIGTERM)
     assert begun.finish(120) == 130, begun.text()
     begun.assert_nothing_left()
     assert "seed=1: interrupted" in begun.text() and f"go on with: launch resume {folder}" in begun.text()
