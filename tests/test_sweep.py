@@ -135,6 +135,7 @@ def asked(url: str, *, statuses: list[str]) -> list[dict[str, Any]]:
 
 @pytest.mark.exhaustive
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it waits for two sweeps
 def test_a_killed_run_ends_alone_and_a_stopped_sweep_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     flags = ("--epochs", "60", "--checkpoint-every", "20", "--seeds", "3", "--at-once", "2")
