@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from launch import balance
 from launch.balance import resolve_measured, take_profile
 from launch.cli import main
 from launch.plan import measure
@@ -306,6 +308,22 @@ def test_where_there_is_but_one_way_nothing_is_timed(
     settings = resolve_measured(build.resolve(asked, dataset), dataset, Devices("cpu", devices), console)
     assert settings.pipeline.partition == sizes
     assert not console.export_text()
+
+
+@pytest.mark.parametrize(("delay", "said"), [(0.05, "messages between hosts are 50 ms under way"), (0.0, "no message")])
+def test_auto_takes_the_depth_that_is_chosen_and_says_which(
+    small_settings: Settings, delay: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, site = planner([0.02] * 4), Site(devices=2, link=1e12, delay=delay)
+    monkeypatch.setattr(balance, "measured_site", lambda *_: site)
+    monkeypatch.setattr(balance, "take_profile", lambda *_: (plan._spec, plan._profile))
+    pipe = replace(small_settings.pipeline, executor="threads", queue_depth="auto", stages=2)
+    asked = replace(small_settings, pipeline=pipe)
+    dataset, console = build.open_data(asked), Console(record=True, width=200)
+    settings = resolve_measured(build.resolve(asked, dataset), dataset, Devices("cpu", 2), console)
+    depth = plan.choose_depth(partition(4, 2), site)
+    assert settings.pipeline.queue_depth == depth and (depth > 2) is (delay > 0)
+    assert re.search(rf"{said}.*: --queue-depth {depth}\b", console.export_text())
 
 
 def test_other_partitions_stay_as_they_are(small_settings: Settings) -> None:
