@@ -74,7 +74,9 @@ def measured_site(settings: Settings, devices: Devices) -> Site:
 
         link = link_between_hosts("cuda" if devices.kind == "cuda" else "cpu")
         if link is not None:
-            return Site(devices=devices.count, link=link.bytes_per_second, delay=link.delay)
+            return Site(
+                devices=devices.count, link=link.bytes_per_second, delay=link.delay, paced=link.control == "bbr"
+            )
     return Site(devices=devices.count)
 
 
@@ -101,7 +103,9 @@ def _resolve_depth(settings: Settings, timed: _Timed, site: Site, console: Conso
         return settings
     count = build.num_stages(settings, site.devices)
     depth = NEAR_DEPTH
-    if site.delay > _NEAR and count > 1:
+    if site.delay <= _NEAR or count == 1:
+        say(console, f"no message between stages is long under way: --queue-depth {depth}")
+    else:
         stages = launched_stages(timed.planner, settings, site)
         depth = timed.planner.choose_depth(stages, site)
         say(

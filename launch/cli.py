@@ -108,18 +108,21 @@ def _launch(name: str, arguments: list[str], plugins: list[str], console: Consol
         raise UserError(unknown(name, [*PRESETS, *COMMANDS], "preset or command"))
     sweep_flags, words = take_sweep([name, *arguments])
     parsed = with_plugins(parse_words(words), plugins)
-    if sweep_flags.asked:
-        if parsed.cluster is not None:
-            raise UserError("--cluster: a sweep runs where it is typed. Type it on the head: ray exec FILE 'launch …'.")
-        from launch.sweep.command import sweep  # noqa: PLC0415
-
-        return sweep(sweep_flags, words, parsed, plugins, console)
-    if parsed.cluster is not None:
-        from launch.cluster.commands import run_there  # noqa: PLC0415
+    if (cluster := parsed.cluster) is not None:
+        from launch.cluster.commands import run_there, sweep_there  # noqa: PLC0415
 
         typed = [name, *arguments, *(word for plugin in plugins for word in ("--plugin", plugin))]
         with heard_by(Interrupt()):
-            return run_there(parsed, typed, parsed.cluster, console)
+            if not sweep_flags.asked:
+                return run_there(parsed, typed, cluster, console)
+            from launch.sweep.command import read_asked  # noqa: PLC0415
+
+            asked, _ = read_asked(sweep_flags, words, parsed, plugins)
+            return sweep_there(asked, parsed, typed, cluster, console)
+    if sweep_flags.asked:
+        from launch.sweep.command import sweep  # noqa: PLC0415
+
+        return sweep(sweep_flags, words, parsed, plugins, console)
     from launch.commands.train import train  # noqa: PLC0415
 
     with heard_by(Interrupt()):

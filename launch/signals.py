@@ -17,7 +17,10 @@ INTERRUPTED = 130
 
 _PATIENCE = 10.0
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+OF_MANY = signal.SIGUSR1
+"""What a sweep sends the runs that it has started: whoever stops a sweep may send them all else, too."""
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, OF_MANY)
 
 Hear = Callable[[int, FrameType | None], None]
 

@@ -3,6 +3,8 @@
 The hosts are namespaces of this machine behind a switch that delays every frame; it needs root. Their stages sleep in
 place of computing, so no host needs a core of its own; channels, sockets and messages are real. Run it on an idle
 machine: what wakes up late counts as a longer way.
+
+  python -m tests.bench_far reno bbr      with each of these as TCP's congestion control; the machine's own by default
 """
 
 from __future__ import annotations
@@ -13,13 +15,17 @@ import statistics
 import sys
 from dataclasses import dataclass, field
 
+from pipeline.config.partition import partition
+from pipeline.planning.predict import Site
 from pipeline.planning.simulate import Edge, LayerWork, Pipeline, simulate
 from tests.support_cli import ROOT
 from tests.support_hosts import Hosts, missing
+from tests.test_plan import cost, planner
+from workers.channels import CONTROL
 
 _DELAY = 0.05  # seconds one way
 _NAPS = [(0.02, 0.02), (0.02, 0.025), (0.02, 0.035)]  # the last stage is the slowest: none catches up at the end
-_DEPTHS, _KIB = (1, 2, 4, 8), (64, 512)
+_DEPTHS, _KIB = (1, 2, 3, 4, 8), (64, 512)
 _STEPS, _WARM, _ROUNDS = 80, 20, 3
 
 
@@ -27,6 +33,7 @@ _STEPS, _WARM, _ROUNDS = 80, 20, 3
 class Row:
     """Steps a second of a pipeline, as predicted and as seen round by round."""
 
+    control: str
     depth: int
     kib: int
     predicted: float
@@ -34,18 +41,35 @@ class Row:
 
     def __str__(self) -> str:
         seen = statistics.median(self.seen)
-        return f"{self.depth:11}  {self.kib:7}  {seen:6.2f}  {self.predicted:9.2f}  {self.predicted / seen - 1:+10.1%}"
+        return (
+            f"{self.control:7}  {self.depth:11}  {self.kib:7}  {seen:6.2f}  {self.predicted:9.2f}  "
+            f"{self.predicted / seen - 1:+10.1%}  {seen * max(map(sum, _NAPS)):9.1%}"
+        )
 
 
-def predicted(depth: int) -> float:
+def _site(control: str) -> Site:
+    return Site(devices=len(_NAPS), delay=_DELAY, paced=control == "bbr")
+
+
+def chosen(control: str) -> int:
+    """The depth that `--queue-depth auto` takes."""
+    costs = tuple(cost(0.0, forward=before, backward=after) for before, after in _NAPS)
+    plan = planner([0.0] * len(_NAPS), alone=costs, busy=costs)
+    return plan.choose_depth(partition(len(_NAPS), len(_NAPS)), _site(control))
+
+
+def predicted(control: str, depth: int) -> float:
     """Steps a second that the planner expects."""
     stages = tuple((LayerWork(before=before, after=after),) for before, after in _NAPS)
-    way = Edge(delay=_DELAY)
+    way = Edge(delay=_DELAY, spread=_site(control).spread)
     return simulate(Pipeline(stages=stages, edges=(way, way), queue_depth=depth)).steps_per_second
 
 
-def seen(hosts: Hosts, depth: int, kib: int) -> float:
+def seen(hosts: Hosts, control: str, depth: int, kib: int) -> float:
     """Steps a second of the last stage."""
+    for host in (1, 2, 3):
+        changed = hosts.run(host, "sh", "-c", f"echo {control} > {CONTROL}")
+        assert changed.returncode == 0, changed.stdout
     asked = {"naps": _NAPS, "depth": depth, "kib": kib, "steps": _STEPS}
     asked["addresses"] = [hosts.address(host) for host in (1, 2, 3)]
     stages = [
@@ -61,17 +85,21 @@ def seen(hosts: Hosts, depth: int, kib: int) -> float:
 def main() -> None:
     if (lacks := missing()) is not None:
         sys.exit(lacks)
-    rows = [Row(depth, kib, predicted(depth)) for depth, kib in itertools.product(_DEPTHS, _KIB)]
+    controls = sys.argv[1:] or [CONTROL.read_text().strip()]
+    ways = itertools.product(controls, _DEPTHS, _KIB)
+    rows = [Row(control, depth, kib, predicted(control, depth)) for control, depth, kib in ways]
     with Hosts(3) as hosts:
         for host in (1, 2, 3):
             hosts.lend(host, ROOT)
         hosts.far(1e3 * _DELAY)
         for row in rows * _ROUNDS:
-            row.seen.append(seen(hosts, row.depth, row.kib))
+            row.seen.append(seen(hosts, row.control, row.depth, row.kib))
     print(f"3 stages, {1e3 * _DELAY:g} ms one way, steps a second: medians of {_ROUNDS} interleaved rounds")
-    print("queue depth      KiB    seen  predicted  difference")
+    print("TCP      queue depth      KiB    seen  predicted  difference  of ideal")
     for row in rows:
         print(row)
+    for control in controls:
+        print(f"--queue-depth auto takes {chosen(control)} over {control}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What cluster.yaml and the compose files have Ray do on the machines that they name, and `launch` reads in them."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from launch.cli import main
+from launch.cluster import commands
 from launch.cluster.cluster_file import read_cluster
 from pipeline.config.settings import CheckpointSettings
 from tools.await_workers import failure_in, wanted_workers
@@ -58,6 +60,48 @@ def test_a_file_that_is_no_cluster_is_a_sentence(text: str | None, said: str, tm
         assert main(command) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {file}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--sweep", "lrr=1e-3"], "unknown setting 'lrr'. Did you mean 'lr'?"),
+        (["--sweep", "batch-size=64,1"], "--batch-size 1"),
+        (["--sweep", "lr=1e-3,0.001"], "are the same run"),
+        (["--seeds", "2", "--at-once", "0"], "--at-once 0: must be a whole number from 1"),
+        (["--seeds", "2", "--run-dir", str(ROOT / "tests")], "exists and holds something"),
+    ],
+)
+def test_a_sweep_s_mistake_is_told_before_the_cluster_is_asked(flags: list[str], said: str, capsys: Any) -> None:
+    assert main(["cff-vit", *flags, "--cluster", str(ROOT / "cluster.yaml")]) == 2  # whose head is nowhere
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_sweep_is_typed_on_the_head_as_it_was_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """What would be the job's command is run here, as far as a dry run goes."""
+    started: list[tuple[Path, list[str]]] = []
+
+    def start(path: Path, job: str, arguments: list[str], *_: Any, detach: bool, quiet: bool) -> int:
+        started.append((path, arguments))
+        assert job.startswith("s-") and detach and not quiet
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "_start", start)
+    monkeypatch.setenv("LOCALPIPE_MAX_STEPS", "3")
+    small = ["cff-vit", "--executor", "serial", "--dim", "16", "--heads", "2"]
+    grids = [["lr=1e-3,1e-2", "depth=2"], ["max-steps=2,4"]]
+    for grid in grids:
+        typed = [*small, "--sweep", *grid, "--seeds", "2", "--run-dir", "here/s", "--detach"]
+        assert main([*typed, "--cluster", str(ROOT / "cluster.yaml")]) == 0
+    monkeypatch.delenv("LOCALPIPE_MAX_STEPS")
+    for (path, there), steps in zip(started, (["3"], []), strict=True):
+        assert path == Path("here/s")
+        assert [value for flag, value in pairwise(there) if flag == "--max-steps"] == steps
+        assert main([*there, "--dry-run"]) == 0
+        assert "4 runs in runs/s." in capsys.readouterr().out
 
 
 def test_all_workers_of_the_file_are_waited_for() -> None:

@@ -171,6 +171,28 @@ def test_a_run_whose_connection_is_lost_goes_on_and_is_fetched_by_attach(hosts: 
     assert _one_run(hosts, "b")["epochs_finished"] > before
 
 
+@pytest.mark.exhaustive
+def test_a_sweep_there_is_stopped_goes_on_and_comes_back_whole(hosts: Hosts) -> None:
+    """Symptom: Ray sends its SIGTERM to the sweep and to its runs, which took the sweep's own for a second one."""
+    flags = ["--stages", "2", "--seeds", "2", "--cluster", "cluster.yaml", "--run-dir", "runs/s"]
+    typed = Typed(hosts, "launch", *_SMALL, "40", *flags)
+    trained = hosts.home(_HEAD) / "runs" / "s" / "seed=0" / "metrics.jsonl"
+    _until(lambda: trained.is_file() and trained.read_text(), 240, typed.said)
+    typed.stop(signal.SIGINT)
+    assert typed.finish() == 130, typed.said
+    assert "go on with: launch resume runs/s" in typed.said and "fetched: runs/s" in typed.said
+    assert _one_run(hosts, "s/seed=0")["status"] == "interrupted"
+    assert list((hosts.home(0) / "localpipe" / "runs" / "s" / "seed=0" / "checkpoints").glob("*/manifest.json"))
+    detached = hosts.run(0, "launch", "resume", "runs/s", "--cluster", "cluster.yaml", "--detach", cwd="localpipe")
+    assert "launch attach cluster.yaml s" in detached.stdout, detached.stdout
+    attached = Typed(hosts, "launch", "attach", "cluster.yaml", "s")
+    assert attached.finish() == 0, attached.said
+    assert "seed=0: goes on" in attached.said and "seed=1: begins" in attached.said
+    assert [_one_run(hosts, f"s/seed={seed}")["status"] for seed in (0, 1)] == ["finished"] * 2
+    kept = json.loads((hosts.home(0) / "localpipe" / "runs" / "s" / "sweep.json").read_text())
+    assert kept["points"][0]["test_accuracy"]["mean"] > 0 and "sweep folder: runs/s" in attached.said
+
+
 @pytest.mark.parametrize(
     ("host", "address", "token", "said"),
     [

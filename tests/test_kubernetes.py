@@ -16,18 +16,29 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from referencing import Registry, Resource
 
 from launch.cli import COMMANDS
 from launch.presets import PRESETS
 from tests.support_documents import ROOT
 
 _TEXT = (ROOT / "docker/rayjob.yaml").read_text("utf-8")
-_SCHEMA = json.loads((ROOT / "tests/fixtures/rayjob.schema.json").read_text("utf-8"))
+_RAYJOB, _KUBERNETES = (
+    json.loads((ROOT / f"tests/fixtures/{name}.schema.json").read_text("utf-8")) for name in ("rayjob", "kubernetes")
+)
+_REGISTRY: Registry = Registry().with_resource("kubernetes.schema.json", Resource.from_contents(_KUBERNETES))
 
 
 def documents(text: str) -> dict[str, dict[str, Any]]:
     """What a file asks Kubernetes for, by kind."""
     return {one["kind"]: one for one in yaml.safe_load_all(text)}
+
+
+def validate(document: dict[str, Any]) -> None:
+    """Raises ValidationError where an API server would refuse it."""
+    own = {"$ref": f"kubernetes.schema.json#/$defs/io.k8s.api.core.v1.{document['kind']}"}
+    schema = _RAYJOB if document["kind"] == "RayJob" else own
+    jsonschema.Draft202012Validator(schema, registry=_REGISTRY).validate(document)
 
 
 def with_gpus() -> str:
@@ -37,6 +48,7 @@ def with_gpus() -> str:
     return lines
 
 
+_HEAD_POD = ("spec", "rayClusterSpec", "headGroupSpec", "template", "spec")
 PODS = {
     group: spec["template"]["spec"]
     for cluster in [documents(_TEXT)["RayJob"]["spec"]["rayClusterSpec"]]
@@ -45,18 +57,25 @@ PODS = {
 
 
 @pytest.mark.parametrize("text", [_TEXT, with_gpus()], ids=["cpu", "gpu"])
-def test_it_fits_kuberays_schema(text: str) -> None:
-    jsonschema.validate(documents(text)["RayJob"], _SCHEMA)
+def test_it_fits_the_schemas_of_kuberay_and_kubernetes(text: str) -> None:
+    for document in documents(text).values():
+        validate(document)
 
 
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        (("metadata", "name"), "x" * 48),
         (("spec", "backOffLimit"), 3),
         (("spec", "rayClusterSpec", "authOptions", "mode"), "tokens"),
         (("spec", "rayClusterSpec", "workerGroupSpecs", 0, "replicas"), "2"),
         (("spec", "rayClusterSpec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
-        (("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "gracePeriod"), 1),
+        ((*_HEAD_POD, "gracePeriod"), 1),
+        ((*_HEAD_POD, "terminationGracePeriodSeconds"), "2 m"),
+        ((*_HEAD_POD, "securityContext", "runAsUser"), "localpipe"),
+        ((*_HEAD_POD, "containers", 0, "lifecycle", "preStop", "exec", "command"), "launch checkpoint"),
+        ((*_HEAD_POD, "containers", 0, "resources", "limits", "cpu"), ["2"]),
+        ((*_HEAD_POD, "volumes", 0, "persistentVolumeClaim", "name"), "localpipe"),
     ],
     ids=lambda value: str(value[-1]) if isinstance(value, tuple) else "",
 )
@@ -67,7 +86,7 @@ def test_the_schema_refuses_what_an_api_server_would(path: tuple[Any, ...], valu
         place = place[part]
     place[path[-1]] = value
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(job, _SCHEMA)
+        validate(job)
 
 
 def test_ray_is_the_version_of_the_image_and_takes_its_flags() -> None:

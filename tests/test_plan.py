@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from launch import balance
 from launch.balance import resolve_measured, take_profile
 from launch.cli import main
 from launch.plan import measure
@@ -106,6 +108,24 @@ def test_a_long_way_asks_for_the_least_depth_that_hides_it() -> None:
     assert plan.rate(partition(2, 2), far, depth=2) == pytest.approx(6 * 3 / 16, rel=1e-2)
     best = plan.changes(partition(2, 2), far)[0]
     assert best.what == "`queue_depth` 8"
+
+
+@pytest.mark.parametrize("delay", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("paced", [False, True])
+def test_the_depth_that_is_chosen_hides_the_way_and_one_less_does_not(delay: float, paced: bool) -> None:
+    plan, site = planner([0.04, 0.045, 0.055]), Site(devices=3, link=1e12, delay=delay, paced=paced)
+    stages, ideal = partition(3, 3), 6 / 0.055
+    depth = plan.choose_depth(stages, site)
+    assert plan.rate(stages, site, depth=depth) >= 0.95 * ideal
+    assert depth == 2 or plan.rate(stages, site, depth=depth // 2) < 0.95 * ideal
+
+
+def test_a_tcp_that_paces_asks_for_a_deeper_queue() -> None:
+    """1 s a step, 1 s one way: 3 buffers are away for 3 s, and with their share of 0.69 s for 3.23 s."""
+    plan, far = planner([1, 1]), Site(devices=2, link=1e12, delay=1.0)
+    assert plan.choose_depth(partition(2, 2), far) == 2
+    assert plan.choose_depth(partition(2, 2), replace(far, paced=True)) == 3
+    assert plan.rate(partition(2, 2), replace(far, paced=True), depth=2) == pytest.approx(6 * 3 / 3.231, rel=1e-2)
 
 
 def test_steps_that_vary_ask_for_a_deeper_queue() -> None:
@@ -288,6 +308,22 @@ def test_where_there_is_but_one_way_nothing_is_timed(
     settings = resolve_measured(build.resolve(asked, dataset), dataset, Devices("cpu", devices), console)
     assert settings.pipeline.partition == sizes
     assert not console.export_text()
+
+
+@pytest.mark.parametrize(("delay", "said"), [(0.05, "messages between hosts are 50 ms under way"), (0.0, "no message")])
+def test_auto_takes_the_depth_that_is_chosen_and_says_which(
+    small_settings: Settings, delay: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, site = planner([0.02] * 4), Site(devices=2, link=1e12, delay=delay)
+    monkeypatch.setattr(balance, "measured_site", lambda *_: site)
+    monkeypatch.setattr(balance, "take_profile", lambda *_: (plan._spec, plan._profile))
+    pipe = replace(small_settings.pipeline, executor="threads", queue_depth="auto", stages=2)
+    asked = replace(small_settings, pipeline=pipe)
+    dataset, console = build.open_data(asked), Console(record=True, width=200)
+    settings = resolve_measured(build.resolve(asked, dataset), dataset, Devices("cpu", 2), console)
+    depth = plan.choose_depth(partition(4, 2), site)
+    assert settings.pipeline.queue_depth == depth and (depth > 2) is (delay > 0)
+    assert re.search(rf"{said}.*: --queue-depth {depth}\b", console.export_text())
 
 
 def test_other_partitions_stay_as_they_are(small_settings: Settings) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from launch.commands.train import Interrupts
 from launch.signals import INTERRUPTED, STOPPING, Interrupt, heard_by, process_began
 from tests.support_cli import launch
 from workers.cluster import _handlers_kept
@@ -120,6 +121,23 @@ def test_one_that_comes_while_another_is_obeyed_is_not_heard() -> None:
                 signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_one_of_each_kind_is_one_wish_and_two_of_a_kind_stop_a_run_at_once() -> None:
+    """Symptom: a sweep's run whose job Ray stopped got two, Ray's and the sweep's, and saved no checkpoint."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPPING}
+    try:
+        interrupts = Interrupts()
+        interrupts.begun = True
+        with heard_by(interrupts.hear):
+            for number in STOPPING:
+                signal.raise_signal(number)
+            assert interrupts.asked.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def hears(process: int, number: signal.Signals) -> bool:

@@ -137,6 +137,7 @@ def asked(url: str, *, statuses: list[str]) -> list[dict[str, Any]]:
 
 @pytest.mark.exhaustive
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it waits for two sweeps
 def test_a_killed_run_ends_alone_and_a_stopped_sweep_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     flags = ("--epochs", "60", "--checkpoint-every", "20", "--seeds", "3", "--at-once", "2")
@@ -149,7 +150,8 @@ def test_a_killed_run_ends_alone_and_a_stopped_sweep_goes_on(tmp_path: Path) -> 
     os.kill(killed, signal.SIGKILL)
     begun.wait_for("seed=0: ended by SIGKILL (1 of 3)")
     begun.wait_for("seed=2: begins")
-    begun.stop(signal.SIGINT)
+    for pid in (begun.process.pid, *begun.descendants()):  # as Ray stops a job, which tells all of its processes
+        os.kill(pid, signal.SIGTERM)
     assert begun.finish(120) == 130, begun.text()
     begun.assert_nothing_left()
     assert "seed=1: interrupted" in begun.text() and f"go on with: launch resume {folder}" in begun.text()

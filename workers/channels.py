@@ -39,6 +39,8 @@ _TIMEOUT = 20.0  # seconds without a message after which a channel counts as bro
 _START = 60.0  # seconds in which an actor starts, where there is a device for it
 _PATIENCE = 90.0  # seconds in which a channel is measured, or never
 _COUNTERS = Path("/proc/net/snmp")
+CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+"""Names TCP's congestion control on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +53,14 @@ class ChannelFigures:
         delay: seconds that a message without payload is under way.
         resent: share of TCP's segments that were lost and sent again meanwhile, all of the sender's machine together;
             None where they take another way than TCP, or the system does not say.
+        control: TCP's congestion control on the sender's machine, such as "cubic"; None as above.
     """
 
     transport: str
     bytes_per_second: float
     delay: float
     resent: float | None
+    control: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +103,9 @@ class ChannelEnd:
         with meeting(first, groups) as store:
             return groups.join(rank, self._device, Clock(), store, address=ray.util.get_node_ip_address())
 
-    def send(self, groups: EdgeGroups, first: Any) -> tuple[str, float, float | None]:
-        """Measures as rank 0: the carrier's kind, a message's delay in seconds, the share of segments sent again.
+    def send(self, groups: EdgeGroups, first: Any) -> tuple[str, float, float | None, str | None]:
+        """Measures as rank 0: the carrier's kind, a message's delay in seconds, the share of segments sent again, TCP's
+        congestion control.
 
         Args:
             first: the sending end's actor, where both meet. Also of ``receive``.
@@ -130,7 +135,7 @@ class ChannelEnd:
         if before is not None and after is not None:
             resent = (after[1] - before[1]) / max(1, after[0] - before[0])
         kind = "shm" if shared else groups.edges[0].transport
-        return "gloo" if kind == "auto" else kind, trip / 2, resent
+        return "gloo" if kind == "auto" else kind, trip / 2, resent, None if shared else _congestion_control()
 
     def receive(self, groups: EdgeGroups, first: Any) -> float:
         """Measures as rank 1: bytes per second of the messages that stream."""
@@ -153,6 +158,13 @@ class ChannelEnd:
 
 def _message(device: torch.device) -> Message:
     return Message(Kind.TRAIN, tensors={"x": torch.ones(_PAYLOAD // 4, device=device)})
+
+
+def _congestion_control() -> str | None:
+    try:
+        return CONTROL.read_text().strip()
+    except OSError:
+        return None
 
 
 def _segments() -> tuple[int, int] | None:
@@ -235,10 +247,10 @@ class Ends:
         edges = Edge(name, 0, 1, size, transport), Edge(f"{name} (back)", 1, 0, 0, transport)
         groups = EdgeGroups(edges, 2, _TIMEOUT, _DEPTH)
         self._get(name, [first.worker.open_exchange.remote(groups.secret)])
-        (kind, delay, resent), speed = self._get(
+        (kind, delay, resent, control), speed = self._get(
             name, [first.worker.send.remote(groups, first.worker), second.worker.receive.remote(groups, first.worker)]
         )
-        return ChannelFigures(transport=kind, bytes_per_second=speed, delay=delay, resent=resent)
+        return ChannelFigures(transport=kind, bytes_per_second=speed, delay=delay, resent=resent, control=control)
 
     def _get(self, name: str, asked: list[Any]) -> list[Any]:
         """Raises RunError where one of them fails, as soon as it does."""
@@ -319,4 +331,5 @@ def link_between_hosts(kind: DeviceKind) -> ChannelFigures | None:
         bytes_per_second=min(one.bytes_per_second for one in figures),
         delay=max(one.delay for one in figures),
         resent=max((one.resent for one in figures if one.resent is not None), default=None),
+        control=max(figures, key=lambda one: one.delay).control,
     )

@@ -1,4 +1,4 @@
-"""`launch PRESET --cluster FILE`, `launch attach FILE` and `launch down FILE`."""
+"""`launch PRESET … --cluster FILE`, with --sweep or not, `launch attach FILE` and `launch down FILE`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from launch.command_line.arguments import ResumeArguments
 from launch.command_line.options import take_options
 from launch.command_line.parse import RunArguments
 from launch.output.console import make_console, say
-from launch.output.run_folder import RUNS, new_path
+from launch.output.run_folder import RUNS, is_sweep, new_path
 from launch.signals import INTERRUPTED
+from launch.sweep.points import settings_of
+from launch.sweep.record import Asked
 from pipeline.config import build, checks
 from pipeline.errors import RunError, UserError
 
@@ -40,27 +42,64 @@ def run_there(parsed: RunArguments, arguments: Sequence[str], cluster: Path, con
     settings = build.expand_baseline(parsed.run)
     checks.check(settings)
     path = new_path(settings.run_dir, settings.preset)
-    there = [*_for_there(arguments), "--run-dir", f"{_RUNS}/{path.name}"]
-    if settings.train.max_steps is not None:  # the environment may have said so
-        there += ["--max-steps", str(settings.train.max_steps)]
+    there = [*_for_there(arguments), "--run-dir", f"{_RUNS}/{path.name}", *_cut_short(parsed)]
     return _start(path, path.name, there, cluster, console, detach=parsed.detach, quiet=parsed.quiet)
+
+
+def sweep_there(asked: Asked, parsed: RunArguments, arguments: Sequence[str], cluster: Path, console: Console) -> int:
+    """`launch PRESET --sweep … --cluster FILE`: the whole sweep is one job there, and its folder is fetched, with every
+    run and the table. Returns the sweep's exit status. Where --run-dir is a sweep's folder, it goes on there, as
+    ``resume_there`` has a run go on. All else as ``run_there``.
+    """
+    settings_of(asked, checks.check)
+    run_dir, file = parsed.run.run_dir, read_cluster(cluster)
+    if run_dir is not None and is_sweep(run_dir):
+        path = Path(run_dir)
+        _bring(path, file, quiet=parsed.quiet)
+    else:
+        path = new_path(run_dir, f"{parsed.run.preset}-sweep")
+    there = [*_for_there(arguments), "--run-dir", f"{_RUNS}/{path.name}"]
+    if "max-steps" not in asked.axes:
+        there += _cut_short(parsed)
+    return _start(path, _again(path.name), there, cluster, console, detach=parsed.detach, quiet=parsed.quiet)
 
 
 def resume_there(parsed: ResumeArguments, arguments: Sequence[str], cluster: Path, console: Console) -> int:
     """`launch resume RUN --cluster FILE`: goes on with a run there, from its folder on the head, else from the one
     here, which is sent there first. All else as ``run_there``.
     """
-    run = Path(parsed.run)
-    name, file = run.resolve().name, read_cluster(cluster)
-    head = Head(file)
-    if not head.has(f"{_RUNS}/{name}"):
-        if not run.is_dir():
-            raise UserError(f"{run}: is neither here nor in ~/{_RUNS} on {file.head}.")
-        say(make_console(quiet=parsed.quiet), f"sending {run} …")
-        head.send(run, name)
+    run, file = Path(parsed.run), read_cluster(cluster)
+    name = _bring(run, file, quiet=parsed.quiet)
     there = [f"{_RUNS}/{name}" if argument == parsed.run else argument for argument in _for_there(arguments)]
-    job = f"{name}-{time.strftime('%H%M%S')}"
+    job = _again(name)
     return _start(run, job, ["resume", *there], cluster, console, detach=parsed.detach, quiet=parsed.quiet)
+
+
+def _bring(folder: Path, file: ClusterFile, *, quiet: bool) -> str:
+    """Sends the head a folder that goes on there, unless it has one of that name. Returns its name.
+
+    Raises:
+        UserError: it is nowhere.
+        RunError: the head is not reached, or it cannot be copied.
+    """
+    name, head = folder.resolve().name, Head(file)
+    if not head.has(f"{_RUNS}/{name}"):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: is neither here nor in ~/{_RUNS} on {file.head}.")
+        say(make_console(quiet=quiet), f"sending {folder} …")
+        head.send(folder, name)
+    return name
+
+
+def _again(name: str) -> str:
+    """What a job is called that may not be the first of its folder."""
+    return f"{name}-{time.strftime('%H%M%S')}"
+
+
+def _cut_short(parsed: RunArguments) -> list[str]:
+    """What the environment here may say of the run."""
+    steps = parsed.run.train.max_steps
+    return [] if steps is None else ["--max-steps", str(steps)]
 
 
 def _for_there(arguments: Sequence[str]) -> list[str]:

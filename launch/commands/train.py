@@ -348,17 +348,20 @@ class Interrupts:
     """What Ctrl-C, SIGTERM and SIGHUP do to a run, or whoever sets ``asked``.
 
     Before it has begun there is nothing to keep: it stops at once. After that the first one asks the run to stop and
-    keep what it learned, the second one stops at once. While a stop at once is under way no more are heard
-    (``launch.signals.Interrupt``).
+    keep what it learned, the second one of the same kind stops at once. One of each kind is one wish: a machine that
+    goes down sends several, and Ray sends its own to all processes of a job, a sweep's runs among them, to which the
+    sweep hands it on. While a stop at once is under way no more are heard (``launch.signals.Interrupt``).
     """
 
     def __init__(self, asked: threading.Event | None = None) -> None:
         self.asked = asked if asked is not None else threading.Event()
         self.begun = False
+        self._heard: set[int] = set()
         self._interrupt = Interrupt()
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """The signals' handler."""
-        if self.asked.is_set() or not self.begun:
+        if number in self._heard or not self.begun:
             self._interrupt(number, frame)
+        self._heard.add(number)
         self.asked.set()

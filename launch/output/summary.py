@@ -89,6 +89,7 @@ def summarise(
         "threads": settings.pipeline.threads,
         "executor": settings.pipeline.executor,
         "stages": spec.num_stages,
+        "queue_depth": settings.pipeline.depth,
         "epochs_finished": len(epochs),
         "best_epoch": None if best is None else best + 1,
         "best_by": best_by(spec),

@@ -46,6 +46,27 @@ def sweep(given: SweepFlags, words: list[str], parsed: RunArguments, plugins: Se
     Raises:
         UserError: something asked for cannot be; nothing was started.
     """
+    asked, at_once = read_asked(given, words, parsed, plugins)
+    run_dir = parsed.run.run_dir
+    folder = Path(run_dir) if run_dir is not None and is_sweep(run_dir) else None
+    if folder is not None:
+        asked = record.extended(record.read(folder), asked, folder)
+    folder = folder or new_path(run_dir, f"{parsed.run.preset}-sweep")
+    planned = plan(asked)
+    if parsed.dry_run:
+        _print_plan(asked, planned, folder, console)
+        return 0
+    return _carry_out(asked, planned, folder, at_once, console, make_console(quiet=parsed.quiet))
+
+
+def read_asked(
+    given: SweepFlags, words: list[str], parsed: RunArguments, plugins: Sequence[str]
+) -> tuple[Asked, int | None]:
+    """What a sweep is asked for, and how many runs are to go on beside each other; arguments as of ``sweep``.
+
+    Raises:
+        UserError: the sweep's own flags cannot be, or do not go with the others.
+    """
     settings = parsed.run
     if given.sweep is None and given.seeds is None:
         raise UserError("--at-once: goes with --sweep or --seeds. Give one of them as well.")
@@ -64,15 +85,7 @@ def sweep(given: SweepFlags, words: list[str], parsed: RunArguments, plugins: Se
         switches=[axis.name for axis in grid.axes if flags[axis.name].switch != "no"],
         seeds=list(grid.seeds),
     )
-    folder = Path(settings.run_dir) if settings.run_dir is not None and is_sweep(settings.run_dir) else None
-    if folder is not None:
-        asked = record.extended(record.read(folder), asked, folder)
-    folder = folder or new_path(settings.run_dir, f"{settings.preset}-sweep")
-    planned = plan(asked)
-    if parsed.dry_run:
-        _print_plan(asked, planned, folder, console)
-        return 0
-    return _carry_out(asked, planned, folder, at_once, console, make_console(quiet=parsed.quiet))
+    return asked, at_once
 
 
 def _is_given(name: str, words: Sequence[str]) -> bool:

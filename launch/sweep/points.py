@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from launch.sweep.processes import Job
 from launch.sweep.record import Asked
 from launch.sweep.runs import Needs, job_of, needs_of
 from pipeline.config import build
+from pipeline.config.settings import Settings
 from pipeline.errors import UserError
 
 
@@ -26,23 +27,36 @@ class Planned:
 
 
 def plan(asked: Asked) -> list[Planned]:
-    """The points of a sweep.
+    """The points of a sweep that runs here.
 
     Raises:
         UserError, ResourcesError: as the first run would that cannot be; or two points are the same run.
     """
+    return [Planned(point=point, needs=needs_of(settings)) for point, settings in settings_of(asked, checked)]
+
+
+def settings_of(asked: Asked, check: Callable[[Settings], object]) -> list[tuple[Point, Settings]]:
+    """Every point of a sweep with the settings of its first run.
+
+    Args:
+        check: raises UserError where they cannot be a run's.
+
+    Raises:
+        UserError: of the first that cannot be; or two points are the same run.
+    """
     load_plugins(asked.plugins)
     if not names_config(asked.arguments[0]) and asked.arguments[0] not in PRESETS:
         raise UserError(unknown(asked.arguments[0], PRESETS, "preset"))
-    planned: list[Planned] = []
+    found: list[tuple[Point, Settings]] = []
     seen: dict[str, Point] = {}
     for point in asked.grid.points():
-        settings = checked(build.expand_baseline(parse_words(asked.words(point, asked.seeds[0])).run))
+        settings = build.expand_baseline(parse_words(asked.words(point, asked.seeds[0])).run)
+        check(settings)
         same = seen.setdefault(repr(settings), point)
         if same is not point:
             raise UserError(f"--sweep: {same.name} and {point.name} are the same run. Leave one of them out.")
-        planned.append(Planned(point=point, needs=needs_of(settings)))
-    return planned
+        found.append((point, settings))
+    return found
 
 
 def jobs_of(asked: Asked, planned: Sequence[Planned], folder: Path) -> list[Job]:

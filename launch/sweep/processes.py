@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.signals import OF_MANY
 from pipeline.errors import RunError
 
 _LOOK = 0.2  # seconds between two looks
@@ -109,7 +110,7 @@ class Processes:
                 if self._stopped() and not told:
                     told = True
                     self._stopping()
-                    self._signal(signal.SIGTERM)
+                    self._signal(OF_MANY)
                 self._collect()
                 self._looked([one.job for one in self._running])
                 time.sleep(_LOOK if self._running else 0.0)
@@ -157,7 +158,7 @@ class Processes:
         try:
             yield
         finally:
-            self._signal(signal.SIGTERM)
+            self._signal(OF_MANY)
             end = time.monotonic() + _LAST_WORD
             while self._running and time.monotonic() < end:
                 self._collect()

@@ -25,6 +25,9 @@ _LATENCY_OF_VERSIONS = 1e-3  # seconds: contributions to the coordinator, its up
 _LATENCY_OF_CALLS = 5e-3  # the same where the coordinator is on another machine
 ASSUMED_LINK = 25e9
 """Bytes per second between GPUs where no link is given or measured: PCIe 4, 16 lanes."""
+_BBR_GAIN = 2.885
+"""By so much faster than what arrives in a round trip does BBR send: 2 / ln 2, until it has found the way's bandwidth
+(Cardwell et al. 2016). A stage that sends less than that never has it look further."""
 _SOCKET_COPIES = 1  # that a socket makes at either end, beside the copy into the message
 _DEPTHS = (NEAR_DEPTH, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Queue depths that are tried."""
@@ -40,11 +43,18 @@ class Site:
         devices: that stages can be placed on; more stages than that share them.
         link: bytes per second between two of them; None: as this machine's.
         delay: seconds that a message is under way between two of them, beside what its bytes take.
+        paced: whether TCP is BBR on their machines.
     """
 
     devices: int
     link: float | None = None
     delay: float = 0.0
+    paced: bool = False
+
+    @property
+    def spread(self) -> float:
+        """Seconds over which TCP spreads what leaves in a round trip."""
+        return 2 * self.delay / _BBR_GAIN if self.paced else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +141,14 @@ class Planner:
         link = site.link
         if self._spec.device == "cuda":
             transfer = _LATENCY + size / (link or self._profile.link_bandwidth or ASSUMED_LINK)
-            return Edge(send=copy, transfer=transfer, delay=site.delay)
+            return Edge(send=copy, transfer=transfer, delay=site.delay, spread=site.spread)
         transport = self._spec.settings.pipeline.transport
         near = link is None and not site.delay
         if near and (transport == "auto" or CARRIERS[transport].one_machine):
             return Edge(send=copy, transfer=_LATENCY)
         copies = _SOCKET_COPIES * copy
         transfer = _LATENCY + (size / link if link else 0.0)
-        return Edge(send=copy + copies, transfer=transfer, receive=copies, delay=site.delay)
+        return Edge(send=copy + copies, transfer=transfer, receive=copies, delay=site.delay, spread=site.spread)
 
     def rate(self, stages: Stages, site: Site, *, depth: int | None = None) -> float:
         """Images per second of the full pipeline. ``depth``: of the queues, in place of the settings'."""

@@ -54,6 +54,9 @@ class Edge:
     delay: float = 0.0
     """Of a long way, in either direction: so much later is there what has left the sender's hand, and so much later
     does the sender hear of a free buffer. Several messages may be under way."""
+    spread: float = 0.0
+    """Of a long way, by how much later the last byte of a message is there where one is sent in a round trip: a TCP
+    that paces spreads all that leaves in a round trip over a part of it. Of several each takes its share."""
     receive: float = 0.0
     """Of the receiver's device: the copy in."""
 
@@ -359,6 +362,7 @@ class _Channel:
         self.edge = edge
         self._machine = machine
         self._depth = depth
+        self._late = edge.spread / (depth + 1)
         self.handed, self.left, self.arrived, self.freed = _Counter(), _Counter(), _Counter(), _Counter()
         machine.start(self._carry())
 
@@ -368,17 +372,17 @@ class _Channel:
             yield _Until(self.freed, number - self._depth)
             yield _Delay(self.edge.transfer)
             self._machine.raise_to(self.left, number + 1)
-            self._later(self.arrived, number + 1)
+            self._later(self.arrived, number + 1, self.edge.delay + self._late)
 
-    def _later(self, counter: _Counter, value: int) -> None:
+    def _later(self, counter: _Counter, value: int, seconds: float) -> None:
         """Sets a counter at the other end of the way."""
-        if self.edge.delay:
-            self._machine.start(self._travel(counter, value))
+        if seconds:
+            self._machine.start(self._travel(counter, value, seconds))
         else:
             self._machine.raise_to(counter, value)
 
-    def _travel(self, counter: _Counter, value: int) -> _Process:
-        yield _Delay(self.edge.delay)
+    def _travel(self, counter: _Counter, value: int, seconds: float) -> _Process:
+        yield _Delay(seconds)
         self._machine.raise_to(counter, value)
 
     def hand(self, number: int) -> None:
@@ -387,7 +391,7 @@ class _Channel:
 
     def free(self, number: int) -> None:
         """The receiver asks for message ``number``: the ones before are done with."""
-        self._later(self.freed, number)
+        self._later(self.freed, number, self.edge.delay)
 
 
 _ENDLESS = 1 << 60  # steps of the one epoch that is simulated
