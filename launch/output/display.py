@@ -341,7 +341,9 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str, *, nam
             shares = ", ".join(
                 f"{name.replace('_', '-')} {stage[name] / stage['wall']:.1%}" for name in ("busy", *SHARES)
             )
-            say(console, f"  stage {stage['stage']} ({stage['device']}): {shares}")
+            issue, kernel = stage["issue_ms"], stage["kernel_ms"]
+            launching = "" if issue is None else f"; a step is issued in {issue:.2f} ms and computed in {kernel:.2f} ms"
+            say(console, f"  stage {stage['stage']} ({stage['device']}): {shares}{launching}")
         if summary["stages"] > 1:
             say(console, named(speed["limit"]))
     if summary["restarts"]:

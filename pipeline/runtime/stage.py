@@ -449,7 +449,7 @@ def run(stage: Stage, inbox: Receiver, outbox: Sender | None, clock: Clock) -> N
     more = True
     try:
         while more:
-            with busy.step():
+            with busy.step(alike=message.kind is Kind.TRAIN):
                 more = stage.handle(message, send)
             if more:
                 message = receive()
