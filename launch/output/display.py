@@ -139,7 +139,8 @@ class Display:
             self.say(sentence)
         for status in statuses:
             layers = self._spec.stages[status.stage]
-            self.say(f"  stage {status.stage + 1}, {_layers(layers)}: {status.device}")
+            images = f", with all images ({self._spec.image_bytes / 2**20:,.1f} MiB)" if status.keeps_images else ""
+            self.say(f"  stage {status.stage + 1}, {_layers(layers)}: {status.device}{images}")
 
     def follow(self, statuses: list[Status]) -> None:
         """Takes where the stages are."""

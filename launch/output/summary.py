@@ -81,6 +81,8 @@ def summarise(
             "test": dataset.count("test"),
             "train_fraction": settings.data.train_fraction,
             "label_noise": settings.data.label_noise,
+            "images_on": "device" if result.keeps_images else "host",
+            "images_mib": spec.image_bytes / 2**20,
             "skipped": [asdict(one) for one in left_out(dataset)[:_SKIPPED]],
             "skipped_count": dataset.index.skipped + len(dataset.skipped),
         },
