@@ -155,10 +155,15 @@ def test_the_reference_refuses_to_keep_images() -> None:
         check(Settings(pipeline=PipelineSettings(executor="serial", data_on="device")))
 
 
-def test_a_person_sees_where_the_images_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--dim", "16", "--heads", "2", "--depth", "2", "--max-steps", "4", "--readout-epochs", "1"]
+def test_a_person_sees_where_the_images_are_and_may_go_on_with_them_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--dim", "16", "--heads", "2", "--depth", "2", "--epochs", "1", "--readout-epochs", "1"]
     run = tmp_path / "run"
     flags = ["--device", "cpu", "--executor", "threads", "--data-on", "device", "--verbose"]
     assert main(["cff-vit", *small, *flags, "--run-dir", str(run)]) == 0
     assert ": cpu, with all images (0.1 MiB)" in capsys.readouterr().out
     assert json.loads((run / "summary.json").read_text())["data"]["images_on"] == "device"
+    assert main(["resume", str(run), "--epochs", "2", "--data-on", "host", "--verbose"]) == 0
+    assert "with all images" not in capsys.readouterr().out
+    assert json.loads((run / "summary.json").read_text())["data"]["images_on"] == "host"

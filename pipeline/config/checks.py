@@ -126,8 +126,8 @@ def check(settings: Settings) -> None:
         )
     if pipe.executor == "serial" and pipe.data_on == "device":
         raise UserError(
-            "`data_on` device: `executor` serial, the reference, takes every batch from the host. Leave `data_on` out, "
-            "or use `executor` ray or threads."
+            "`data_on` device: `executor` serial, the reference, takes every batch from the host. Use `data_on` auto, "
+            "or `executor` ray or threads."
         )
 
 

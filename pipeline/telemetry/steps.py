@@ -48,15 +48,14 @@ class BusyMeter:
             with self._clock.measure(TimeCategory.BUSY):
                 yield
             return
-        self._alike += alike
-        probed = alike and self._alike % _EVERY == _FIRST and self._in_vain < _TRIES
-        behind = bool(self._pending) and not self._pending[-1].events[-1][0].query()
-        step = self._step = _GpuStep(probed=probed, held=probed and not behind)
+        step = self._step = self._next(alike=alike)
         self._begin(step)
         yield
         self._end(step)
-        self._step, self._before = None, step.issued
+        self._step = None
         self._pending.append(step)
+        if step.timed:
+            self._before = step.issued
         while self._pending and self._pending[0].done:
             self._credit()
 
@@ -70,16 +69,27 @@ class BusyMeter:
         yield
         self._begin(self._step)
 
+    def _next(self, *, alike: bool) -> _GpuStep:
+        """The step that begins. One is probed, and the one before it timed, to hold the GPU back for long enough."""
+        self._alike += alike
+        place = self._alike % _EVERY
+        wanted = alike and self._in_vain < _TRIES
+        probed = wanted and place == _FIRST
+        behind = probed and bool(self._pending) and not self._pending[-1].events[-1][0].query()
+        return _GpuStep(timed=wanted and place in (_FIRST - 1, _FIRST), probed=probed, held=probed and not behind)
+
     def _begin(self, step: _GpuStep) -> None:
         number = len(step.events)
         if step.held and number < len(self._before):
             torch.cuda._sleep(int(_LONGER * _CYCLES * self._before[number]))
         step.events.append((self._event(), torch.cuda.Event(enable_timing=True)))
-        step.issued.append(-self._working())
+        if step.timed:
+            step.issued.append(-self._working())
 
     def _end(self, step: _GpuStep) -> None:
         begun, ended = step.events[-1]
-        step.issued[-1] += self._working()
+        if step.timed:
+            step.issued[-1] += self._working()
         if step.probed and begun.query():  # it has begun amid being issued, so there may be gaps
             step.gapless = False
         ended.record(torch.cuda.current_stream(self._device))
@@ -115,13 +125,15 @@ class _GpuStep:
     """A step on a GPU, in one stretch or, where it sends amid it, several.
 
     Attributes:
+        timed: the host's time is measured, which takes some microseconds.
         probed: it may tell how long its kernels take without gaps.
         held: the GPU is held back for that.
         events: around each stretch.
-        issued: host seconds in which each was issued.
+        issued: host seconds in which each was issued, of a step that is timed.
         gapless: no stretch had begun before all of it was issued.
     """
 
+    timed: bool
     probed: bool
     held: bool
     events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
