@@ -68,6 +68,7 @@ def tiny_spec(
         data_name="none",
         content_hash="0",
         shape=(1, 8, 8),
+        num_images=(24, 6),
         classes=tuple(str(label) for label in range(num_classes)),
         augment=AugmentConfig(crop_padding=1, flip=False, mean=(0.5,), std=(0.25,)),
         top_k=2,

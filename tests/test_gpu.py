@@ -17,7 +17,7 @@ from pipeline.config import build
 from pipeline.config.build import build_run
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import CheckpointSettings, Settings
+from pipeline.config.settings import AugmentSettings, CheckpointSettings, Settings
 from pipeline.layers.state import Snapshot
 from pipeline.methods import (
     BaselineSettings,
@@ -36,6 +36,8 @@ from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
 from pipeline.runtime.threads import train_threads
+from pipeline.telemetry.clock import Clock
+from pipeline.telemetry.steps import BusyMeter
 from pipeline.transport import Transport
 from tests.support import Watching
 from tests.support_data import run_of_256_tokens
@@ -75,6 +77,36 @@ def on_gpus(
 def test_stages_on_a_gpu_give_the_serial_bits(small_settings: Settings, precision: Literal["fp32", "bf16"]) -> None:
     settings = replace(small_settings, pipeline=replace(small_settings.pipeline, precision=precision))
     assert_same(on_gpus(settings, "threads", "gloo", 3), on_gpus(settings, "serial", "gloo", 1))
+
+
+@needs_gpu
+@pytest.mark.parametrize("feeders", [0, 2])
+def test_images_that_stay_on_a_gpu_give_the_bits_of_those_from_the_host(small_settings: Settings, feeders: int) -> None:
+    augment = AugmentSettings(crop_padding=2, flip="on", randaugment_ops=2)
+    host = replace(small_settings, augment=augment, pipeline=replace(small_settings.pipeline, feeders=feeders))
+    device = replace(host, pipeline=replace(host.pipeline, data_on="device", executor="threads"))
+    host = replace(host, pipeline=replace(host.pipeline, data_on="host"))
+    kept, sent = on_gpus(device, "threads", "gloo", 2), on_gpus(host, "threads", "gloo", 2)
+    assert kept.keeps_images and not sent.keeps_images
+    assert_same(kept, sent)
+
+
+@needs_gpu
+@pytest.mark.parametrize(("side", "launches"), [(8, 200), (4096, 5)])
+def test_what_launches_take_is_told_from_what_kernels_take(side: int, launches: int) -> None:
+    """Of products that are nothing to a GPU, and of such that keep it busy for long."""
+    device = torch.device("cuda", 0)
+    factor, clock = torch.ones(side, side, device=device), Clock()
+    meter = BusyMeter(clock, device)
+    for _ in range(500):
+        with meter.step(alike=True):
+            for _ in range(launches):
+                torch.mm(factor, factor)
+    meter.finish()
+    told = clock.read().launching
+    assert told.steps
+    print(f"{launches} products of {side}²: issued in {told.issue_ms:.3f} ms, computed in {told.kernel_ms:.3f} ms")
+    assert (told.issue > told.kernels) == (side == 8)
 
 
 @needs_gpu

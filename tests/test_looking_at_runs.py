@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,13 @@ def test_the_live_table_has_what_the_terminal_has_room_for() -> None:
     for text in ("1,234", "50%", "25%", "12%", "1/2", " 3 ", "1.250", "stage 2 limits"):  # 12.5 % to the even number
         assert text in wide, text
     assert "sync" not in wide and "sync" in shown(120, sync=0.1)
+    assert "kernel" not in wide
+    gpu = now()
+    gpu.stages[1] = replace(gpu.stages[1], launching={"issue ms": 1.8, "kernel ms": 0.9})
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(live.picture(gpu, 160))
+    assert "issue/kernel ms" in captured.get() and "1.80 / 0.90" in captured.get()
     usual = shown(80)
     assert "25%" in usual and "1.250" in usual and "MiB" not in usual
     narrow = shown(45)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.output.logs.figures import Figure
+from launch.output.logs.figures import LAUNCHING, Figure
 from launch.output.logs.ray_metrics import named
 from tests.support_cli import ROOT, launch
 from tools import grafana
@@ -29,10 +29,11 @@ _FOLDER = ROOT / "docker" / "monitoring"
 
 
 def queries() -> list[str]:
-    """Every query of the dashboard about a run, with its choices open."""
+    """Every query of the dashboard about a run on CPUs, with its choices open."""
+    of_gpus = [name.replace(" ", "_") for name in LAUNCHING]
     found = [
         target["expr"] for panel in grafana.dashboard()["panels"] for target in panel.get("targets", ())
-        if "localpipe" in target["expr"]
+        if "localpipe" in target["expr"] and not any(name in target["expr"] for name in of_gpus)
     ]  # fmt: skip
     return [expr.replace("$run", ".+").replace('"$stage"', '"2"') for expr in found]
 
@@ -48,6 +49,10 @@ def test_gauges_have_the_names_that_the_dashboard_asks_for() -> None:
         "localpipe_stage_step_ms_99th_percentile",
         {"run": "it", "stage": "2", "device": "here cpu"},
     )
+    asked = {target["expr"] for panel in grafana.dashboard()["panels"] for target in panel.get("targets", ())}
+    for what in LAUNCHING:
+        name, _ = named(Figure(what, "stage 2", 1.0, 3, 0.0, "here cuda:0"), "it")
+        assert f'ray_{name}{{run=~"$run"}}' in asked
     assert named(Figure("measured speed-up", "run", 1.0, 3, 0.0), "it") == (
         "localpipe_run_measured_speed_up",
         {"run": "it"},

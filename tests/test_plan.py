@@ -35,7 +35,7 @@ from pipeline.runtime.edges import edge_bytes
 from pipeline.runtime.threads import train_threads
 from pipeline.versions import Versions
 from tests.conftest import make_run
-from tests.support import CPU, tiny_spec
+from tests.support import CPU, changed, tiny_spec
 from tests.test_equality import assert_same, serial
 
 
@@ -192,9 +192,18 @@ def test_what_cuda_graphs_keep_at_its_place_is_part_of_a_stages_memory() -> None
     """What each layer takes, the first one pixels as float32, and what it passes on."""
     plan = planner([1, 1, 1])
     without = plan.predict(sized([2, 1]), Site(devices=2)).memory
-    plan._spec = replace(plan._spec, device="cuda")
+    plan._spec = changed(replace(plan._spec, device="cuda"), "pipeline", data_on="host")
     with_graphs = plan.predict(sized([2, 1]), Site(devices=2)).memory
     assert [more - less for more, less in zip(with_graphs, without, strict=True)] == [4 * 50 + 3 * 1000, 2 * 1000]
+
+
+def test_images_that_stay_on_a_gpu_are_part_of_the_first_stages_memory() -> None:
+    plan = planner([1, 1, 1])
+    memory = {}
+    for where in ("host", "auto"):
+        plan._spec = changed(replace(plan._spec, device="cuda"), "pipeline", data_on=where)
+        memory[where] = plan.predict(sized([2, 1]), Site(devices=2)).memory
+    assert [more - less for more, less in zip(memory["auto"], memory["host"], strict=True)] == [(24 + 6) * 8 * 8, 0]
 
 
 def test_more_stages_than_devices_share_them() -> None:

@@ -70,6 +70,15 @@ ROWS: dict[str, list[tuple[str, str, list[dict[str, str]], bool]]] = {
     ],
     "GPUs": [
         (
+            "A step, issued by the host and computed",
+            "ms",
+            [
+                query("stage", "issue_ms", f"{_STAGE}, issued"),
+                query("stage", "kernel_ms", f"{_STAGE}, computed"),
+            ],
+            False,
+        ),
+        (
             "Memory in use",
             "mbytes",
             [{"expr": "ray_node_gram_used", "legendFormat": "{{instance}} GPU {{GpuIndex}}"}],

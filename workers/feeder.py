@@ -14,6 +14,7 @@ from pipeline.config.build import open_folder
 from pipeline.config.checks import data_dir
 from pipeline.config.run_spec import RunSpec
 from pipeline.data import prepare
+from pipeline.data.kept import NewImages
 from pipeline.data.loader import Dataset
 from pipeline.errors import PeerLostError, StageFailedError, UserError
 from pipeline.runtime.checkpointing import Checkpointing, Pacer, pacer_of
@@ -67,6 +68,7 @@ class FeederWorker:
         self.spec, self.number = spec, number
         torch.set_num_threads(1)
         self._source = open_source(spec)
+        self._new_images = NewImages(self._source)
         self._pacer: Pacer | None = None
         self._tokens = Tokens()
         self._ends = Ends()
@@ -79,6 +81,7 @@ class FeederWorker:
         self._ends.break_off()
         self._ends, self._clock = Ends(), Clock()
         self._pacer, self._tokens = pacer_of(self.spec, checkpointing), Tokens()
+        self._new_images = NewImages(self._source)
         self._interrupted = threading.Event()
 
     def connect(self, groups: EdgeGroups, first: Any) -> None:
@@ -88,13 +91,17 @@ class FeederWorker:
             address = ray.util.get_node_ip_address()
             self._ends = groups.join(rank, torch.device("cpu"), self._clock, store, address=address)
 
-    def feed(self, passes: Sequence[Pass]) -> None:
-        """Sends the batches of these passes. Returns when the last one has been handed over."""
+    def feed(self, passes: Sequence[Pass], *, once: bool) -> None:
+        """Sends the batches of these passes. Returns when the last one has been handed over.
+
+        Args:
+            once: the first stage keeps the images, and is sent each of them once.
+        """
         (sender,) = self._ends.outboxes
         try:
             with self._one_at_a_time:
                 for message in messages(
-                    self._source,
+                    self._new_images if once else self._source,
                     passes,
                     batch_size=self.spec.settings.train.batch_size,
                     part=(self.number, self.spec.settings.pipeline.feeders),

@@ -95,6 +95,7 @@ class RayWorkers:
         self.devices: list[str] = []
         self._places: dict[str, tuple[str, int]] = {}  # node and process of every stage
         self._clocks: dict[str, OffsetEstimate] = {}  # of stages on other machines
+        self._keeps_images = False  # the first stage, on its device
         self._lost: ClusterLostError | None = None
         self._out_of_reach: set[str] = set()  # workers that the attempt before could not ask any more
         self._hear_anew()
@@ -178,7 +179,8 @@ class RayWorkers:
             files = [layer_file(layer) for layer in self._spec.stages[name.stage]]
             begin = self._checkpointing_of(files, away=described in away)
             asked[described] = stage.begin.remote(begin, self._crew.coordinator, self._attempt)
-        self._all(asked)
+        answers = dict(zip(asked, self._all(asked), strict=True))
+        self._keeps_images = answers[StageName(0).described(self._spec)]
 
     def _away(self) -> set[str]:
         """The workers whose machines do not see the folder of the run's checkpoints."""
@@ -273,7 +275,7 @@ class RayWorkers:
 
     def feed(self, passes: Sequence[Pass]) -> None:
         for number, feeder in self._crew.feeders.items():
-            self._running[feeder.feed.remote(passes)] = feeder_name(number)
+            self._running[feeder.feed.remote(passes, once=self._keeps_images)] = feeder_name(number)
         if not self._crew.feeders:  # the first stage reads for itself
             self._running[self._crew.stages[StageName(0)].feed.remote(passes)] = "the first stage's reader"
 

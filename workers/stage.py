@@ -14,6 +14,7 @@ import torch
 
 from pipeline.checkpoints.saver import SavedFile
 from pipeline.config.run_spec import RunSpec
+from pipeline.data.kept import NewImages
 from pipeline.layers.state import State
 from pipeline.runtime import stage as stages
 from pipeline.runtime.checkpointing import Checkpointing, Pacer, pacer_of
@@ -80,13 +81,16 @@ class StageWorker(HasParts):
         self._exchange: Exchange | None = None
         self._begun: _Begun | None = None
 
-    def begin(self, checkpointing: Checkpointing, coordinator: Any = None, attempt: int = 0) -> None:
+    def begin(self, checkpointing: Checkpointing, coordinator: Any = None, attempt: int = 0) -> bool:
         """Takes up its part of the run, from the beginning or from a checkpoint.
 
         What it had of an earlier attempt is gone, ``run`` of which has ended.
 
         Args:
             coordinator: the actor with the state that layers share, which has begun the same attempt.
+
+        Returns:
+            Whether it keeps the images on its device.
 
         Raises:
             DamagedError: the checkpoint's part for this stage cannot be read, or is of another run.
@@ -133,7 +137,7 @@ class StageWorker(HasParts):
         if self._source is not None:
             size = spec.settings.train.batch_size
             reader = BatchReceiver(
-                self._source,
+                NewImages(self._source) if stage.keeps_images else self._source,
                 batch_size=size,
                 clock=clock,
                 pacer=pacer,
@@ -141,6 +145,7 @@ class StageWorker(HasParts):
                 pinned=self._device.type == "cuda",
             )
         self._begun = _Begun(stage, clock, reports, traces, cut, pacer, tokens, reader)
+        return stage.keeps_images
 
     def _forget(self) -> None:
         """Lets go of an attempt that is over."""

@@ -99,6 +99,8 @@ class ResumeArguments:
     """How activations travel. Default: auto."""
     feeders: int | None = None
     """Workers that read the images. Default: as before."""
+    data_on: Literal["auto", "device", "host"] | None = None
+    """Where decoded images are: auto, device or host. Default: as before."""
     ray_address: Address = None
     """Ray cluster to join. Default: as before."""
     dashboard: bool | None = None

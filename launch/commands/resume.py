@@ -201,7 +201,8 @@ def _changed(settings: Settings, arguments: ResumeArguments, run: Path) -> Setti
 
 
 _PLACEMENT = (
-    "stages", "partition", "executor", "device", "transport", "feeders", "precision", "ray_address", "dashboard",
+    "stages", "partition", "executor", "device", "transport", "feeders", "data_on", "precision", "ray_address",
+    "dashboard",
 )  # fmt: skip
 
 

@@ -108,6 +108,7 @@ def spec_of(
         data_name="random images",
         content_hash="",
         shape=workload.shape,
+        num_images=(_STEPS_PER_EPOCH * batch, 0),
         classes=tuple(map(str, range(workload.classes))),
         augment=AugmentConfig(crop_padding=4, flip=True, mean=(0.5,) * channels, std=(0.25,) * channels),
         top_k=1,

@@ -139,7 +139,8 @@ class Display:
             self.say(sentence)
         for status in statuses:
             layers = self._spec.stages[status.stage]
-            self.say(f"  stage {status.stage + 1}, {_layers(layers)}: {status.device}")
+            images = f", with all images ({self._spec.image_bytes / 2**20:,.1f} MiB)" if status.keeps_images else ""
+            self.say(f"  stage {status.stage + 1}, {_layers(layers)}: {status.device}{images}")
 
     def follow(self, statuses: list[Status]) -> None:
         """Takes where the stages are."""
@@ -341,7 +342,9 @@ def print_summary(console: Console, summary: dict[str, Any], folder: str, *, nam
             shares = ", ".join(
                 f"{name.replace('_', '-')} {stage[name] / stage['wall']:.1%}" for name in ("busy", *SHARES)
             )
-            say(console, f"  stage {stage['stage']} ({stage['device']}): {shares}")
+            issue, kernel = stage["issue_ms"], stage["kernel_ms"]
+            launching = "" if issue is None else f"; a step is issued in {issue:.2f} ms and computed in {kernel:.2f} ms"
+            say(console, f"  stage {stage['stage']} ({stage['device']}): {shares}{launching}")
         if summary["stages"] > 1:
             say(console, named(speed["limit"]))
     if summary["restarts"]:

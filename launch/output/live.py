@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.output.console import printable
-from launch.output.logs.figures import SHARES
+from launch.output.logs.figures import LAUNCHING, SHARES, launching_of
 from launch.output.logs.meters import Meter
 from launch.output.whole_file import write_whole
 from pipeline import plain_json
@@ -35,6 +35,7 @@ _COLUMNS = (
     "wait-in",
     "wait-out",
     "sync",
+    "issue/kernel ms",
     "queue",
     "MiB",
     "loss",
@@ -48,6 +49,7 @@ _BY_WORTH = (
     "wait-out",
     "sync",
     "queue",
+    "issue/kernel ms",
     "loss",
     "device",
     "MiB",
@@ -66,6 +68,7 @@ class StageNow:
         layers: "3" or "1–2".
         memory: bytes.
         losses: the latest of each layer; None before the first.
+        launching: "issue ms" and "kernel ms"; none on a CPU, and until a step has told.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -78,6 +81,7 @@ class StageNow:
     queue: int
     memory: int
     losses: list[float | None]
+    launching: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +121,7 @@ def stages_now(spec: RunSpec, statuses: Sequence[Status], meters: Sequence[Meter
             queue=status.waiting,
             memory=status.memory,
             losses=[None if math.isnan(loss) else loss for loss in status.losses],
+            launching=launching_of(meter.account) if meter.account is not None else {},
         )
         for status, meter in zip(statuses, meters, strict=True)
     ]
@@ -161,7 +166,11 @@ def read(run: Path) -> Now | None:
 def picture(now: Now, width: int) -> RenderableType:
     """A row for each stage, and what limits below, for a terminal of so many columns: what has no room is left out."""
     rows = [_cells(stage, now.queue_depth) for stage in now.stages]
-    wanted = [heading for heading in _COLUMNS if heading != "sync" or any(s.shares.get("sync") for s in now.stages)]
+    empty = {
+        "sync": not any(stage.shares.get("sync") for stage in now.stages),
+        "issue/kernel ms": not any(stage.launching for stage in now.stages),
+    }
+    wanted = [heading for heading in _COLUMNS if not empty.get(heading)]
     shown = _that_fit(wanted, rows, width)
     table = Table(title=printable(now.title), title_justify="left")
     for heading in shown:
@@ -179,6 +188,7 @@ def _cells(stage: StageNow, queue_depth: int) -> dict[str, str]:
         "images/s": f"{stage.images_per_second:,.0f}",
         "utilisation": f"{stage.utilisation:.0%}",
         **{name.replace("_", "-"): f"{stage.shares.get(name, 0.0):.0%}" for name in SHARES},
+        "issue/kernel ms": " / ".join(f"{stage.launching[name]:.2f}" for name in LAUNCHING if name in stage.launching),
         "queue": f"{stage.queue}/{queue_depth}",
         "MiB": f"{stage.memory / 2**20:,.0f}",
         "loss": "  ".join(f"{loss:.3f}" for loss in stage.losses if loss is not None),

@@ -81,6 +81,8 @@ def summarise(
             "test": dataset.count("test"),
             "train_fraction": settings.data.train_fraction,
             "label_noise": settings.data.label_noise,
+            "images_on": "device" if result.keeps_images else "host",
+            "images_mib": spec.image_bytes / 2**20,
             "skipped": [asdict(one) for one in left_out(dataset)[:_SKIPPED]],
             "skipped_count": dataset.index.skipped + len(dataset.skipped),
         },
@@ -200,6 +202,8 @@ def _speed(
                 "wall": account.wall,
                 **{kind.value: account.seconds[kind] for kind in TimeCategory},
                 "other": account.other,
+                "issue_ms": account.launching.issue_ms,
+                "kernel_ms": account.launching.kernel_ms,
             }
             for number, account in enumerate(stages)
         ],
@@ -228,11 +232,13 @@ def limit_of(
             utilisation=account.utilisation,
             wait_in=account.share(TimeCategory.WAIT_IN),
             sync=account.share(TimeCategory.SYNC),
+            launching=account.launching,
         )
         for layers, account in zip(spec.stages, accounts, strict=True)
     ]
     cores = num_cores() if not joined and shares_cores(spec) else None
-    return verdict(loads, seconds, cores=cores, feeders=spec.settings.pipeline.feeders, reading=reading)
+    feeders = spec.settings.pipeline.feeders
+    return verdict(loads, seconds, cores=cores, feeders=feeders, reading=reading, graphs=spec.graphs)
 
 
 def shares_cores(spec: RunSpec) -> bool:

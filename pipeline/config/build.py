@@ -263,6 +263,7 @@ def build_run(settings: Settings, devices: Devices, *, dataset: Dataset | None =
         data_name=index.name,
         content_hash=index.content_hash,
         shape=index.shape,
+        num_images=(index.splits["train"].count, index.splits["test"].count),
         classes=tuple(index.classes),
         augment=AugmentConfig(
             crop_padding=settings.augment.crop_padding,

@@ -124,6 +124,11 @@ def check(settings: Settings) -> None:
         raise UserError(
             f"`executor` serial has one stage, not {pipe.stages}. Leave `stages` out, or use `executor` ray."
         )
+    if pipe.executor == "serial" and pipe.data_on == "device":
+        raise UserError(
+            "`data_on` device: `executor` serial, the reference, takes every batch from the host. Use `data_on` auto, "
+            "or `executor` ray or threads."
+        )
 
 
 def _check_optimizer(train: TrainSettings, method: MethodConfig) -> None:

@@ -5,6 +5,7 @@ One "auto" stays: between CPUs, neighbours find out for themselves whether they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -42,6 +43,7 @@ class RunSpec:
         data_folder: prepared folder of shards with its index.
         data_name, content_hash: what the data is, byte for byte.
         shape: (channels, height, width) of an image.
+        num_images: images of the data's two splits on disk, train and test.
         classes: class names, in label order.
         augment: resolved augmentation, with the normalisation's mean and standard deviation.
         top_k: the k of the data set's customary top-k accuracy.
@@ -57,6 +59,7 @@ class RunSpec:
     data_name: str
     content_hash: str
     shape: Shape
+    num_images: tuple[int, int]
     classes: tuple[str, ...]
     augment: AugmentConfig
     top_k: int
@@ -157,6 +160,18 @@ class RunSpec:
     def graphs(self) -> bool:
         """Whether the layers' training steps are captured as CUDA graphs, as far as they can be."""
         return self.device == "cuda" and self.settings.pipeline.graphs != "off"
+
+    @property
+    def image_bytes(self) -> int:
+        """Of all decoded images."""
+        return sum(self.num_images) * math.prod(self.shape)
+
+    @property
+    def wants_images_on_device(self) -> bool:
+        """Whether the first stage keeps the decoded images on its device, where they have room there."""
+        pipe = self.settings.pipeline
+        fitting = self.device == "cuda" and self.image_bytes <= self.settings.data.memory_budget * 2**30
+        return pipe.executor != "serial" and (pipe.data_on == "device" or (pipe.data_on == "auto" and fitting))
 
     @property
     def num_steps(self) -> int:

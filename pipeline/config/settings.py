@@ -192,6 +192,10 @@ class PipelineSettings:
     far from each other, as many as keep the stages busy, from the measured delay and the timed layers; else 2."""
     feeders: int = 1
     """Workers that read, shuffle and batch the images. 0: the first stage does it between its steps."""
+    data_on: Literal["auto", "device", "host"] = "auto"
+    """Where decoded images are once they have been read. device: on the first stage's, which is sent each of them once
+    and from then on the numbers of a batch's; they may take a quarter of its free memory. host: every batch is sent.
+    auto: device on a GPU that has room for them, within `memory_budget`; else host. Changes no bits."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU, else CPU threads."""
     transport: Transport = "auto"

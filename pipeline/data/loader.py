@@ -24,6 +24,8 @@ from pipeline.data.skipped import Skipped, skip
 from pipeline.errors import UserError
 
 Split = Literal["train", "validate", "test"]
+DiskSplit = Literal["train", "test"]
+"""A split as it lies on disk; who validates is taken from one of the two."""
 
 _HASHED_UP_TO = 2 << 30  # bytes of shards; more take too long to hash at every start unless asked for (strict)
 _UNREAD = -1  # label of a sample whose shard is not scanned yet
@@ -34,7 +36,7 @@ class Batch:
     """Consecutive samples of a pass's order."""
 
     images: Tensor
-    """(N, C, H, W) uint8, contiguous."""
+    """(N, C, H, W) uint8, contiguous; of fewer samples where others were not wanted."""
     labels: Tensor
     """(N,) int64, with label noise where the run asks for it."""
     ids: Tensor
@@ -45,6 +47,8 @@ class Batch:
     """Number of the batch in the pass, from 0."""
     last: bool
     """Whether it is the pass's last batch."""
+    image_ids: Tensor | None = None
+    """(M,) int64: the samples that ``images`` are of, some of ``ids``; None: of all."""
 
 
 class Dataset:
@@ -87,7 +91,7 @@ class Dataset:
         _check_settings(share, train_fraction, label_noise, memory_budget, shuffle_window)
         self.folder = folder
         self.index: DataIndex = DataIndex.load(folder)
-        self._seed = seed
+        self._seed, self._validation = seed, validation
         self._shuffle_window = shuffle_window
         self._max_batches, self._keep_last = max_batches, keep_last
 
@@ -131,6 +135,15 @@ class Dataset:
         """Samples of a split."""
         return len(self._ids[split])
 
+    @property
+    def counts_on_disk(self) -> dict[DiskSplit, int]:
+        """Samples on disk, among them those that the run does not use."""
+        return {"train": self._disk["train"].count, "test": self._disk["test"].count}
+
+    def on_disk(self, split: Split) -> DiskSplit:
+        """The split on disk whose samples these are: ``Batch.ids`` count in it."""
+        return on_disk(split, self._validation)
+
     def num_batches(self, split: Split, batch_size: int) -> int:
         """Batches of a pass: in training whole ones unless the last is kept, otherwise the last partial one as well."""
         _check_batch_size(batch_size)
@@ -144,7 +157,14 @@ class Dataset:
         return min(self.count(split), self.num_batches(split, batch_size) * batch_size)
 
     def batches(
-        self, split: Split, *, epoch: int, batch_size: int, part: tuple[int, int] = (0, 1), first: int = 0
+        self,
+        split: Split,
+        *,
+        epoch: int,
+        batch_size: int,
+        part: tuple[int, int] = (0, 1),
+        first: int = 0,
+        without: NDArray[np.bool_] | None = None,
     ) -> Iterator[Batch]:
         """The batches of one pass.
 
@@ -154,6 +174,8 @@ class Dataset:
         Args:
             part: (f, F) gives only batches with step % F == f: the share of feeder f among F.
             first: the first batch that is wanted, from 0.
+            without: for each sample of the split on disk whether its image is not wanted. Those that are wanted then
+                are not kept in memory: nobody asks for one twice.
 
         Raises:
             UserError: fewer training samples than a batch, or a sample that cannot be read (named).
@@ -171,7 +193,9 @@ class Dataset:
         for step in range(first + (feeder - first) % num_feeders, num_batches, num_feeders):
             position = step * batch_size
             chosen = ids[position : position + batch_size]
-            images, labels = self._disk[split].gather(chosen)
+            wanted = chosen if without is None else chosen[~without[chosen]]
+            images = self._disk[split].images(wanted, keep=without is None)
+            labels = self._disk[split].labels_of(chosen)
             if split == "train" and self._shifts is not None:
                 labels = (labels + self._shifts[chosen]) % len(self.index.classes)
             yield Batch(
@@ -181,7 +205,13 @@ class Dataset:
                 position=position,
                 step=step,
                 last=step == num_batches - 1,
+                image_ids=None if without is None else torch.from_numpy(wanted.copy()),
             )
+
+    def pass_ids(self, split: Split, *, epoch: int, batch_size: int, first: int = 0) -> NDArray[np.int64]:
+        """The samples of all batches of a pass from ``first`` on."""
+        end = self.num_batches(split, batch_size) * batch_size
+        return self._pass_order(split, epoch)[first * batch_size : end]
 
     def _pass_order(self, split: Split, epoch: int) -> NDArray[np.int64]:
         if split != "train":
@@ -207,6 +237,11 @@ class Dataset:
                 f"A validation share of {validation} of {self._disk['train'].count} training samples is no sample. "
                 "Give a larger share, or 0 to go without validation."
             )
+
+
+def on_disk(split: Split, validation: float | Literal["test"]) -> DiskSplit:
+    """The split on disk that a split's samples are from; ``validation`` as ``Dataset`` takes it."""
+    return "test" if split == "test" or (split == "validate" and validation == "test") else "train"
 
 
 class _SplitOnDisk:
@@ -265,22 +300,22 @@ class _SplitOnDisk:
         self._kept = np.empty((self.count, *self._shape), dtype=np.uint8)
         self._is_kept = np.zeros(self.count, dtype=bool)
 
-    def gather(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images (N, C, H, W) and labels (N,) of the samples."""
-        if self._kept is None:
+    def images(self, ids: NDArray[np.int64], *, keep: bool) -> NDArray[np.uint8]:
+        """Images (N, C, H, W) of the samples; with ``keep`` they are kept as far as the memory budget allows it."""
+        if self._kept is None or not keep:
             images = np.empty((len(ids), *self._shape), dtype=np.uint8)
             self._decode(ids, images)
-        else:
-            missing = ids[~self._is_kept[ids]]
-            if len(missing):
-                fresh = np.empty((len(missing), *self._shape), dtype=np.uint8)
-                self._decode(missing, fresh)
-                self._kept[missing] = fresh
-                self._is_kept[missing] = True
-            images = self._kept[ids]
-        return images, self._labels_of(ids)
+            return images
+        missing = ids[~self._is_kept[ids]]
+        if len(missing):
+            fresh = np.empty((len(missing), *self._shape), dtype=np.uint8)
+            self._decode(missing, fresh)
+            self._kept[missing] = fresh
+            self._is_kept[missing] = True
+        return self._kept[ids]
 
-    def _labels_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def labels_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Labels (N,) of the samples."""
         labels = self._labels[ids]
         if (labels == _UNREAD).any():
             for shard in np.unique(self._shard_of(ids)):

@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.planning.predict import moves
+from pipeline.telemetry.clock import NO_LAUNCHING, Launching
 
 _WAITS = 0.1  # share of a stage's time from which on waiting is what limits, where it can be told for what
 _WORTH = 0.02  # what a change must gain to be spoken of
 _GRAVE = 0.1  # what it must gain for a warning
+_LAUNCHES = 1.1  # times as long as the GPU computes, from which on the host's launches limit
 _HARDLY = 1.1  # times as much as input feeds, below which it could not feed more to speak of
+_FEWER_LAUNCHES = "`compile` on makes fewer kernels of it, a larger `batch_size` gives each more to do"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +28,14 @@ class StageLoad:
         layers: the stage's.
         utilisation: computing.
         wait_in, sync: waiting for input; for the state that layers share.
+        launching: what its host takes to issue a step and its GPU to compute it; without steps on a CPU.
     """
 
     layers: range
     utilisation: float
     wait_in: float
     sync: float
+    launching: Launching = NO_LAUNCHING
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ def verdict(
     cores: int | None = None,
     feeders: int = 1,
     reading: float | None = None,
+    graphs: bool = False,
 ) -> Verdict:
     """What limits a pipeline.
 
@@ -79,6 +85,7 @@ def verdict(
         cores: that the stages share, where those are fewer than the stages.
         feeders: workers that read; 0: the first stage does it, and waits meanwhile.
         reading: the share of time in which the busiest feeder reads and batches; None where it is not known.
+        graphs: whether the layers' steps are CUDA graphs, as far as they can be.
     """
     busiest = max(range(len(loads)), key=lambda stage: loads[stage].utilisation)
     first, most = loads[0], loads[busiest]
@@ -96,6 +103,14 @@ def verdict(
         return Verdict(
             f"input limits: stage 1 waits for images {first.wait_in:.0%} of its time",
             f"try `feeders` {feeders + 1}",
+            grave=True,
+        )
+    if most.launching.issue > _LAUNCHES * most.launching.kernels:
+        return Verdict(
+            f"stage {busiest + 1} is bound by launches: the host takes {most.launching.issue_ms:.2f} ms to issue what "
+            f"the GPU computes in {most.launching.kernel_ms:.2f} ms",
+            _FEWER_LAUNCHES if graphs else "try `graphs` on",
+            stage=busiest,
             grave=True,
         )
     reads = reading if feeders else first.wait_in

@@ -180,7 +180,7 @@ class Planner:
         """Weights, gradients, optimizers, one batch's activations of one layer at a time, and the queues' buffers.
 
         Where steps are CUDA graphs, also what each layer takes and passes on, which stays where it is. Images become
-        float32; a second view of them is left out.
+        float32; a second view of them is left out. The first stage may keep all decoded images.
         """
         costs = [self._profile.busy[layer] for layer in stages[index]]
         incoming = self._profile.feed_bytes if index == 0 else self._profile.busy[stages[index][0] - 1].bytes_out
@@ -190,6 +190,8 @@ class Planner:
             before = (self._profile.busy[layer - 1].bytes_out if layer else None for layer in stages[index])
             held += sum(4 * self._profile.feed_bytes if entering is None else entering for entering in before)
             held += sum(cost.bytes_out for cost in costs)
+        if index == 0 and self._spec.wants_images_on_device:
+            held += self._spec.image_bytes
         depth = self._spec.settings.pipeline.depth
         return held + max(cost.activation_bytes for cost in costs) + (depth + 1) * incoming + outgoing
 

@@ -191,6 +191,7 @@ class Controller:
         saved = self._group.saved()  # first: what was reported before these files is there by now
         for status, reports in self._group.poll():
             self._statuses[status.stage] = status
+            self._result.keeps_images |= status.keeps_images
             for note in status.notes:
                 if note not in self._notes:
                     self._notes.add(note)

@@ -13,7 +13,7 @@ from pipeline.layers.forward import Arithmetic, LayerForward
 from pipeline.layers.joined import JoinedFeatures
 from pipeline.methods import Activations, BatchPosition, Rule, StepContext
 from pipeline.nets import Layer
-from pipeline.runtime.feeder import IMAGES
+from pipeline.runtime.feeder import IMAGE_IDS, IMAGES
 from pipeline.transport import Transport
 from pipeline.transport.base import Edge
 from pipeline.transport.message import IDS, LABELS, Message, message_bytes
@@ -30,7 +30,8 @@ def edge_bytes(spec: RunSpec) -> list[int]:
     batch = spec.settings.train.batch_size
     beside = {name: torch.empty(batch, dtype=torch.int64, device=_META) for name in (LABELS, IDS)}
     images = torch.empty(batch, *spec.shape, dtype=torch.uint8, device=_META)
-    sizes = [message_bytes(Message(Kind.TRAIN, tensors={IMAGES: images, **beside}))]
+    fed = {IMAGES: images, IMAGE_IDS: beside[IDS], **beside}
+    sizes = [message_bytes(Message(Kind.TRAIN, tensors=fed))]
     trained, evaluated = (_activations(spec, training, beside[LABELS]) for training in (True, False))
     return sizes + [
         max(message_bytes(Message(Kind.TRAIN, tensors={**sent, **beside})) for sent in either)

@@ -17,8 +17,10 @@ from pipeline.transport.channel import Receiver
 from pipeline.transport.message import IDS, LABELS, Message
 
 IMAGES = "images"
+IMAGE_IDS = "image ids"
+"""Which samples a message's images are of, where those are not all of its batch's."""
 
-_SPLITS: dict[Kind, Split] = {
+SPLITS: dict[Kind, Split] = {
     Kind.TRAIN: "train",
     Kind.READOUT: "train",
     Kind.VALIDATE: "validate",
@@ -87,7 +89,7 @@ def messages(
             if part[0] == 0:
                 yield Message(kind, epoch)
             continue
-        batches = source.batches(_SPLITS[kind], epoch=epoch, batch_size=batch_size, part=part, first=first)
+        batches = source.batches(SPLITS[kind], epoch=epoch, batch_size=batch_size, part=part, first=first)
         for batch in batches if clock is None else _timed(batches, clock):
             if interrupted():
                 break
@@ -96,7 +98,11 @@ def messages(
                 yield Message(Kind.CHECKPOINT)
             if tokens is not None and kind is Kind.TRAIN:
                 yield from tokens.take()
-            tensors = {IMAGES: batch.images, LABELS: batch.labels, IDS: batch.ids}
+            tensors = {LABELS: batch.labels, IDS: batch.ids}
+            if batch.image_ids is None:
+                tensors = {IMAGES: batch.images, **tensors}
+            elif len(batch.image_ids):
+                tensors = {IMAGES: batch.images, IMAGE_IDS: batch.image_ids, **tensors}
             if pinned:
                 tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
             yield Message(kind, epoch, batch.step, batch.position, batch.last, tensors)

@@ -175,6 +175,7 @@ class RunResult:
         seconds: wall time of the layers' training, the readouts' and the test, by name.
         devices: what each stage ran on.
         lost: which layers, and shared state, ``weights`` and ``last`` are without, for people: workers took them along.
+        keeps_images: whether the first stage had the decoded images on its device.
     """
 
     status: str
@@ -185,6 +186,7 @@ class RunResult:
     seconds: dict[str, float] = field(default_factory=dict)
     devices: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    keeps_images: bool = False
 
 
 @dataclass(kw_only=True)

@@ -19,6 +19,8 @@ from torch import Tensor
 from pipeline.checkpoints.saver import PartSaver
 from pipeline.config.run_spec import RunSpec
 from pipeline.data.augment import Augment
+from pipeline.data.kept import KeptImages
+from pipeline.data.loader import on_disk
 from pipeline.errors import ChannelError, NonFiniteLossError
 from pipeline.kind import Kind
 from pipeline.layers.layer import LocalLayer, nowhere
@@ -27,7 +29,8 @@ from pipeline.layers.state import State
 from pipeline.layers.tallies import EvaluationTally, TrainTally
 from pipeline.methods import Activations, BatchPosition
 from pipeline.runtime.checkpointing import Resume
-from pipeline.runtime.feeder import IMAGES
+from pipeline.runtime.feeder import IMAGE_IDS, IMAGES, SPLITS
+from pipeline.runtime.keeping import kept_images
 from pipeline.runtime.parts import Kept, go_on, parts_of
 from pipeline.runtime.passes import START, coming, trained_steps
 from pipeline.runtime.step_graphs import capture_steps
@@ -79,7 +82,12 @@ class Stage:
         self._shared = AwaitedState(shared, clock) if shared is not None else None
         self.layers = [LocalLayer(spec, layer, device, self._shared) for layer in spec.stages[index]]
         self._rule = self.layers[0].rule
-        self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device) if index == 0 else None
+        self._augment: Augment | None = None
+        self._kept: KeptImages | None = None
+        self._notes: tuple[str, ...] = ()
+        if index == 0:
+            self._augment = Augment(spec.augment, seed=spec.settings.train.seed, device=device)
+            self._kept, self._notes = kept_images(spec, device)
         self._report, self._clock = report, clock
         self._log = StepLog(clock, device)
         self.tracer = Tracer(clock, index, told=traced, profiler=profiler)
@@ -96,7 +104,6 @@ class Stage:
         self._labels: list[Tensor] = []
         self._kind: Kind | None = None
         self._epoch, self._step, self._images = 0, 0, 0
-        self._notes: tuple[str, ...] = ()
         self._before: Message | None = None  # the batch before, without its tensors
         self._restored = False
         self._saver, self._cut = saver, START
@@ -110,7 +117,7 @@ class Stage:
 
         Raises as ``pipeline.runtime.step_graphs.capture_steps`` does.
         """
-        self._notes = capture_steps(self.spec, self.layers, self._cut)
+        self._notes += capture_steps(self.spec, self.layers, self._cut)
 
     def handle(self, message: Message, send: Send) -> bool:
         """Works on one message. Returns whether more may follow.
@@ -314,11 +321,27 @@ class Stage:
         if self._augment is None:
             activations = {name: tensor for name, tensor in message.tensors.items() if name not in (LABELS, IDS)}
             return {name: tensor.to(self.device, non_blocking=True) for name, tensor in activations.items()}, labels
-        if IMAGES not in message.tensors:
-            raise ChannelError(f"stage 1 got {sorted(message.tensors)} where it needs {IMAGES!r}")
+        images = self._images_of(message)
         make = self._augment.evaluation if message.kind.is_evaluation else self._augment.views
-        views = make(message.tensors[IMAGES], epoch=message.epoch, position=message.position, num_views=num_views)
+        views = make(images, epoch=message.epoch, position=message.position, num_views=num_views)
         return self.layers[0].make_inputs(views, labels, where), labels
+
+    def _images_of(self, message: Message) -> Tensor:
+        """A batch's images, which the first stage gets or has kept."""
+        sent = message.tensors
+        if self._kept is None:
+            if IMAGES not in sent:
+                raise ChannelError(f"stage 1 got {sorted(sent)} where it needs {IMAGES!r}")
+            return sent[IMAGES]
+        split = on_disk(SPLITS[message.kind], self.spec.settings.data.validation)
+        if IMAGES in sent:
+            self._kept.add(split, sent[IMAGES], sent[IMAGE_IDS])
+        return self._kept.batch(split, sent[IDS])
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether the images stay on its device: then it is to be sent each of them once."""
+        return self._kept is not None
 
     def _onward(self, message: Message, layer: LocalLayer, send: Send) -> Callable[[Activations], None]:
         """What a layer does with its activations: the stage's last layer sends them on, with labels and ids."""
@@ -373,6 +396,7 @@ class Stage:
             restored=self._restored,
             memory=bytes_now(self.device),
             machine=self._machine.read(),
+            keeps_images=self.keeps_images,
             notes=self._notes,
         )
 
@@ -449,7 +473,7 @@ def run(stage: Stage, inbox: Receiver, outbox: Sender | None, clock: Clock) -> N
     more = True
     try:
         while more:
-            with busy.step():
+            with busy.step(alike=message.kind is Kind.TRAIN):
                 more = stage.handle(message, send)
             if more:
                 message = receive()

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from pipeline.checkpoints.saver import SavedFile, Saver
 from pipeline.config.run_spec import RunSpec
+from pipeline.data.kept import NewImages
+from pipeline.data.loader import Dataset
 from pipeline.errors import PeerLostError, RunError, StageFailedError
 from pipeline.layers.state import State
 from pipeline.runtime import stage as stages
@@ -39,7 +41,7 @@ _LEAVE = 10.0  # seconds that threads have to end after a run: those amid a long
 
 def train_threads(
     spec: RunSpec,
-    source: BatchSource,
+    source: Dataset,
     observer: Observer = Observer(),  # noqa: B008 (it has no state)
     checkpointing: Checkpointing = NO_CHECKPOINTS,
 ) -> RunResult:
@@ -54,9 +56,9 @@ def train_threads(
 class ThreadWorkers:
     """The workers of a run as threads. Implements ``pipeline.runtime.controller.WorkerGroup``."""
 
-    def __init__(self, spec: RunSpec, source: BatchSource, checkpointing: Checkpointing = NO_CHECKPOINTS) -> None:
+    def __init__(self, spec: RunSpec, source: Dataset, checkpointing: Checkpointing = NO_CHECKPOINTS) -> None:
         settings = spec.settings.pipeline
-        self._spec, self._source = spec, source
+        self._spec = spec
         devices = [spec.stage_device(index) for index in range(spec.num_stages)]
         self.devices = [str(device) for device in devices]
         self._clocks = [Clock() for _ in devices]
@@ -96,9 +98,12 @@ class ThreadWorkers:
         ]
         self._pacer = pacer_of(spec, checkpointing)
         batch_size = spec.settings.train.batch_size
+        self._sources: list[BatchSource] = [
+            NewImages(source) if self._stages[0].keeps_images else source for _ in range(max(1, settings.feeders))
+        ]
         self._reader = (
             BatchReceiver(
-                source,
+                self._sources[0],
                 batch_size=batch_size,
                 clock=self._clocks[0],
                 pacer=self._pacer,
@@ -170,7 +175,7 @@ class ThreadWorkers:
         settings = self._spec.settings
         try:
             for message in messages(
-                self._source,
+                self._sources[number],
                 self._passes,
                 batch_size=settings.train.batch_size,
                 part=(number, settings.pipeline.feeders),

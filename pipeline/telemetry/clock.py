@@ -39,6 +39,7 @@ class Clock:
             self._started = self._since = time.perf_counter()
             self.started_at = time.time()
             self._seconds = dict.fromkeys(TimeCategory, 0.0)
+            self._launching = NO_LAUNCHING
             self._last_lap = TimeBreakdown(wall=0.0, seconds=dict.fromkeys(TimeCategory, 0.0))
 
     @contextmanager
@@ -54,7 +55,7 @@ class Clock:
         """The account since the clock was started."""
         with self._lock:
             now = self._account()
-            return TimeBreakdown(wall=now - self._started, seconds=dict(self._seconds))
+            return TimeBreakdown(now - self._started, dict(self._seconds), self._launching)
 
     def spent(self, kind: TimeCategory) -> float:
         """Seconds spent on a kind since the clock was started."""
@@ -71,6 +72,11 @@ class Clock:
                 taken = min(max(excess, 0.0), self._seconds[waiting])
                 self._seconds[waiting] -= taken
                 excess -= taken
+
+    def launched(self, *, issue: float, kernels: float) -> None:
+        """Notes of a step how many seconds the host took to issue it, and its kernels without a gap between them."""
+        with self._lock:
+            self._launching += Launching(steps=1, issue=issue, kernels=kernels)
 
     def _switch(self, kind: TimeCategory | None) -> TimeCategory | None:
         """From now on time is spent on ``kind``. Returns on what it was spent before."""
@@ -96,22 +102,59 @@ class Clock:
         return since
 
 
+@dataclass(frozen=True, kw_only=True)
+class Launching:
+    """A GPU's steps of which both are known: how long the host took to issue them, and the GPU to compute them.
+
+    Attributes:
+        steps: how many; none on a CPU, where the host computes.
+        issue: seconds in which the host issued them, waiting apart.
+        kernels: seconds of their kernels, one behind the other without a gap.
+    """
+
+    steps: int = 0
+    issue: float = 0.0
+    kernels: float = 0.0
+
+    def __add__(self, other: Launching) -> Launching:
+        return Launching(
+            steps=self.steps + other.steps, issue=self.issue + other.issue, kernels=self.kernels + other.kernels
+        )
+
+    def __sub__(self, earlier: Launching) -> Launching:
+        return Launching(
+            steps=self.steps - earlier.steps, issue=self.issue - earlier.issue, kernels=self.kernels - earlier.kernels
+        )
+
+    @property
+    def issue_ms(self) -> float | None:
+        """Milliseconds of the host for a step, in the mean; None where no step is known."""
+        return 1000 * self.issue / self.steps if self.steps else None
+
+    @property
+    def kernel_ms(self) -> float | None:
+        """Milliseconds of the GPU for a step, in the mean; None where no step is known."""
+        return 1000 * self.kernels / self.steps if self.steps else None
+
+
+NO_LAUNCHING = Launching()
+
+
 @dataclass(frozen=True)
 class TimeBreakdown:
     """A reading of a clock, or the difference of two."""
 
     wall: float
     seconds: dict[TimeCategory, float]
+    launching: Launching = NO_LAUNCHING
 
     def __add__(self, other: TimeBreakdown) -> TimeBreakdown:
-        return TimeBreakdown(
-            self.wall + other.wall, {kind: s + other.seconds[kind] for kind, s in self.seconds.items()}
-        )
+        seconds = {kind: spent + other.seconds[kind] for kind, spent in self.seconds.items()}
+        return TimeBreakdown(self.wall + other.wall, seconds, self.launching + other.launching)
 
     def __sub__(self, earlier: TimeBreakdown) -> TimeBreakdown:
-        return TimeBreakdown(
-            self.wall - earlier.wall, {kind: s - earlier.seconds[kind] for kind, s in self.seconds.items()}
-        )
+        seconds = {kind: spent - earlier.seconds[kind] for kind, spent in self.seconds.items()}
+        return TimeBreakdown(self.wall - earlier.wall, seconds, self.launching - earlier.launching)
 
     @property
     def other(self) -> float:

@@ -1,8 +1,9 @@
-"""How much memory a process or its GPU needed at most."""
+"""How much memory a process or its GPU needed at most, has now, or could have."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_CLEAR, _STATUS, _MACHINE = Path("/proc/self/clear_refs"), Path("/proc/self/status"), Path("/proc/meminfo")
 _RESET_PEAK = "5"  # proc(5): resets the high-water mark of the resident set
 
 
@@ -33,6 +34,16 @@ def peak_bytes(device: torch.device) -> int:
 def bytes_now(device: torch.device) -> int:
     """What PyTorch's allocator holds on a GPU, or on a CPU the process's resident memory."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a GPU, or on a CPU the machine, has left to give; without Linux half of what the machine has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if _MACHINE.exists():
+        line = next(line for line in _MACHINE.read_text().splitlines() if line.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def resident_bytes() -> int:

@@ -30,6 +30,7 @@ class Status:
         replica: which of the stage's workers, 0-based.
         machine: what its machine is doing, read some seconds ago; None where the system does not tell.
         feeders: of the first stage, those that feed it; none where it reads for itself.
+        keeps_images: whether it is the first one and has the decoded images on its device.
         notes: what a person should know of how it works, in sentences; the same for as long as it works.
     """
 
@@ -47,6 +48,7 @@ class Status:
     replica: int = 0
     machine: MachineReading | None = None
     feeders: list[FeederStatus] = field(default_factory=list)
+    keeps_images: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -29,6 +29,9 @@ OF_LAYERS = ("loss", "accuracy", "top_k", "direct_accuracy", "version_skew", "re
 SHARES = (*(kind.value for kind in TimeCategory if kind is not TimeCategory.BUSY), "other")
 """Where a stage's time goes beside computing, which is "utilisation"."""
 
+LAUNCHING = ("issue ms", "kernel ms")
+"""Milliseconds in which a GPU's host issues a step, and in which the GPU computes it; of no CPU."""
+
 _STEPS = ("step ms median", "step ms 99th percentile")
 
 STAGE, LAYER, RUN = "stage", "layer", "run"
@@ -68,6 +71,7 @@ class Charts:
     @classmethod
     def of(cls, spec: RunSpec) -> Charts:
         """The charts that will not stay empty."""
+        launching = LAUNCHING if spec.device == "cuda" else ()
         shared, method = spec.shared_versions is not None, spec.settings.method
         shares = [share for share in SHARES if share != TimeCategory.SYNC.value or shared]
         judged = method.predicts() or spec.settings.readout.mode == "online"
@@ -85,7 +89,7 @@ class Charts:
             ("step loss", True),
         )
         return cls(
-            ("utilisation", *shares, "images per second", "queue", "memory MiB", *_STEPS),
+            ("utilisation", *shares, "images per second", "queue", "memory MiB", *_STEPS, *launching),
             tuple(name for name, there in layers if there),
         )
 
@@ -130,6 +134,7 @@ class Figures:
             values = {
                 "utilisation": meter.utilisation,
                 **meter.shares,
+                **launching_of(meter.account),
                 "queue": float(status.waiting),
                 "images per second": meter.images_per_second,
                 "memory MiB": status.memory / 2**20,
@@ -221,6 +226,12 @@ def speed_of(accounts: Sequence[TimeBreakdown]) -> Speed | None:
     if seconds <= 0 or max(busy) <= 0:
         return None
     return Speed(seconds, sum(busy) / seconds, ideal_speedup([busy], 0.0))
+
+
+def launching_of(account: TimeBreakdown) -> dict[str, float]:
+    """A GPU's figures of ``LAUNCHING``, once a step has told them."""
+    values = (account.launching.issue_ms, account.launching.kernel_ms)
+    return {name: value for name, value in zip(LAUNCHING, values, strict=True) if value is not None}
 
 
 def figures_of(layer: LayerReport) -> dict[str, float]:

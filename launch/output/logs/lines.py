@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from launch.output.logs.figures import end_of, figures_of
+from launch.output.logs.figures import end_of, figures_of, launching_of
 from pipeline.config.run_spec import RunSpec
 from pipeline.telemetry.clock import TimeCategory
 from pipeline.telemetry.reports import PassReport
@@ -27,7 +27,8 @@ def lines_of(spec: RunSpec, report: PassReport) -> Iterator[str]:
     account = report.account
     if account is not None:
         seconds = {kind.value: account.seconds[kind] for kind in TimeCategory} | {"other": account.other}
-        yield _line({**where, "wall": account.wall, **seconds, "utilisation": account.utilisation})
+        launching = {name.replace(" ", "_"): value for name, value in launching_of(account).items()}
+        yield _line({**where, "wall": account.wall, **seconds, "utilisation": account.utilisation, **launching})
 
 
 def _line(values: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipeline.telemetry.clock import TimeBreakdown, TimeCategory
 from pipeline.telemetry.reports import FeederStatus, Status
@@ -29,8 +30,11 @@ class Meter:
 
     @property
     def account(self) -> TimeBreakdown | None:
-        """Where the time went; None before the second look."""
-        return self._seen[-1].account - self._seen[0].account if self._wall() > 0 else None
+        """Where the time went; None before the second look. Launching is that of all steps so far: few tell of it."""
+        if self._wall() <= 0:
+            return None
+        now = self._seen[-1].account
+        return replace(now - self._seen[0].account, launching=now.launching)
 
     @property
     def images_per_second(self) -> float:
