@@ -172,12 +172,13 @@ def test_a_run_whose_connection_is_lost_goes_on_and_is_fetched_by_attach(hosts: 
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(1500)  # two runs, the first one twice
 def test_a_sweep_there_is_stopped_goes_on_and_comes_back_whole(hosts: Hosts) -> None:
     """Symptom: Ray sends its SIGTERM to the sweep and to its runs, which took the sweep's own for a second one."""
     flags = ["--stages", "2", "--seeds", "2", "--cluster", "cluster.yaml", "--run-dir", "runs/s"]
     typed = Typed(hosts, "launch", *_SMALL, "40", *flags)
     trained = hosts.home(_HEAD) / "runs" / "s" / "seed=0" / "metrics.jsonl"
-    _until(lambda: trained.is_file() and trained.read_text(), 240, typed.said)
+    _until(lambda: trained.is_file() and trained.read_text(), 600, "no epoch")
     typed.stop(signal.SIGINT)
     assert typed.finish() == 130, typed.said
     assert "go on with: launch resume runs/s" in typed.said and "fetched: runs/s" in typed.said
