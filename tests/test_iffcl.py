@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from launch.presets import PRESETS
+from pipeline.errors import NonFiniteLossError
 from pipeline.layers.layer import LocalLayer
 from pipeline.methods import Activations, BatchPosition, FfclSettings, IffclSettings, ModelInfo, StepContext
 from pipeline.methods.contrastive import cosine_embedding_contrast
@@ -220,3 +221,16 @@ def test_ffcm_is_cff_with_a_margin_and_one_head_on_the_last_layer() -> None:
     assert replace(ffcm.method, views=2) == cff.method  # type: ignore[call-arg]
     assert ffcm.net == cff.net
     assert (ffcm.readout.mode, ffcm.readout.readout_layers) == ("after", "last")
+
+
+def test_a_feature_that_is_no_number_makes_the_loss_none_and_the_layer_says_so() -> None:
+    """The last layer's binary cross-entropy used to raise an error of torch's own, without layer and step."""
+    layer = LocalLayer(tiny_spec(net=MLP, method=IffclSettings()), 1, CPU)
+    activations = {name: torch.full((6, 16), math.nan) for name in (FIRST, SECOND)}
+    with pytest.raises(NonFiniteLossError, match="layer 2: the loss is nan"):
+        layer.train(activations, LABELS, LEARNING)
+    net, rule = twins_of(MLP)[1]
+    for parameter in rule.classifiers.parameters():
+        torch.nn.init.constant_(parameter, math.nan)  # of the classification layers alone
+    outputs = {name: numbers(6, 16) for name in (FIRST, SECOND)}
+    assert rule.loss(net, outputs, context()).isnan()

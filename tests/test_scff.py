@@ -239,7 +239,7 @@ def test_one_value_stands_for_all_layers() -> None:
     [
         (ScffSettings(goodness_penalty=(-1.0,)), "`goodness_penalty` -1: must be numbers of at least 0"),
         (ScffSettings(positive_threshold=(1.0, math.nan)), "`positive_threshold` 1 nan: must be numbers"),
-        (ScffSettings(layer_lr=(1.0, 0.0)), "`layer_lr` 1 0: must be numbers above 0"),
+        (ScffSettings(layer_lr=(1.0, -1.0)), "`layer_lr` 1 -1: must be numbers of at least 0"),
         (ScffSettings(lr_gamma=(1.5,)), "`lr_gamma` 1.5: must be numbers above 0 and at most 1"),
         (ScffSettings(gamma_steps=(0,)), "`gamma_steps` 0: must be numbers of at least 1"),
         (ScffSettings(readout_span=-1), "`readout_span` -1"),

@@ -22,7 +22,7 @@ from pipeline.config.devices import local_devices
 from pipeline.config.settings import DataSettings, PipelineSettings, ReadoutSettings, Settings, TrainSettings
 from pipeline.layers.layer import LocalLayer
 from pipeline.methods import BatchPosition, ScffSettings, StepContext
-from pipeline.nets import NetConfig, PairedConvSettings, PairedMlpSettings
+from pipeline.nets import BirnnSettings, NetConfig, PairedConvSettings, PairedMlpSettings
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.initial import InitialWeights, begun
 from pipeline.runtime.serial import train_serial
@@ -35,6 +35,7 @@ from tests.test_resume import through_threads as in_threads
 
 MLP = PairedMlpSettings(width=24, depth=4, pairing=("anew", "passed", "passed", "anew"))
 CONV = PairedConvSettings(channels=(4, 6), kernel=(5, 3), pools=("max", "average"), pairing=("anew", "passed"))
+BIRNN = BirnnSettings(width=10, depth=3, pairing=("anew", "anew", "passed"), activation=("relu", "triangle", "relu"))
 METHOD = ScffSettings(positive_threshold=(1.0,), negative_threshold=(2.0,), goodness_penalty=(0.01,))
 IN_TURN = replace(METHOD, layer_order="in-turn", lr_gamma=(0.5,), gamma_steps=(3,))
 
@@ -69,6 +70,8 @@ CASES = {
     "mlp, anew, a readout of two": settings_of(replace(MLP, pairing=("anew",)), replace(METHOD, readout_span=2)),
     "conv, together": settings_of(CONV, METHOD),
     "conv, in turn": settings_of(CONV, IN_TURN),
+    "rnn, together": settings_of(BIRNN, METHOD),
+    "rnn, in turn": settings_of(BIRNN, IN_TURN),
 }
 _EVERY_DAY = {
     ("mlp, together", 4),
@@ -76,6 +79,8 @@ _EVERY_DAY = {
     ("mlp, anew, a readout of two", 1),
     ("conv, together", 2),
     ("conv, in turn", 2),
+    ("rnn, together", 3),
+    ("rnn, in turn", 2),
 }
 
 
@@ -95,14 +100,27 @@ def test_threads_give_the_serial_bits(name: str, stages: int) -> None:
     ("name", "stages"),
     [
         pytest.param(name, stages, marks=() if (name, stages) == ("mlp, in turn", 3) else pytest.mark.exhaustive)
-        for name, stages in (("mlp, together", 3), ("mlp, in turn", 3), ("conv, together", 2), ("conv, in turn", 2))
+        for name, stages in (
+            ("mlp, together", 3),
+            ("mlp, in turn", 3),
+            ("conv, together", 2),
+            ("conv, in turn", 2),
+            ("rnn, together", 3),
+            ("rnn, in turn", 2),
+        )
     ],
 )
 def test_ray_gives_the_serial_bits(name: str, stages: int, cluster: None) -> None:
     assert_same(through_ray(CASES[name], stages), serial(CASES[name]))
 
 
-@pytest.mark.parametrize("name", ["mlp, in turn", pytest.param("conv, together", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mlp, in turn",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("conv, together", "rnn, together")),
+    ],
+)
 def test_a_run_goes_on_from_every_checkpoint(name: str, tmp_path: Path) -> None:
     cuts = assert_all_go_on(CASES[name], in_threads(2), [in_threads(1), serially], tmp_path, every=3)
     phases = 4 if name == "mlp, in turn" else 1
@@ -138,6 +156,18 @@ def test_it_learns_digits_and_each_layer_adds_to_the_readout(learned: Path) -> N
     assert last["goodness_positive"] > last["goodness_negative"]
     weights = load_file(learned / "model.safetensors")
     assert [weights[f"layers.{index}.readout.linear.weight"].shape for index in range(2)] == [(10, 128), (10, 256)]
+
+
+def test_a_layer_whose_rate_is_0_keeps_its_random_weights(tmp_path: Path) -> None:
+    """What a net that has not learned is worth, as what learning is compared with."""
+    run, asked = tmp_path / "run", ["--layer-lr", "0", "--epochs", "1", "--readout-epochs", "1"]
+    arguments = ["scff-birnn-fsdd", "--data", "digits", "--width", "16", "--depth", "2", *THREADS, *asked]
+    assert main([*arguments, "--run-dir", str(run)]) == 0
+    spec = open_run(run).spec
+    for index in range(2):
+        weights = load_file(run / "model.safetensors")
+        for name, begun_with in LocalLayer(spec, index, CPU).net.state_dict().items():
+            assert torch.equal(weights[f"layers.{index}.net.{name}"], begun_with)
 
 
 def test_eval_predict_and_export_give_the_runs_own_predictions(learned: Path, tmp_path: Path, capsys: Any) -> None:
@@ -214,6 +244,12 @@ def test_images_without_classes_train_and_what_needs_classes_is_left_out_and_sai
     assert {summary["test_accuracy"], *(layer["test_fisher"] for layer in summary["layers"])} == {None}
     assert main(["eval", str(run)]) == 0
     assert "This run has no readouts, so it has no accuracy." in capsys.readouterr().out
+    assert main(["analyse", str(run), "--tsne-images", "0"]) == 0
+    assert "Fisher" not in capsys.readouterr().out
+    (told,) = run.glob("analysis*/analysis.json")
+    assert {
+        layer[name] for layer in json.loads(told.read_text())["layers"] for name in ("fisher", "fisher_validation")
+    } == {None}
     features = load(run / "model.safetensors").features(torch.rand(2, 3, 16, 16))
     assert [one.shape for one in features] == [(2, 4), (2, 6), (2, 8)]
     assert main(["predict", str(run), str(loose / "0.png")]) == 2

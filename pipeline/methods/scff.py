@@ -21,6 +21,9 @@ from pipeline.nets.base import Layer, NetConfig
 from pipeline.nets.paired import PairedLayer, PairedNet
 from pipeline.per_layer import check_per_layer, of_layer
 
+POSITIVE = "positive"
+"""W·x + W·x + 2b of samples paired with themselves (N, C, …), with a gradient. It does not travel."""
+
 NEGATIVE = "negative"
 """What a layer that goes on with pairs gets of samples paired with others (N, …), beside ``x``, those paired with
 themselves. Where readouts alone learn there is none."""
@@ -45,7 +48,8 @@ class ScffSettings(MethodConfig):
     goodness_penalty: tuple[float, ...] = (0.0,)
     """λ of the norm of a sample's goodness, which keeps it from growing: one for all layers or one for each."""
     layer_lr: tuple[float, ...] = (1.0,)
-    """What the learning rate (`lr`) of each layer is multiplied by: one for all layers or one for each."""
+    """What the learning rate (`lr`) of each layer is multiplied by: one for all layers or one for each. 0: the layer
+    keeps the random weights that it begins with, as what learning is compared with."""
     layer_weight_decay: tuple[float, ...] = (1.0,)
     """What the weight decay (`weight_decay`) of each layer is multiplied by: one for all layers or one for each."""
     lr_gamma: tuple[float, ...] = (1.0,)
@@ -59,6 +63,7 @@ class ScffSettings(MethodConfig):
     def check(self) -> None:
         for name, values in (
             ("`goodness_penalty`", self.goodness_penalty),
+            ("`layer_lr`", self.layer_lr),
             ("`layer_weight_decay`", self.layer_weight_decay),
         ):
             _check(name, values, lambda value: 0 <= value < math.inf, "numbers of at least 0")
@@ -67,7 +72,6 @@ class ScffSettings(MethodConfig):
             ("`negative_threshold`", self.negative_threshold),
         ):
             _check(name, values, math.isfinite, "numbers")
-        _check("`layer_lr`", self.layer_lr, lambda value: 0 < value < math.inf, "numbers above 0")
         _check("`lr_gamma`", self.lr_gamma, lambda value: 0 < value <= 1, "numbers above 0 and at most 1")
         _check("`gamma_steps`", self.gamma_steps, lambda value: value >= 1, "numbers of at least 1")
         _check("`readout_span`", (self.readout_span,), lambda value: value >= 0, "a number of at least 0")
@@ -75,8 +79,8 @@ class ScffSettings(MethodConfig):
     def adapt(self, net: NetConfig) -> NetConfig:
         if not isinstance(net, PairedNet):
             raise UserError(
-                f"method scff: the layers of {net.describe()} cannot take pairs of samples. Use net paired-mlp or "
-                "paired-conv."
+                f"method scff: the layers of {net.describe()} cannot take pairs of samples. Use net paired-mlp, "
+                "paired-conv or birnn."
             )
         check_per_layer(
             net.num_layers,
@@ -119,7 +123,7 @@ class ScffRule(Rule):
         L = mean softplus(Θ⁺ − g⁺) + mean softplus(g⁻ − Θ⁻) + λ mean_n ‖g⁺_n‖
 
     g⁺ is that of a sample with itself, g⁻ with another of the batch, r places on: 1 ≤ r < N, drawn anew in every step,
-    and 1 in evaluation.
+    and 1 in evaluation. Positions of sequences are time steps, and the means are over those that there are.
 
     Args:
         pairs: whether the layer pairs its inputs anew.
@@ -136,23 +140,33 @@ class ScffRule(Rule):
         self.penalty = of_layer(settings.goodness_penalty, index)
 
     def forward(self, layer: Layer, activations: Activations, context: StepContext) -> Activations:
-        """``weighed``: W·x + b, with a gradient; of what came paired with others ``negative``. ``x``: what is passed
-        on of samples with themselves."""
+        """``weighed``: W·x + b, with a gradient, as the others have it; ``positive``: of samples with themselves, and
+        of what came paired with others ``negative``. ``x``: what is passed on of samples with themselves."""
         assert isinstance(layer, PairedLayer), "adapt() refuses other nets"
         weighed = layer.weigh(activations["x"])
-        outputs = {"x": layer.passed_on(layer.with_itself(weighed.detach())), "weighed": weighed}
+        positive = layer.with_itself(weighed)
+        outputs = {"x": layer.passed_on(positive.detach()), "weighed": weighed, POSITIVE: positive}
         if NEGATIVE in activations:
-            outputs[NEGATIVE] = layer.weigh(activations[NEGATIVE])
+            outputs[NEGATIVE] = layer.with_itself(layer.weigh(activations[NEGATIVE]))
         return outputs
 
     def loss(self, layer: Layer, outputs: Activations, context: StepContext) -> Tensor:
-        return self.contrast(*self._goodness(layer, outputs, context))
+        assert isinstance(layer, PairedLayer), "adapt() refuses other nets"
+        positive, negative = outputs[POSITIVE], self._negative(layer, outputs, context)
+        places = layer.places(positive), layer.places(negative)
+        return self.contrast(goodness(positive), goodness(negative), *places)
 
-    def contrast(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """The loss () of the goodness of samples with themselves and with others (N, …)."""
+    def contrast(
+        self,
+        positive: Tensor,
+        negative: Tensor,
+        positive_places: Tensor | None = None,
+        negative_places: Tensor | None = None,
+    ) -> Tensor:
+        """The loss () of the goodness of samples with themselves and with others (N, …), 0 where there is no place."""
         norms = torch.linalg.vector_norm(positive.reshape(len(positive), -1), dim=1)  # (N,)
-        above = F.softplus(self.positive_threshold - positive).mean()
-        below = F.softplus(negative - self.negative_threshold).mean()
+        above = _mean(F.softplus(self.positive_threshold - positive), positive_places)
+        below = _mean(F.softplus(negative - self.negative_threshold), negative_places)
         loss: Tensor = above + below + self.penalty * norms.mean()
         return loss
 
@@ -164,14 +178,9 @@ class ScffRule(Rule):
         return sent
 
     def figures(self, layer: Layer, outputs: Activations, context: StepContext) -> Mapping[str, Tensor]:
-        positive, negative = self._goodness(layer, outputs, context)
-        return {"goodness_positive": positive.mean(), "goodness_negative": negative.mean()}
-
-    def _goodness(self, layer: Layer, outputs: Activations, context: StepContext) -> tuple[Tensor, Tensor]:
-        """g⁺ and g⁻ of each sample at each position (N, …), float32."""
         assert isinstance(layer, PairedLayer), "adapt() refuses other nets"
-        positive = layer.with_itself(outputs["weighed"])
-        return goodness(positive), goodness(self._negative(layer, outputs, context))
+        pairs = {"positive": outputs[POSITIVE], "negative": self._negative(layer, outputs, context)}
+        return {f"goodness_{name}": _mean(goodness(one), layer.places(one)) for name, one in pairs.items()}
 
     def _negative(self, layer: PairedLayer, outputs: Activations, context: StepContext) -> Tensor:
         if not layer.pairs:
@@ -186,6 +195,11 @@ class ScffRule(Rule):
 def goodness(weighed: Tensor) -> Tensor:
     """Mean over channels of ReLU(·)² of (N, C, …): (N, …), float32 whatever the layer's precision."""
     return F.relu(weighed.float()).square().mean(dim=1)
+
+
+def _mean(values: Tensor, places: Tensor | None) -> Tensor:
+    """Mean () over the places (N, …) that there are; None: over all."""
+    return values.mean() if places is None else (values * places).sum() / places.sum().clamp(min=1)
 
 
 def _check(name: str, values: Sequence[float], fits: Callable[[float], bool], allowed: str) -> None:

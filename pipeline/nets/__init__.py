@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.nets.base import NETS, Dropout, Layer, NetConfig, NetField, Shape
+from pipeline.nets.birnn import BirnnSettings
 from pipeline.nets.cascade import CascadeSettings
 from pipeline.nets.conv import ConvSettings
 from pipeline.nets.mixer import MixerSettings
@@ -14,6 +15,7 @@ from pipeline.nets.vit import VitSettings
 
 __all__ = [
     "NETS",
+    "BirnnSettings",
     "CascadeSettings",
     "ConvSettings",
     "Dropout",

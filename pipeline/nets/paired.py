@@ -39,6 +39,11 @@ def triangle(x: Tensor) -> Tensor:
     return F.relu(x - x.mean(dim=1, keepdim=True))
 
 
+def activated(weighed: Tensor, activation: Activation) -> Tensor:
+    """Pairs (N, C, …) behind a layer's nonlinearity."""
+    return triangle(weighed) if activation == "triangle" else F.relu(weighed)
+
+
 class PairedLayer(Layer):
     """A layer that weighs both samples of a pair alike.
 
@@ -65,6 +70,11 @@ class PairedLayer(Layer):
     def with_another(self, weighed: Tensor, shift: int) -> Tensor:
         """The same where x′ is the sample ``shift`` places on in the batch."""
         return weighed + weighed.roll(-shift, dims=0)
+
+    def places(self, weighed: Tensor) -> Tensor | None:
+        """Of pairs (N, C, …), at which positions (N, …) there is anything, as of sequences that differ in length; None:
+        at all."""
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.passed_on(self.with_itself(self.weigh(x)))
@@ -136,7 +146,7 @@ class PairedLinear(PairedLayer):
         return weighed
 
     def passed_on(self, weighed: Tensor) -> Tensor:
-        return _activated(weighed, self.activation)
+        return activated(weighed, self.activation)
 
     def tokens(self, activations: Tensor) -> Tensor:
         return activations[:, None]
@@ -213,7 +223,7 @@ class PairedConv(PairedLayer, FeatureMapLayer):
         return weighed
 
     def passed_on(self, weighed: Tensor) -> Tensor:
-        maps = _activated(weighed, self.activation)
+        maps = activated(weighed, self.activation)
         return F.max_pool2d(maps, 4, stride=2, padding=1) if self.pooling == "max" else F.avg_pool2d(maps, 2)
 
     @property
@@ -224,10 +234,6 @@ class PairedConv(PairedLayer, FeatureMapLayer):
 
     def readout_input(self, activations: Tensor) -> Tensor:
         return F.avg_pool2d(activations, 2).flatten(1)
-
-
-def _activated(weighed: Tensor, activation: Activation) -> Tensor:
-    return triangle(weighed) if activation == "triangle" else F.relu(weighed)
 
 
 def _halved(grid: Grid, pooling: MapPooling) -> Grid:
