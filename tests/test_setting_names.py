@@ -41,6 +41,11 @@ FOREIGN = {
     "--ignore-scripts": ("pipeline/data/packages.py", "of npm"),
     "--silent": ("pipeline/data/packages.py", "of npm"),
     "--pack-destination": ("pipeline/data/packages.py", "of npm"),
+    "--dest": ("pipeline/data/packages.py", "of pip"),
+    "--ignore-requires-python": ("pipeline/data/packages.py", "of pip"),
+    "--no-deps": ("pipeline/data/packages.py", "of pip"),
+    "--only-binary": ("pipeline/data/packages.py", "of pip"),
+    "--quiet": ("pipeline/data/packages.py", "of pip"),
 }
 """Flags that the library's sources do have: where, and why."""
 NO_SETTINGS = {"digits": "a data set", "launch": "the command", "features": "a method of Network"}
