@@ -95,7 +95,7 @@ class BirnnLayer(PairedLayer):
         return self._in_time(super().with_another(weighed, shift))
 
     def places(self, weighed: Tensor) -> Tensor | None:
-        return (weighed != 0).any(dim=1)
+        return _there(weighed)
 
     def passed_on(self, weighed: Tensor) -> Tensor:
         return activated(weighed, self.activation)
@@ -104,11 +104,11 @@ class BirnnLayer(PairedLayer):
         return activations.transpose(1, 2)
 
     def pool(self, activations: Tensor) -> Tensor:
-        there = (activations != 0).any(dim=1)  # (N, T)
+        there = _there(activations)
         return activations.sum(dim=2) / there.sum(dim=1, keepdim=True).clamp(min=1)
 
     def readout_input(self, activations: Tensor) -> Tensor:
-        there = (activations != 0).any(dim=1)  # (N, T)
+        there = _there(activations)
         steps = torch.arange(there.shape[1], device=there.device)
         last = (steps * there).amax(dim=1)
         first = len(steps) - 1 - (steps.flip(0) * there).amax(dim=1)
@@ -131,6 +131,11 @@ class BirnnLayer(PairedLayer):
             state = torch.where(hold, _standardised(F.relu(step.detach())), state)
         forward, backward = torch.stack(steps, dim=3).unbind()  # (N, width, T)
         return torch.cat([forward, backward.flip(2)], dim=1) * there[:, None]
+
+
+def _there(x: Tensor) -> Tensor:
+    """At which time steps (N, T) of (N, C, T) there is anything."""
+    return (x != 0).any(dim=1)
 
 
 def _standardised(x: Tensor) -> Tensor:
