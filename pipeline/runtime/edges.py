@@ -30,7 +30,9 @@ def edge_bytes(spec: RunSpec) -> list[int]:
     batch = spec.settings.train.batch_size
     beside = {name: torch.empty(batch, dtype=torch.int64, device=_META) for name in (LABELS, IDS)}
     images = torch.empty(batch, *spec.shape, dtype=torch.uint8, device=_META)
-    fed = {IMAGES: images, IMAGE_IDS: beside[IDS], **beside}
+    fed = {IMAGES: images, **beside}
+    if spec.wants_images_on_device:
+        fed[IMAGE_IDS] = beside[IDS]
     sizes = [message_bytes(Message(Kind.TRAIN, tensors=fed))]
     trained, evaluated = (_activations(spec, training, beside[LABELS]) for training in (True, False))
     return sizes + [
