@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 import tyro
 
 from pipeline.config.partition import partition
+from pipeline.planning.parts import Edge, LayerWork, Pipeline
 from pipeline.planning.predict import Site
-from pipeline.planning.simulate import Edge, LayerWork, Pipeline, simulate
+from pipeline.planning.simulate import simulate
 from tests.support_cli import ROOT
 from tests.support_hosts import Hosts, missing
 from tests.test_plan import cost, planner

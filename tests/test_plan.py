@@ -28,9 +28,9 @@ from pipeline.layers.layer import LocalLayer
 from pipeline.layers.shared_state import FixedState
 from pipeline.methods import CffSettings, CflSettings, MethodConfig
 from pipeline.nets import VitSettings
+from pipeline.planning.bottleneck import Limit
 from pipeline.planning.predict import Planner, Site, listed, moves, shown
 from pipeline.planning.profile import LayerCost, Profile, profile, profile_here
-from pipeline.planning.simulate import Limit
 from pipeline.runtime.edges import edge_bytes
 from pipeline.runtime.threads import train_threads
 from pipeline.versions import Versions

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.methods.embeddings import EmbeddingSettings
+from pipeline.planning.bottleneck import Limit, limit
 from pipeline.planning.ideal import fill, ideal_speedup
-from pipeline.planning.simulate import Cores, Edge, Feed, LayerWork, Limit, Pipeline, Shared, limit, simulate
+from pipeline.planning.parts import Cores, Edge, Feed, LayerWork, Pipeline, Shared
+from pipeline.planning.simulate import simulate
 from pipeline.telemetry.clock import TimeCategory
 
 

@@ -91,7 +91,7 @@ class Profile:
         feed_bytes: of a message to the first stage.
         copy_bandwidth: bytes per second of a copy within the device's memory.
         link_bandwidth: bytes per second between two GPUs of this machine; None where there are none.
-        others, crowded: ``pipeline.planning.simulate.Cores``; seen on one machine, and not measured anew.
+        others, crowded: ``pipeline.planning.parts.Cores``; seen on one machine, and not measured anew.
         took: seconds that it took to find out.
     """
 
