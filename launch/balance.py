@@ -16,8 +16,9 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import NEAR_DEPTH, Settings
 from pipeline.data.loader import Dataset
 from pipeline.errors import UserError
+from pipeline.planning.costs import Profile
 from pipeline.planning.predict import Planner, Site, Stages, listed, shown
-from pipeline.planning.profile import Profile, profile_here
+from pipeline.planning.profile import profile_here
 from workers.profiling import profile_cluster
 from workers.where import where
 

@@ -29,8 +29,9 @@ from pipeline.layers.shared_state import FixedState
 from pipeline.methods import CffSettings, CflSettings, MethodConfig
 from pipeline.nets import VitSettings
 from pipeline.planning.bottleneck import Limit
+from pipeline.planning.costs import LayerCost, Profile
 from pipeline.planning.predict import Planner, Site, listed, moves, shown
-from pipeline.planning.profile import LayerCost, Profile, profile, profile_here
+from pipeline.planning.profile import profile, profile_here
 from pipeline.runtime.edges import edge_bytes
 from pipeline.runtime.threads import train_threads
 from pipeline.versions import Versions

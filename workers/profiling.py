@@ -12,7 +12,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from pipeline.config.devices import Devices
 from pipeline.config.run_spec import RunSpec
 from pipeline.errors import ResourcesError, RunError
-from pipeline.planning.profile import Profile, Sample, joined, profile, time_feed
+from pipeline.planning.costs import Profile, Sample
+from pipeline.planning.profile import joined, profile, time_feed
 from workers.failures import own_error
 
 _TIMING = 300.0  # seconds that a cluster's devices may take to time the layers

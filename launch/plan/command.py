@@ -29,8 +29,8 @@ from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
 from pipeline.errors import UserError
+from pipeline.planning.costs import LayerCost, Profile
 from pipeline.planning.predict import Change, Planner, Prediction, Site
-from pipeline.planning.profile import LayerCost, Profile
 from workers.cluster import ray_cluster
 from workers.where import where
 

@@ -11,8 +11,8 @@ from launch.output.console import say
 from launch.output.tables import print_table
 from launch.plan.measure import Measurement
 from pipeline.config.run_spec import RunSpec
+from pipeline.planning.costs import LayerCost, Profile
 from pipeline.planning.predict import ASSUMED_LINK, Change, Prediction, listed, shown
-from pipeline.planning.profile import LayerCost, Profile
 
 _MIB = 2**20
 

@@ -11,9 +11,9 @@ from pipeline.config.partition import balanced, partition
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import NEAR_DEPTH
 from pipeline.planning.bottleneck import Limit, limit
+from pipeline.planning.costs import Profile
 from pipeline.planning.ideal import ideal_speedup
 from pipeline.planning.parts import Cores, Edge, Feed, LayerWork, Pipeline, Shared
-from pipeline.planning.profile import Profile
 from pipeline.planning.simulate import simulate
 from pipeline.transport import CARRIERS
 
