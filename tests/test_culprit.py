@@ -40,13 +40,13 @@ class Neighbour:
         time.sleep(1.0)  # later than the neighbour's complaint
         os._exit(1)
 
-    def poll(self) -> Polled:
+    def poll(self, attempt: int) -> Polled:
         return Polled(Status(stage=0, account=Clock().read()), [], [], saving=False)
 
-    def candidate(self, epoch: int) -> dict[str, int]:
+    def candidate(self, attempt: int, epoch: int) -> dict[str, int]:
         return {f"weights of {os.getpid()}": epoch}
 
-    def trained(self) -> dict[str, int]:
+    def trained(self, attempt: int) -> dict[str, int]:
         return {f"state of {os.getpid()}": 0}
 
 
@@ -153,7 +153,7 @@ def test_what_the_living_hold_is_fetched_while_others_are_dead_or_stopped(cluste
     os.kill(dead, signal.SIGKILL)
     os.kill(stopped, signal.SIGSTOP)
     begun = time.monotonic()
-    found = salvage(owners, 7, 300.0)
+    found = salvage(owners, 0, 7, 300.0)
     assert time.monotonic() - begun < 100  # 5 s where nothing else runs
     os.kill(stopped, signal.SIGKILL)
     assert found.lost == ["layers 2-3", "layer 4"]

@@ -139,11 +139,11 @@ def test_only_what_died_is_started_anew(cluster: None, tmp_path: Path) -> None:
 
 def spoil_a_weight(worker: Any) -> None:
     """As a flipped bit of a weight's exponent may."""
-    worker._now.stage.layers[0].net.parameters().__next__().data.view(-1)[0] = float("nan")
+    worker._begun.stage.layers[0].net.parameters().__next__().data.view(-1)[0] = float("nan")
 
 
 def abort_the_communicator(worker: Any) -> None:
-    worker._ends.break_off()
+    worker._begun.ends.break_off()
 
 
 def hold_the_lock(worker: Any) -> None:

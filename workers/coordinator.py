@@ -18,6 +18,7 @@ from pipeline.layers.shared_state import VersionedState
 from pipeline.layers.state import State
 from pipeline.runtime.checkpointing import Checkpointing, shared_state
 from pipeline.runtime.state_line import Checkpoint, Offered, StateEnd
+from workers.attempts import of_attempt
 from workers.parts import HasParts
 from workers.signals import die_of_sigterm
 
@@ -31,11 +32,12 @@ Gradient = tuple[int, int, NDArray[np.float32]]
 class CoordinatorWorker(HasParts):
     """Owns the shared state. Its calls are answered beside each other; ``watch`` ends when something is wrong.
 
-    It begins anew with every attempt at the run. Stages say to which attempt they belong: what is under way from one
+    It begins anew with every attempt at the run. ``attempt`` as in ``workers.attempts``: what is under way from one
     that is over must not reach the state of the next.
     """
 
     def __init__(self, spec: RunSpec) -> None:
+        super().__init__()
         die_of_sigterm()
         torch.set_num_threads(1)
         self._spec = spec
@@ -50,14 +52,11 @@ class CoordinatorWorker(HasParts):
         """
         if self._begun is not None:
             self._begun.fail(PeerLostError(f"{NAME}: the run has begun anew"))
-        saver = self._save_anew(checkpointing)
+        saver = self._save_anew(checkpointing, attempt)
         self._begun = _Begun(attempt, shared_state(self._spec, saver, checkpointing.resume))
 
     def watch(self, attempt: int) -> None:
-        """Returns never; raises what made the state of this attempt useless.
-
-        Calls of an actor that answers several at once begin in any order: one that comes late must not watch the next.
-        """
+        """Returns never; raises what made the state of this attempt useless."""
         begun = self._of(attempt)
         begun.failed.wait()
         assert begun.failure is not None
@@ -114,25 +113,20 @@ class CoordinatorWorker(HasParts):
         values: NDArray[np.float32] = state.candidate(epoch).numpy()
         return values
 
-    def keep_only(self, best: int, upto: int) -> None:
-        self._of(None).state.keep_only(best, upto)
+    def keep_only(self, attempt: int, best: int, upto: int) -> None:
+        self._of(attempt).state.keep_only(best, upto)
 
-    def candidate(self, epoch: int) -> State:
-        return self._of(None).state.candidate_weights(epoch)
+    def candidate(self, attempt: int, epoch: int) -> State:
+        return self._of(attempt).state.candidate_weights(epoch)
 
-    def weights(self) -> State:
-        return self._of(None).state.weights()
+    def weights(self, attempt: int) -> State:
+        return self._of(attempt).state.weights()
 
-    def trained(self) -> State:
-        return self._of(None).state.state()
+    def trained(self, attempt: int) -> State:
+        return self._of(attempt).state.state()
 
-    def _of(self, attempt: int | None) -> _Begun:
-        """What there is of an attempt; None: of the present one. Raises PeerLostError where that one is over."""
-        begun = self._begun
-        assert begun is not None, "begin() comes first"
-        if attempt not in (None, begun.attempt):
-            raise PeerLostError(f"{NAME}: the run has begun anew")
-        return begun
+    def _of(self, attempt: int) -> _Begun:
+        return of_attempt(self._begun, attempt, NAME)
 
 
 @dataclass
