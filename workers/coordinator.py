@@ -44,16 +44,21 @@ class CoordinatorWorker(HasParts):
         self._begun: _Begun | None = None
 
     def begin(self, checkpointing: Checkpointing, attempt: int = 0) -> None:
-        """Makes the state, as it was at the beginning or at a checkpoint. What waits for the one before ends.
+        """Makes the state, as it was at the beginning or at a checkpoint.
 
         Raises:
             DamagedError: the checkpoint's part cannot be read.
             StageFailedError: what is being written of a checkpoint does not come to its end.
         """
         if self._begun is not None:
-            self._begun.fail(PeerLostError(f"{NAME}: the run has begun anew"))
+            self.end(self._begun.attempt)
         saver = self._save_anew(checkpointing, attempt)
         self._begun = _Begun(attempt, shared_state(self._spec, saver, checkpointing.resume))
+
+    def end(self, attempt: int) -> None:
+        """The attempt is over: what waits for its state ends, such as a stage for a version that lacks what a dead one
+        would have said."""
+        self._of(attempt).fail(PeerLostError(f"{NAME}: the run begins anew"))
 
     def watch(self, attempt: int) -> None:
         """Returns never; raises what made the state of this attempt useless."""

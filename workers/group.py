@@ -122,10 +122,10 @@ class RayWorkers:
         Errors as of ``train_ray``.
         """
         self._observer, self._checkpointing = observer, checkpointing
-        self._attempt += 1
-        if self._attempt:
+        if self._attempt >= 0:
             self._end_what_failed()
             self._arrivals.close()
+        self._attempt += 1
         self._hear_anew()
         self._crew.start_missing(self._attempt, self._observer, self._ready, self._all)
         self._begin_all()
@@ -143,8 +143,8 @@ class RayWorkers:
         self._contact = Contact(self._spec.settings.pipeline.stall_timeout)
 
     def _end_what_failed(self) -> None:
-        """Of an attempt that failed, ends the workers that died, are stuck or cannot be reached. All others have come
-        out of their work: whose neighbour is gone breaks off its own channels."""
+        """Of an attempt that failed, ends the workers that died, are stuck or cannot be reached. All others come out of
+        their work: whose neighbour is gone breaks off its own channels."""
         workers = self._crew.by_name
         self._crew.end(self._out_of_reach)  # they may work on, and their neighbours with them
         self._out_of_reach = set()
@@ -153,6 +153,8 @@ class RayWorkers:
             ray.wait(list(answers), num_returns=len(answers), timeout=_ALIVE)
         stuck = {name for ref, name in answers.items() if not _is_well(ref)}
         self._crew.end(stuck)  # first: they hold others up
+        if self._crew.coordinator is not None:
+            self._crew.coordinator.end.remote(self._attempt)
         working = self._crew.by_name.keys() - {COORDINATOR}  # whose watch ends when it begins anew
         work = {ref: name for ref, name in self._running.items() if name in working}
         if work:
