@@ -66,12 +66,14 @@ def polled(group: Any) -> Any:
 
 def test_a_death_comes_before_what_its_neighbours_say() -> None:
     lost, unreachable = PeerLostError("stage 1 → stage 2: the neighbour is gone"), WorkerUnreachableError("stage 1")
-    died, host, nan = WorkerDiedError("stage 2 died"), HostLostError("host lost"), NonFiniteLossError(0, float("nan"))
+    died, host, nan = WorkerDiedError("stage 2 died"), HostLostError("host lost"), NonFiniteLossError(2, float("nan"))
+    behind = NonFiniteLossError(5, float("nan"))  # in a stage that was sent what is no number
     other: RunError = StageFailedError("feeder 1 failed: OSError")
     cases: list[tuple[list[RunError], RunError]] = [
         ([lost, died], died),
         ([lost, unreachable, died, host], host),
         ([unreachable, lost, nan, other], nan),
+        ([lost, behind, nan], nan),
         ([lost, unreachable], unreachable),
         ([lost], lost),
     ]
