@@ -534,6 +534,44 @@ def test_killed_sender_becomes_an_error_at_a_receiver_that_was_at_work_after_wha
     assert noticed - killed < NOTICE
 
 
+def send_two_then_break_off(end: End) -> str:
+    for number in range(2):
+        end.sender.send(small(number))
+    end.sender.close()
+    time.sleep(0.3)  # the neighbour has taken them and waits for more
+    end.ends.break_off()
+    with pytest.raises(PeerLostError) as here:
+        end.sender.send(small(2))
+    return str(here.value)
+
+
+def receive_one_then_break_off(end: End) -> str:
+    end.receiver.receive()
+    time.sleep(0.3)  # the queue is full and the neighbour waits
+    end.ends.break_off()
+    with pytest.raises(PeerLostError) as here:
+        end.receiver.receive()
+    return str(here.value)
+
+
+@either
+@pytest.mark.parametrize(
+    ("sending", "receiving", "breaks_off"),
+    [(send_two_then_break_off, receive_until_lost, 0), (send_until_lost, receive_one_then_break_off, 1)],
+)
+def test_an_end_that_breaks_off_is_an_error_at_the_other_one_though_its_process_lives_on(
+    sending: Callable[[End], Any], receiving: Callable[[End], Any], breaks_off: int, transport: Transport
+) -> None:
+    """Symptom: gloo's connections outlived the channel, and a healthy neighbour waited for the whole stall timeout."""
+    with Pair(sending, receiving, transport=transport) as pair:
+        if breaks_off == 1:
+            pair.expect(0, "sent")
+        here = pair.result(breaks_off)
+        there = pair.result(1 - breaks_off)
+    assert here.startswith(f"{EDGE}: ") and here.removesuffix(")").endswith("broken off at this end")
+    assert next(said for said in there if isinstance(said, str)).startswith(f"{EDGE}: the neighbour is gone")
+
+
 def wait_out(_: End) -> None:
     time.sleep(60)
 

@@ -212,6 +212,21 @@ def test_stages_near_the_coordinator_and_away_from_it_read_what_one_process_does
             stage.close()
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_a_stage_that_waits_for_a_version_ends_with_the_attempt(away: bool, cluster: None) -> None:
+    """Symptom: when another stage died or failed, one that waited for what that would have said was healthy, came out
+    at the stall timeout alone, five minutes later, and was started anew."""
+    import ray
+
+    with coordinator(away=away, mode="shared-mean", timeout=600) as (worker, spec):
+        ray.get(worker.begin.remote(NO_CHECKPOINTS, 4))
+        stage = stage_of(worker, spec, 1, range(2), attempt=4)
+        threading.Timer(0.3, worker.end.remote, [4]).start()  # it waits by then
+        with pytest.raises(PeerLostError):
+            stage.read(0, at(5))
+        stage.close()
+
+
 def test_a_version_that_does_not_come_is_an_error_that_says_whose_gradient_it_lacks(cluster: None) -> None:
     import ray
 

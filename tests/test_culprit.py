@@ -40,13 +40,13 @@ class Neighbour:
         time.sleep(1.0)  # later than the neighbour's complaint
         os._exit(1)
 
-    def poll(self) -> Polled:
+    def poll(self, attempt: int) -> Polled:
         return Polled(Status(stage=0, account=Clock().read()), [], [], saving=False)
 
-    def candidate(self, epoch: int) -> dict[str, int]:
+    def candidate(self, attempt: int, epoch: int) -> dict[str, int]:
         return {f"weights of {os.getpid()}": epoch}
 
-    def trained(self) -> dict[str, int]:
+    def trained(self, attempt: int) -> dict[str, int]:
         return {f"state of {os.getpid()}": 0}
 
 
@@ -66,12 +66,14 @@ def polled(group: Any) -> Any:
 
 def test_a_death_comes_before_what_its_neighbours_say() -> None:
     lost, unreachable = PeerLostError("stage 1 → stage 2: the neighbour is gone"), WorkerUnreachableError("stage 1")
-    died, host, nan = WorkerDiedError("stage 2 died"), HostLostError("host lost"), NonFiniteLossError(0, float("nan"))
+    died, host, nan = WorkerDiedError("stage 2 died"), HostLostError("host lost"), NonFiniteLossError(2, float("nan"))
+    behind = NonFiniteLossError(5, float("nan"))  # in a stage that was sent what is no number
     other: RunError = StageFailedError("feeder 1 failed: OSError")
     cases: list[tuple[list[RunError], RunError]] = [
         ([lost, died], died),
         ([lost, unreachable, died, host], host),
         ([unreachable, lost, nan, other], nan),
+        ([lost, behind, nan], nan),
         ([lost, unreachable], unreachable),
         ([lost], lost),
     ]
@@ -153,7 +155,7 @@ def test_what_the_living_hold_is_fetched_while_others_are_dead_or_stopped(cluste
     os.kill(dead, signal.SIGKILL)
     os.kill(stopped, signal.SIGSTOP)
     begun = time.monotonic()
-    found = salvage(owners, 7, 300.0)
+    found = salvage(owners, 0, 7, 300.0)
     assert time.monotonic() - begun < 100  # 5 s where nothing else runs
     os.kill(stopped, signal.SIGKILL)
     assert found.lost == ["layers 2-3", "layer 4"]

@@ -8,8 +8,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,14 +21,17 @@ import pytest
 
 from pipeline.checkpoints.folder import Manifest
 from pipeline.config.run_spec import RunSpec
-from pipeline.config.settings import CheckpointSettings, Settings
+from pipeline.config.settings import CheckpointSettings, PipelineSettings, Settings
 from pipeline.errors import NonFiniteLossError
+from pipeline.kind import Kind
 from pipeline.runtime.checkpointing import Checkpointing
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.recovery import recovering
+from pipeline.runtime.stage import Send
 from pipeline.runtime.states import RunState
 from pipeline.telemetry.reports import Status
+from pipeline.transport.message import Message
 from tests.conftest import make_run
 from tests.test_embedding_equality import case
 from tests.test_equality import assert_same, serial
@@ -36,12 +41,20 @@ from workers.names import StageName
 pytestmark = pytest.mark.timeout(600)  # a busy machine takes minutes to start workers
 
 EVERY = 8  # steps between checkpoints
-STALL = 8  # seconds; no longer than neighbours of a failed stage have to come out of their work (workers.group)
+STALL = 8  # seconds after which a stage that is stopped or stuck is replaced
+PATIENT = PipelineSettings().stall_timeout  # where nobody is to wait so long
+
+
+Harm = signal.Signals | Callable[[Any], None]
+"""What is done to a worker: a signal to its process, or something that it does itself."""
+
+Victims = Mapping[int, tuple[str, Harm]]
+"""To whom it is done, by the training step at which."""
 
 
 class Disturbing(Observer):
-    """Does something to a run when its first stage has come to a training step, each time it comes so far; the first
-    time not before there is a checkpoint to go on from."""
+    """Does something to a run when its first stage has come to a training step; the first time not before there is a
+    checkpoint to go on from."""
 
     def __init__(self, spec: RunSpec, moments: Mapping[int, Callable[[], None]]) -> None:
         self._spec, self._moments = spec, dict(moments)
@@ -78,10 +91,26 @@ class Disturbing(Observer):
         self.stacks[title] = text
 
 
-def saving(settings: Settings, **pipeline: Any) -> Settings:
-    pipe = replace(settings.pipeline, executor="ray", stall_timeout=STALL, **pipeline)
+def saving(settings: Settings, *, stall_timeout: float = STALL, **pipeline: Any) -> Settings:
+    pipe = replace(settings.pipeline, executor="ray", stall_timeout=stall_timeout, **pipeline)
     checkpoint = CheckpointSettings(checkpoint_every=str(EVERY), max_restarts=5)
     return replace(settings, pipeline=pipe, checkpoint=checkpoint)
+
+
+def wait_behind(worker: Any, moments: Collection[int], gate: Path) -> None:
+    """A stage: behind each of these training steps waits until the gate, a folder, has a file of that number. However
+    slowly a busy machine looks at the run, it does not come further, let alone to its end."""
+    stage = worker._begun.stage
+    handle, steps = stage.handle, stage.spec.steps_per_epoch
+
+    def handled(message: Message, send: Send) -> bool:
+        more: bool = handle(message, send)
+        done = message.epoch * steps + message.step
+        while message.kind is Kind.TRAIN and done in moments and not (gate / str(done)).exists():
+            time.sleep(0.01)
+        return more
+
+    stage.handle = handled
 
 
 def processes(workers: Any) -> dict[str, int]:
@@ -92,98 +121,122 @@ def processes(workers: Any) -> dict[str, int]:
     return {name: ray.get(worker.__ray_call__.remote(lambda _: os.getpid())) for name, worker in there.items()}
 
 
-def disturbed(
-    settings: Settings, folder: Path, victims: dict[int, tuple[str, signal.Signals]], *, stages: int
-) -> tuple[RunResult, list[dict[str, int]], list[str]]:
-    """The run's result, the workers' processes before each disturbance and at the end, and what was said."""
-    from workers.lasting import LastingWorkers
+@dataclass(frozen=True)
+class Undergone:
+    """A disturbed run: its result, the workers' processes before each disturbance and at the end, and who watched."""
+
+    result: RunResult
+    seen: list[dict[str, int]]
+    observer: Disturbing
+
+    @property
+    def replaced(self) -> list[set[str]]:
+        """By each disturbance."""
+        return [
+            {name.split(" (")[0] for name in before if before[name] != after[name]}
+            for before, after in pairwise(self.seen)
+        ]
+
+    @property
+    def going_on(self) -> list[str]:
+        return [sentence for sentence in self.observer.said if "Going on from" in sentence]
+
+
+def disturbed(settings: Settings, folder: Path, victims: Victims, *, stages: int) -> Undergone:
+    """Trains, and disturbs it meanwhile."""
+    import ray
+
+    from workers import lasting
+    from workers.group import RayWorkers
 
     spec, _ = make_run(settings, stages=stages)
     seen: list[dict[str, int]] = []
-    with LastingWorkers(spec) as workers:
+    gate = folder / "gate"
+    gate.mkdir()
 
-        def end(name: str, number: signal.Signals) -> None:
+    class Waiting(RayWorkers):
+        def _begin_all(self) -> None:
+            super()._begin_all()
+            first = self._crew.stages[StageName(0)]
+            ray.get(first.__ray_call__.remote(wait_behind, list(victims), gate))
+
+    with pytest.MonkeyPatch.context() as patch, lasting.LastingWorkers(spec) as workers:
+        patch.setattr(lasting, "RayWorkers", Waiting)
+
+        def disturb(at: int, name: str, how: Harm) -> None:
             seen.append(processes(workers))
-            os.kill(next(pid for who, pid in seen[-1].items() if who.startswith(name)), number)
+            group: Any = workers._group
+            victim = next(who for who in seen[-1] if who.startswith(name))
+            if isinstance(how, signal.Signals):
+                os.kill(seen[-1][victim], how)
+            else:
+                ray.get(group._crew.by_name[victim].__ray_call__.remote(how))
+            (gate / str(at)).touch()
 
-        moments = {at: partial(end, *who) for at, who in victims.items()}
+        moments = {at: partial(disturb, at, *who) for at, who in victims.items()}
         observer = Disturbing(spec, moments)
-        result = recovering(spec, workers.train, observer, Checkpointing(folder=folder))
+        result = recovering(spec, workers.train, observer, Checkpointing(folder=folder / "checkpoints"))
         seen.append(processes(workers))
-    return result, seen, observer.said
+    return Undergone(result, seen, observer)
 
 
-def replaced(before: dict[str, int], after: dict[str, int]) -> set[str]:
-    return {name.split(" (")[0] for name in before if before[name] != after[name]}
+def hold_the_lock(worker: Any) -> None:
+    """Soon no other Python runs in the process any more."""
+
+    def sleep_for_good() -> None:
+        while True:
+            ctypes.PyDLL(None).sleep(1000)
+
+    threading.Timer(0.2, sleep_for_good).start()  # later than the answer to this call
 
 
-def test_only_what_died_is_started_anew(cluster: None, tmp_path: Path) -> None:
-    """Label embeddings of two stages: a stage is killed, then the coordinator, then a stage is stopped."""
+def test_only_what_died_or_is_stuck_is_started_anew(cluster: None, tmp_path: Path) -> None:
+    """Label embeddings of two stages: a stage is killed, then the coordinator, then a stage is stopped, and a thread
+    of one never gives the interpreter back."""
     settings = case("shared-sum, lag 1")
     settings = replace(settings, train=replace(settings.train, epochs=10))  # of 16 steps
-    victims = {
+    victims: Victims = {
         12: ("stage 2", signal.SIGKILL),
         40: ("coordinator", signal.SIGKILL),
         70: ("stage 1", signal.SIGSTOP),
+        100: ("stage 2", hold_the_lock),
     }
-    result, seen, said = disturbed(saving(settings), tmp_path, victims, stages=2)
-    assert_same(result, serial(settings))
-    changes = [replaced(before, after) for before, after in pairwise(seen)]
-    assert changes == [{"stage 2"}, {"coordinator"}, {"stage 1"}], said
-    going_on = [sentence for sentence in said if "Going on from" in sentence]
-    assert [sentence.split()[0] for sentence in going_on[:2]] == ["stage", "coordinator"], said
-    assert re.search(r"its process \d+ was stopped by a signal", going_on[-1]), said
-    assert sum("other workers go on in their processes." in sentence for sentence in said) == 3, said
-    assert sum("The run goes on, " in sentence for sentence in said) == 3, said
+    run = disturbed(saving(settings), tmp_path, victims, stages=2)
+    assert_same(run.result, serial(settings))
+    said, (first, second, third, fourth) = run.observer.said, run.going_on
+    assert run.replaced == [{"stage 2"}, {"coordinator"}, {"stage 1"}, {"stage 2"}], said
+    assert first.startswith("stage 2 ") and second.startswith("coordinator "), said
+    assert re.search(r"its process \d+ was stopped by a signal", third), said
+    assert re.match(r"stage 2 \(.*\) has not answered for 8 s: its process \d+ is stuck", fourth), said
+    (stacks,) = (text for title, text in run.observer.stacks.items() if title.startswith("stacks of stage 2"))
+    assert "sleep_for_good" in stacks
+    assert sum("other workers go on in their processes." in sentence for sentence in said) == 4, said
+    assert sum("The run goes on, " in sentence for sentence in said) == 4, said
 
 
 def spoil_a_weight(worker: Any) -> None:
     """As a flipped bit of a weight's exponent may."""
-    worker._now.stage.layers[0].net.parameters().__next__().data.view(-1)[0] = float("nan")
+    worker._begun.stage.layers[0].net.parameters().__next__().data.view(-1)[0] = float("nan")
 
 
 def abort_the_communicator(worker: Any) -> None:
-    worker._ends.break_off()
+    worker._begun.ends.break_off()
 
 
-def hold_the_lock(worker: Any) -> None:
-    """No other Python runs in the process any more."""
-    while True:
-        ctypes.PyDLL(None).sleep(1000)
+def test_lost_bits_and_connections_cost_no_process(cluster: None, small_settings: Settings, tmp_path: Path) -> None:
+    """A weight of the stage in the middle is no number any more, then its connections break. Its neighbours and the
+    feeder learn of it at once, by the connections that it breaks off.
 
-
-def test_lost_bits_and_connections_cost_no_process_and_a_stuck_one_is_replaced(
-    cluster: None, small_settings: Settings, tmp_path: Path
-) -> None:
-    """A weight of a stage is no number any more; a connection breaks; a thread never gives the interpreter back."""
-    from workers.lasting import LastingWorkers
-
-    settings = replace(small_settings, train=replace(small_settings.train, epochs=5))  # of 40 steps
-    spec, _ = make_run(saving(settings, transport="gloo"), stages=2)
-    seen: list[dict[str, int]] = []
-    with LastingWorkers(spec) as workers:
-
-        def do(what: Callable[[Any], None]) -> None:
-            seen.append(processes(workers))
-            group: Any = workers._group
-            group._crew.stages[StageName(1)].__ray_call__.remote(what)
-
-        moments = {
-            14: partial(do, spoil_a_weight),
-            40: partial(do, abort_the_communicator),
-            62: partial(do, hold_the_lock),
-        }
-        observer = Disturbing(spec, moments)
-        result = recovering(spec, workers.train, observer, Checkpointing(folder=tmp_path))
-        seen.append(processes(workers))
-    assert_same(result, serial(settings))
-    assert [replaced(before, after) for before, after in pairwise(seen)] == [set(), set(), {"stage 2"}]
-    first, second, third = [sentence for sentence in observer.said if "Going on from" in sentence]
-    # A busy machine may have come further by then.
-    assert re.match(r"stage 2, layer 3: the loss is nan at epoch \d, step ", first), first
-    assert re.match(r"stage 2 \(layers 3-4\) .*\. Going on from epoch \d, ", second), second
-    assert re.match(r"stage 2 \(layers 3-4\) has not answered for 8 s: its process \d+ is stuck", third), third
-    assert "hold_the_lock" in observer.stacks["stacks of stage 2 (layers 3-4)"]
+    Symptom: they waited for the stall timeout, five minutes, and were replaced for it after eight seconds.
+    """
+    settings = replace(small_settings, train=replace(small_settings.train, epochs=3))  # of 40 steps
+    victims: Victims = {14: ("stage 2", spoil_a_weight), 40: ("stage 2", abort_the_communicator)}
+    run = disturbed(saving(settings, transport="gloo", stall_timeout=PATIENT), tmp_path, victims, stages=3)
+    assert_same(run.result, serial(settings))
+    said, (first, second) = run.observer.said, run.going_on
+    assert run.replaced == [set(), set()], said
+    assert re.match(r"stage 2, layer \d: the loss is nan at epoch 1, step \d+\. Going on from ", first), said
+    assert re.match(r"(feeder|stage) \d → stage \d: the neighbour is gone \(.*\)\. Going on from ", second), said
 
 
 @pytest.mark.exhaustive  # test_failures.py has such a run end, with its weights
@@ -207,17 +260,20 @@ def test_a_loss_that_is_no_number_before_any_checkpoint_ends_the_run_at_once(
 def test_machines_that_do_not_see_the_run_folder_send_their_parts_and_are_sent_them(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a cluster without shared storage: no worker finds the mark, so none reads or writes there."""
+    """As on a cluster without shared storage: no worker finds the mark, so none reads or writes there.
+
+    The stage that is left waits for label embeddings, which lack what the other one would have said, when that dies.
+    """
     from workers import group
 
     monkeypatch.setattr(group, "mark", lambda folder: "a word that is written nowhere")
     settings = case("shared-sum, lag 1")
     settings = replace(settings, train=replace(settings.train, epochs=4))
-    victims = {24: ("stage 1", signal.SIGKILL), 44: ("coordinator", signal.SIGKILL)}
-    result, _, said = disturbed(saving(settings), tmp_path, victims, stages=2)
-    assert_same(result, serial(settings))
-    going_on = [sentence for sentence in said if "Going on from" in sentence]
-    assert len(going_on) == 2 and "the beginning" not in "".join(going_on), said
+    victims = {24: ("stage 2", signal.SIGKILL), 44: ("coordinator", signal.SIGKILL)}
+    run = disturbed(saving(settings, stall_timeout=PATIENT), tmp_path, victims, stages=2)
+    assert_same(run.result, serial(settings))
+    assert run.replaced == [{"stage 2"}, {"coordinator"}], run.observer.said
+    assert len(run.going_on) == 2 and "the beginning" not in "".join(run.going_on), run.observer.said
     assert not list(tmp_path.glob("**/.*")), "neither marks nor parts of files are left"
 
 
@@ -231,10 +287,9 @@ def test_every_worker_may_die_and_no_connection_is_left(
         for at, name in ((10, "feeder 2"), (20, "stage 3"), (30, "feeder 1"), (45, "stage 1"))
     }
     settings = saving(small_settings, transport=transport, feeders=2)
-    result, seen, said = disturbed(settings, tmp_path, victims, stages=3)
-    assert_same(result, serial(small_settings))
-    changes = [replaced(before, after) for before, after in pairwise(seen)]
-    assert changes == [{"feeder 2"}, {"stage 3"}, {"feeder 1"}, {"stage 1"}], said
+    run = disturbed(settings, tmp_path, victims, stages=3)
+    assert_same(run.result, serial(small_settings))
+    assert run.replaced == [{"feeder 2"}, {"stage 3"}, {"feeder 1"}, {"stage 1"}], run.observer.said
 
 
 @pytest.mark.exhaustive
@@ -242,9 +297,9 @@ def test_a_first_stage_that_reads_for_itself_is_replaced(
     cluster: None, small_settings: Settings, tmp_path: Path
 ) -> None:
     settings = saving(small_settings, feeders=0, transport="gloo")
-    result, seen, _ = disturbed(settings, tmp_path, {20: ("stage 1", signal.SIGKILL)}, stages=2)
-    assert_same(result, serial(small_settings))
-    assert replaced(*seen) == {"stage 1"}
+    run = disturbed(settings, tmp_path, {20: ("stage 1", signal.SIGKILL)}, stages=2)
+    assert_same(run.result, serial(small_settings))
+    assert run.replaced == [{"stage 1"}]
 
 
 def test_where_ray_is_another_program_s_its_loss_ends_the_run(
@@ -333,7 +388,7 @@ holder.communicate(timeout=60)
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
-        pytest.param(2, "Started anew: stage ", id="to the third", marks=pytest.mark.exhaustive),
+        pytest.param(2, "The run goes on, ", id="to the third", marks=pytest.mark.exhaustive),
         pytest.param(
             3,
             "There is room for 2 stages of 3. Going on in 2 stages.",

@@ -80,7 +80,7 @@ def test_ray_s_folder_and_agents_go_with_the_cluster(
 class Reporting:
     """An actor that answers a poll as a stage does."""
 
-    def poll(self) -> Polled:
+    def poll(self, attempt: int) -> Polled:
         layer = LayerReport(layer=0, losses=np.ones(1000, np.float32), loss=1.0)
         report = PassReport(stage=0, kind=Kind.TRAIN, epoch=0, layers=[layer])
         return Polled(Status(stage=0, account=Clock().read()), [report], [], saving=False)

@@ -321,7 +321,7 @@ def test_a_worker_captures_before_it_posts_its_first_receive(cuda: FakeCuda, mon
     for attempt in range(2):
         cuda.log.clear()
         worker.begin(NO_CHECKPOINTS, attempt=attempt)
-        worker.connect(Posting(cuda.log), None)  # type: ignore[arg-type]
+        worker.connect(attempt, Posting(cuda.log), None)  # type: ignore[arg-type]
         captured = [line for line in cuda.log if line.startswith("capture")]
         assert captured
         assert cuda.log[-1] == "receive posted"

@@ -48,10 +48,11 @@ class Arrivals:
 
     Args:
         folder: of the run's checkpoints; None: it saves none.
+        attempt: at the run, of which they are.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, attempt: int) -> None:
+        self._folder, self._attempt = folder, attempt
         self._saver: Saver | None = None
         self._saved: list[SavedFile] = []
         self._saving: dict[str, bool] = {}
@@ -63,7 +64,7 @@ class Arrivals:
         self._saving[name] = saving
         for file in files:
             if file.held:
-                self._coming[worker.part.remote(file.key, file.name)] = file
+                self._coming[worker.part.remote(self._attempt, file.key, file.name)] = file
             else:
                 self._saved.append(file)
 

@@ -18,6 +18,7 @@ from pipeline.layers.shared_state import VersionedState
 from pipeline.layers.state import State
 from pipeline.runtime.checkpointing import Checkpointing, shared_state
 from pipeline.runtime.state_line import Checkpoint, Offered, StateEnd
+from workers.attempts import of_attempt
 from workers.parts import HasParts
 from workers.signals import die_of_sigterm
 
@@ -31,33 +32,36 @@ Gradient = tuple[int, int, NDArray[np.float32]]
 class CoordinatorWorker(HasParts):
     """Owns the shared state. Its calls are answered beside each other; ``watch`` ends when something is wrong.
 
-    It begins anew with every attempt at the run. Stages say to which attempt they belong: what is under way from one
+    It begins anew with every attempt at the run. ``attempt`` as in ``workers.attempts``: what is under way from one
     that is over must not reach the state of the next.
     """
 
     def __init__(self, spec: RunSpec) -> None:
+        super().__init__()
         die_of_sigterm()
         torch.set_num_threads(1)
         self._spec = spec
         self._begun: _Begun | None = None
 
     def begin(self, checkpointing: Checkpointing, attempt: int = 0) -> None:
-        """Makes the state, as it was at the beginning or at a checkpoint. What waits for the one before ends.
+        """Makes the state, as it was at the beginning or at a checkpoint.
 
         Raises:
             DamagedError: the checkpoint's part cannot be read.
             StageFailedError: what is being written of a checkpoint does not come to its end.
         """
         if self._begun is not None:
-            self._begun.fail(PeerLostError(f"{NAME}: the run has begun anew"))
-        saver = self._save_anew(checkpointing)
+            self.end(self._begun.attempt)
+        saver = self._save_anew(checkpointing, attempt)
         self._begun = _Begun(attempt, shared_state(self._spec, saver, checkpointing.resume))
 
-    def watch(self, attempt: int) -> None:
-        """Returns never; raises what made the state of this attempt useless.
+    def end(self, attempt: int) -> None:
+        """The attempt is over: what waits for its state ends, such as a stage for a version that lacks what a dead one
+        would have said."""
+        self._of(attempt).fail(PeerLostError(f"{NAME}: the run begins anew"))
 
-        Calls of an actor that answers several at once begin in any order: one that comes late must not watch the next.
-        """
+    def watch(self, attempt: int) -> None:
+        """Returns never; raises what made the state of this attempt useless."""
         begun = self._of(attempt)
         begun.failed.wait()
         assert begun.failure is not None
@@ -114,25 +118,20 @@ class CoordinatorWorker(HasParts):
         values: NDArray[np.float32] = state.candidate(epoch).numpy()
         return values
 
-    def keep_only(self, best: int, upto: int) -> None:
-        self._of(None).state.keep_only(best, upto)
+    def keep_only(self, attempt: int, best: int, upto: int) -> None:
+        self._of(attempt).state.keep_only(best, upto)
 
-    def candidate(self, epoch: int) -> State:
-        return self._of(None).state.candidate_weights(epoch)
+    def candidate(self, attempt: int, epoch: int) -> State:
+        return self._of(attempt).state.candidate_weights(epoch)
 
-    def weights(self) -> State:
-        return self._of(None).state.weights()
+    def weights(self, attempt: int) -> State:
+        return self._of(attempt).state.weights()
 
-    def trained(self) -> State:
-        return self._of(None).state.state()
+    def trained(self, attempt: int) -> State:
+        return self._of(attempt).state.state()
 
-    def _of(self, attempt: int | None) -> _Begun:
-        """What there is of an attempt; None: of the present one. Raises PeerLostError where that one is over."""
-        begun = self._begun
-        assert begun is not None, "begin() comes first"
-        if attempt not in (None, begun.attempt):
-            raise PeerLostError(f"{NAME}: the run has begun anew")
-        return begun
+    def _of(self, attempt: int) -> _Begun:
+        return of_attempt(self._begun, attempt, NAME)
 
 
 @dataclass

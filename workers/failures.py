@@ -16,7 +16,7 @@ from ray.exceptions import (
 )
 from torch.distributed import DistError
 
-from pipeline.errors import PeerLostError, RunError, StageFailedError
+from pipeline.errors import NonFiniteLossError, PeerLostError, RunError, StageFailedError
 
 
 class WorkerDiedError(StageFailedError):
@@ -78,8 +78,12 @@ def failure_of(name: str, error: RayError) -> RunError:
 
 
 def culprit(failures: Sequence[RunError]) -> RunError:
-    """Of several workers' errors the one that explains the others: deaths before what their neighbours say of it."""
-    return min(failures, key=_rank)  # of equals the first
+    """Of several workers' errors the one that explains the others: deaths before what their neighbours say of it, and
+    of losses that are no number that of the lowest layer, as such numbers go downstream."""
+    cause = min(failures, key=_rank)  # of equals the first
+    if isinstance(cause, NonFiniteLossError):
+        return min((error for error in failures if isinstance(error, NonFiniteLossError)), key=lambda one: one.layer)
+    return cause
 
 
 def is_explained(failures: Sequence[RunError]) -> bool:

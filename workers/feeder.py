@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.telemetry.machine import MachineProbe
 from pipeline.telemetry.reports import FeederStatus
 from pipeline.telemetry.trace import TraceWish
 from pipeline.transport.edges import EdgeGroups, Ends
+from workers.attempts import of_attempt
 from workers.rendezvous import meeting
 from workers.signals import die_of_sigterm
 
@@ -61,74 +63,86 @@ def check_source(spec: RunSpec) -> None:
 
 class FeederWorker:
     """Feeder ``number`` of a run: every F-th batch, F the number of feeders. As ``StageWorker``, it begins anew with
-    every attempt at the run."""
+    every attempt at the run. ``attempt`` as in ``workers.attempts``."""
 
     def __init__(self, spec: RunSpec, number: int) -> None:
         die_of_sigterm()
         self.spec, self.number = spec, number
         torch.set_num_threads(1)
         self._source = open_source(spec)
-        self._new_images = NewImages(self._source)
-        self._pacer: Pacer | None = None
-        self._tokens = Tokens()
-        self._ends = Ends()
-        self._clock, self._machine = Clock(), MachineProbe(torch.device("cpu"))
-        self._interrupted = threading.Event()
-        self._one_at_a_time = threading.Lock()
+        self._machine = MachineProbe(torch.device("cpu"))
+        self._begun: _Begun | None = None
 
-    def begin(self, checkpointing: Checkpointing) -> None:
+    def begin(self, checkpointing: Checkpointing, attempt: int) -> None:
         """Takes up its part of the run; ``feed`` says from where on."""
-        self._ends.break_off()
-        self._ends, self._clock = Ends(), Clock()
-        self._pacer, self._tokens = pacer_of(self.spec, checkpointing), Tokens()
-        self._new_images = NewImages(self._source)
-        self._interrupted = threading.Event()
+        if self._begun is not None:
+            self._begun.ends.break_off()
+        self._begun = _Begun(attempt, pacer_of(self.spec, checkpointing), NewImages(self._source))
 
-    def connect(self, groups: EdgeGroups, first: Any) -> None:
+    def connect(self, attempt: int, groups: EdgeGroups, first: Any) -> None:
         """Joins the run's process groups and opens the channel to stage 1; ``first`` as ``StageWorker.connect``."""
-        rank = self.spec.num_stages + self.number
+        own, rank = self._of(attempt), self.spec.num_stages + self.number
         with meeting(first, groups) as store:
             address = ray.util.get_node_ip_address()
-            self._ends = groups.join(rank, torch.device("cpu"), self._clock, store, address=address)
+            own.ends = groups.join(rank, torch.device("cpu"), own.clock, store, address=address)
 
-    def feed(self, passes: Sequence[Pass], *, once: bool) -> None:
+    def feed(self, attempt: int, passes: Sequence[Pass], *, once: bool) -> None:
         """Sends the batches of these passes. Returns when the last one has been handed over.
 
         Args:
             once: the first stage keeps the images, and is sent each of them once.
         """
-        (sender,) = self._ends.outboxes
+        own = self._of(attempt)
+        (sender,) = own.ends.outboxes
         try:
-            with self._one_at_a_time:
+            with own.one_at_a_time:
                 for message in messages(
-                    self._new_images if once else self._source,
+                    own.new_images if once else self._source,
                     passes,
                     batch_size=self.spec.settings.train.batch_size,
                     part=(self.number, self.spec.settings.pipeline.feeders),
-                    interrupted=self._interrupted.is_set,
-                    pacer=self._pacer,
-                    tokens=self._tokens if self.number == 0 else None,
-                    clock=self._clock,
+                    interrupted=own.interrupted.is_set,
+                    pacer=own.pacer,
+                    tokens=own.tokens if self.number == 0 else None,
+                    clock=own.clock,
                 ):
                     sender.send(message)
         except BaseException as error:
-            if isinstance(error, PeerLostError) and self._interrupted.is_set():
+            if isinstance(error, PeerLostError) and own.interrupted.is_set():
                 return  # after a stop from another feeder, stage 1 takes nothing more
-            self._ends.break_off()
+            own.ends.break_off()
             raise
 
-    def poll(self) -> FeederStatus:
+    def poll(self, attempt: int) -> FeederStatus:
         """Where its time went; answered while ``feed`` works."""
-        return FeederStatus(account=self._clock.read(), machine=self._machine.read())
+        return FeederStatus(account=self._of(attempt).clock.read(), machine=self._machine.read())
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, attempt: int) -> None:
         """Has a checkpoint be saved before the next batch."""
-        assert self._pacer is not None, "the run saves checkpoints"
-        self._pacer.ask()
+        pacer = self._of(attempt).pacer
+        assert pacer is not None, "the run saves checkpoints"
+        pacer.ask()
 
-    def trace(self, wish: TraceWish) -> None:
+    def trace(self, attempt: int, wish: TraceWish) -> None:
         """Has a token for a trace go before the next training batch."""
-        self._tokens.add(trace_token(wish))
+        self._of(attempt).tokens.add(trace_token(wish))
 
-    def interrupt(self) -> None:
-        self._interrupted.set()
+    def interrupt(self, attempt: int) -> None:
+        self._of(attempt).interrupted.set()
+
+    def _of(self, attempt: int) -> _Begun:
+        return of_attempt(self._begun, attempt, f"feeder {self.number + 1}")
+
+
+@dataclass
+class _Begun:
+    """What a feeder has in one attempt at the run, from ``begin`` on; its channel from ``connect`` on."""
+
+    attempt: int
+    pacer: Pacer | None
+    new_images: NewImages
+    clock: Clock = field(default_factory=Clock)
+    tokens: Tokens = field(default_factory=Tokens)
+    interrupted: threading.Event = field(default_factory=threading.Event)
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    ends: Ends = field(default_factory=Ends)

@@ -16,9 +16,10 @@ _EVERY = 1.0  # seconds between two questions to a feeder
 
 
 class FeederStatuses:
-    """The latest word of every feeder, by its number."""
+    """The latest word of every feeder in an attempt at the run, by its number."""
 
-    def __init__(self) -> None:
+    def __init__(self, attempt: int) -> None:
+        self._attempt = attempt
         self._asked: dict[int, ray.ObjectRef[FeederStatus]] = {}
         self._asked_at: dict[int, float] = {}
         self._said: dict[int, FeederStatus] = {}
@@ -33,5 +34,5 @@ class FeederStatuses:
                     self._said[number] = ray.get(ref)
             now = time.monotonic()
             if number not in self._asked and now - self._asked_at.get(number, -_EVERY) >= _EVERY:
-                self._asked[number], self._asked_at[number] = feeder.poll.remote(), now
+                self._asked[number], self._asked_at[number] = feeder.poll.remote(self._attempt), now
         return [said for number, said in sorted(self._said.items()) if number in feeders]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -122,10 +122,10 @@ class RayWorkers:
         Errors as of ``train_ray``.
         """
         self._observer, self._checkpointing = observer, checkpointing
-        self._attempt += 1
-        if self._attempt:
+        if self._attempt >= 0:
             self._end_what_failed()
             self._arrivals.close()
+        self._attempt += 1
         self._hear_anew()
         self._crew.start_missing(self._attempt, self._observer, self._ready, self._all)
         self._begin_all()
@@ -137,14 +137,14 @@ class RayWorkers:
         self._asked_at: dict[StageName, float] = {}
         self._traces: list[StageTrace] = []
         self._shared_saved: Any = None  # an open question to the coordinator
-        self._feeders = FeederStatuses()
-        self._arrivals = Arrivals(self._checkpointing.folder)
+        self._feeders = FeederStatuses(self._attempt)
+        self._arrivals = Arrivals(self._checkpointing.folder, self._attempt)
         self._fetch = _FETCH
         self._contact = Contact(self._spec.settings.pipeline.stall_timeout)
 
     def _end_what_failed(self) -> None:
-        """Of an attempt that failed, ends the workers that died, are stuck or cannot be reached. All others have come
-        out of their work: whose neighbour is gone breaks off its own channels."""
+        """Of an attempt that failed, ends the workers that died, are stuck or cannot be reached. All others come out of
+        their work: whose neighbour is gone breaks off its own channels."""
         workers = self._crew.by_name
         self._crew.end(self._out_of_reach)  # they may work on, and their neighbours with them
         self._out_of_reach = set()
@@ -153,6 +153,8 @@ class RayWorkers:
             ray.wait(list(answers), num_returns=len(answers), timeout=_ALIVE)
         stuck = {name for ref, name in answers.items() if not _is_well(ref)}
         self._crew.end(stuck)  # first: they hold others up
+        if self._crew.coordinator is not None:
+            self._crew.coordinator.end.remote(self._attempt)
         working = self._crew.by_name.keys() - {COORDINATOR}  # whose watch ends when it begins anew
         work = {ref: name for ref, name in self._running.items() if name in working}
         if work:
@@ -167,18 +169,17 @@ class RayWorkers:
 
     def _begin_all(self) -> None:
         """Has every worker take up its part of the run."""
-        asked = {
-            feeder_name(number): one.begin.remote(self._checkpointing) for number, one in self._crew.feeders.items()
-        }
-        away = self._away()
+        away, attempt = self._away(), self._attempt
         if self._crew.coordinator is not None:  # first: stages ask it for versions of this attempt
             begin = self._checkpointing_of([SHARED], away=COORDINATOR in away)
-            self._all({COORDINATOR: self._crew.coordinator.begin.remote(begin, self._attempt)})
+            self._all({COORDINATOR: self._crew.coordinator.begin.remote(begin, attempt)})
+        begin = self._checkpointing
+        asked = {feeder_name(number): one.begin.remote(begin, attempt) for number, one in self._crew.feeders.items()}
         for name, stage in self._crew.stages.items():
             described = name.described(self._spec)
             files = [layer_file(layer) for layer in self._spec.stages[name.stage]]
             begin = self._checkpointing_of(files, away=described in away)
-            asked[described] = stage.begin.remote(begin, self._crew.coordinator, self._attempt)
+            asked[described] = stage.begin.remote(begin, self._crew.coordinator, attempt)
         answers = dict(zip(asked, self._all(asked), strict=True))
         self._keeps_images = answers[StageName(0).described(self._spec)]
 
@@ -216,13 +217,14 @@ class RayWorkers:
         self._observer.waits_for("joining neighbours")
         groups = EdgeGroups(edges, len(workers), pipe.stall_timeout, pipe.depth)
         self._all({first: one.open_exchange.remote(groups.secret)})
-        self._all({name: worker.connect.remote(groups, one) for name, worker in zip(names, workers, strict=True)})
+        joins = [worker.connect.remote(self._attempt, groups, one) for worker in workers]
+        self._all(dict(zip(names, joins, strict=True)))
         self.devices = self._all({name: stage.describe.remote() for name, stage in stages.items()})
         self._places = dict(zip(stages, self._all({name: s.where.remote() for name, s in stages.items()}), strict=True))
         here = this_node()
         self._clocks = {name: OffsetEstimate() for name, (node, _) in self._places.items() if node != here}
         self._observer.waits_for("the first batch")
-        self._running = {stage.run.remote(): name for name, stage in stages.items()}
+        self._running = {stage.run.remote(self._attempt): name for name, stage in stages.items()}
         if self._crew.coordinator is not None:
             self._running[self._crew.coordinator.watch.remote(self._attempt)] = COORDINATOR
 
@@ -275,12 +277,14 @@ class RayWorkers:
 
     def feed(self, passes: Sequence[Pass]) -> None:
         for number, feeder in self._crew.feeders.items():
-            self._running[feeder.feed.remote(passes, once=self._keeps_images)] = feeder_name(number)
+            work = feeder.feed.remote(self._attempt, passes, once=self._keeps_images)
+            self._running[work] = feeder_name(number)
         if not self._crew.feeders:  # the first stage reads for itself
-            self._running[self._crew.stages[StageName(0)].feed.remote(passes)] = "the first stage's reader"
+            work = self._crew.stages[StageName(0)].feed.remote(self._attempt, passes)
+            self._running[work] = "the first stage's reader"
 
     def checkpoint(self) -> None:
-        self._reader.checkpoint.remote()
+        self._reader.checkpoint.remote(self._attempt)
 
     @property
     def _reader(self) -> Any:
@@ -288,7 +292,7 @@ class RayWorkers:
         return self._crew.feeders[0] if self._crew.feeders else self._crew.stages[StageName(0)]
 
     def trace(self, wish: TraceWish) -> None:
-        self._reader.trace.remote(wish)
+        self._reader.trace.remote(self._attempt, wish)
 
     def traces(self) -> list[StageTrace]:
         taken, self._traces = self._traces, []
@@ -303,13 +307,14 @@ class RayWorkers:
     def interrupt(self) -> None:
         self._fetch = _FETCH_INTERRUPTED
         for reader in [*self._crew.feeders.values()] or [*self._crew.stages.values()][:1]:
-            reader.interrupt.remote()
+            reader.interrupt.remote(self._attempt)
 
     def poll(self) -> list[tuple[Status, list[PassReport]]]:
         # A question to a stage that is slow to answer stays open: its answer, with the reports in it, comes next time.
         for name, stage in self._crew.stages.items():
             if name not in self._polls:
-                self._asked_at[name], self._polls[name] = time.time(), stage.poll.remote()
+                self._asked_at[name] = time.time()
+                self._polls[name] = stage.poll.remote(self._attempt)
                 self._contact.asked(name.described(self._spec))
         answered = _as_they_come(self._polls.values(), _ANSWER)
         polled = []
@@ -354,7 +359,7 @@ class RayWorkers:
         if self._crew.coordinator is None or self._checkpointing.folder is None:
             return
         if self._shared_saved is None:
-            self._shared_saved = self._crew.coordinator.saved.remote()
+            self._shared_saved = self._crew.coordinator.saved.remote(self._attempt)
         if not ray.wait([self._shared_saved], timeout=_ANSWER)[0]:
             return
         asked, self._shared_saved = self._shared_saved, None
@@ -428,16 +433,16 @@ class RayWorkers:
 
     def keep_only(self, best: int, upto: int) -> None:
         for owner in self._crew.owners.values():
-            owner.keep_only.remote(best, upto)
+            owner.keep_only.remote(self._attempt, best, upto)
 
     def candidate(self, epoch: int) -> State:
-        return self._merged({name: owner.candidate.remote(epoch) for name, owner in self._crew.owners.items()})
+        return self._merged(lambda owner: owner.candidate.remote(self._attempt, epoch))
 
     def weights(self) -> State:
-        return self._merged({name: owner.weights.remote() for name, owner in self._crew.owners.items()})
+        return self._merged(lambda owner: owner.weights.remote(self._attempt))
 
     def trained(self) -> State:
-        return self._merged({name: owner.trained.remote() for name, owner in self._crew.owners.items()})
+        return self._merged(lambda owner: owner.trained.remote(self._attempt))
 
     @property
     def has_cluster(self) -> bool:
@@ -450,11 +455,12 @@ class RayWorkers:
             owners[HOLDS] = self._crew.coordinator
         if self._cluster.workers_end or self._lost is not None:
             return Salvage(weights={}, last={}, lost=list(owners))
-        return salvage(owners, epoch, self._fetch)
+        return salvage(owners, self._attempt, epoch, self._fetch)
 
-    def _merged(self, asked: dict[str, Any]) -> State:
-        """The states of workers by name, as one."""
+    def _merged(self, ask: Callable[[Any], Any]) -> State:
+        """The states of all that hold what the run learns, as one."""
         merged: State = {}
+        asked = {name: ask(owner) for name, owner in self._crew.owners.items()}
         end = time.perf_counter() + self._fetch
         for name, ref in asked.items():
             try:

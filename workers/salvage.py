@@ -13,11 +13,12 @@ from pipeline.runtime.history import Salvage
 _ANSWER = 5.0  # seconds in which a worker that lives answers a call that needs no work
 
 
-def salvage(owners: dict[str, Any], epoch: int | None, seconds: float) -> Salvage:
+def salvage(owners: dict[str, Any], attempt: int, epoch: int | None, seconds: float) -> Salvage:
     """Fetches weights and states from the workers that answer.
 
     Args:
         owners: the workers that hold what the run learned, by what each of them holds, for people.
+        attempt: at the run, that has ended.
         epoch: whose weights at its validation are fetched; None: the present ones.
         seconds: how long that may take. A worker that does not answer at all is not waited for so long.
     """
@@ -27,8 +28,8 @@ def salvage(owners: dict[str, Any], epoch: int | None, seconds: float) -> Salvag
     for what, answer in answers.items():
         if _value(answer) is not None:
             owner = owners[what]
-            weights[what] = owner.weights.remote() if epoch is None else owner.candidate.remote(epoch)
-            states[what] = owner.trained.remote()
+            weights[what] = owner.weights.remote(attempt) if epoch is None else owner.candidate.remote(attempt, epoch)
+            states[what] = owner.trained.remote(attempt)
     _done([*weights.values(), *states.values()], seconds)
     found = Salvage(weights={}, last={}, lost=[what for what in owners if what not in weights])
     for what, ref in weights.items():

@@ -32,6 +32,7 @@ from pipeline.telemetry.trace import StageTrace, TraceWish
 from pipeline.transport.base import DeviceKind
 from pipeline.transport.channel import Receiver
 from pipeline.transport.edges import EdgeGroups, Ends
+from workers.attempts import of_attempt
 from workers.feeder import open_source
 from workers.names import StageName
 from workers.parts import HasParts
@@ -65,10 +66,11 @@ class StageWorker(HasParts):
     """Holds a stage and its channels. ``run`` works in one thread; all other calls are answered beside it.
 
     It takes part in a run from ``begin`` on, and again from another ``begin`` on, when the run goes on after another
-    worker's failure.
+    worker's failure. ``attempt`` as in ``workers.attempts``.
     """
 
     def __init__(self, spec: RunSpec, name: StageName) -> None:
+        super().__init__()
         die_of_sigterm()
         show_on_demand()
         self.spec, self.name = spec, name
@@ -76,8 +78,6 @@ class StageWorker(HasParts):
         configure_process(spec, self._device)
         reads = name.stage == 0 and not spec.settings.pipeline.feeders
         self._source = open_source(spec) if reads else None
-        self._shared: RemoteState | None = None
-        self._ends = Ends()
         self._exchange: Exchange | None = None
         self._begun: _Begun | None = None
 
@@ -102,8 +102,10 @@ class StageWorker(HasParts):
         configure_process(spec, self._device)  # of this thread, too
         clock, pacer, tokens = Clock(), pacer_of(spec, checkpointing), Tokens()
         reports, traces = list[PassReport](), list[StageTrace]()
+        saver = self._save_anew(checkpointing, attempt)
+        shared: RemoteState | None = None
         if coordinator is not None:
-            self._shared = remote_state(
+            shared = remote_state(
                 Part(
                     spec=spec,
                     coordinator=coordinator,
@@ -114,25 +116,29 @@ class StageWorker(HasParts):
                     attempt=attempt,
                 )
             )
-        saver = self._save_anew(checkpointing)
 
         def report(one: PassReport) -> None:
             one.replica = self.name.replica
             reports.append(one)
 
-        stage = Stage(
-            spec,
-            self.name.stage,
-            self._device,
-            report=report,
-            clock=clock,
-            shared=self._shared,
-            saver=saver,
-            resume=checkpointing.resume,
-            traced=traces.append,
-            profiler=StageProfiler(self._device),
-        )
-        stage.capture()
+        try:
+            stage = Stage(
+                spec,
+                self.name.stage,
+                self._device,
+                report=report,
+                clock=clock,
+                shared=shared,
+                saver=saver,
+                resume=checkpointing.resume,
+                traced=traces.append,
+                profiler=StageProfiler(self._device),
+            )
+            stage.capture()
+        except BaseException:
+            if shared is not None:
+                shared.close()
+            raise
         reader = None
         if self._source is not None:
             size = spec.settings.train.batch_size
@@ -144,16 +150,14 @@ class StageWorker(HasParts):
                 tokens=tokens,
                 pinned=self._device.type == "cuda",
             )
-        self._begun = _Begun(stage, clock, reports, traces, cut, pacer, tokens, reader)
+        self._begun = _Begun(attempt, stage, clock, reports, traces, cut, pacer, tokens, reader, shared)
         return stage.keeps_images
 
     def _forget(self) -> None:
         """Lets go of an attempt that is over."""
+        if self._begun is not None:
+            self._begun.break_off()
         self._begun = None
-        self._ends.break_off()
-        if self._shared is not None:
-            self._shared.close()
-        self._ends, self._shared = Ends(), None
         gc.collect()  # an error's trace may hold the stage, and with it its memory on the GPU
         give_back(self._device)
 
@@ -179,55 +183,52 @@ class StageWorker(HasParts):
         seconds to import, which whoever asks has no other use for, and a stage's optimizer has them already."""
         return edge_bytes(self.spec)
 
-    def connect(self, groups: EdgeGroups, first: Any) -> None:
+    def connect(self, attempt: int, groups: EdgeGroups, first: Any) -> None:
         """Joins the run's process groups and opens the channels to both neighbours.
 
         Args:
             first: the first stage's actor, where the workers meet.
         """
-        own = self._now
+        own = self._of(attempt)
         with meeting(first, groups) as store:
             address = ray.util.get_node_ip_address()
-            self._ends = groups.join(self.name.stage, self._device, own.clock, store, address=address)
+            own.ends = groups.join(self.name.stage, self._device, own.clock, store, address=address)
         if own.reader is not None:
             own.inbox = own.reader
         elif self.name.stage == 0:
-            own.inbox = MergedReceiver(self._ends.inboxes, first=own.cut.steps)
+            own.inbox = MergedReceiver(own.ends.inboxes, first=own.cut.steps)
         else:
-            own.inbox = self._ends.inboxes[0]
+            own.inbox = own.ends.inboxes[0]
 
-    def run(self) -> None:
+    def run(self, attempt: int) -> None:
         """Works until the stop token. Raises what the stage or a channel raises; then its channels are broken off, so
         that no other worker waits for it."""
-        own = self._now
+        own = self._of(attempt)
         assert own.inbox is not None, "connect() comes first"
         configure_process(self.spec, self._device)
         try:
-            stages.run(own.stage, own.inbox, next(iter(self._ends.outboxes), None), own.clock)
+            stages.run(own.stage, own.inbox, next(iter(own.ends.outboxes), None), own.clock)
         except BaseException:
-            self._ends.break_off()
-            if self._shared is not None:
-                self._shared.close()
+            own.break_off()
             raise
 
-    def feed(self, passes: Sequence[Pass]) -> None:
+    def feed(self, attempt: int, passes: Sequence[Pass]) -> None:
         """Has a first stage without feeders read these passes."""
-        assert self._now.reader is not None, "feeders feed"
-        self._now.reader.feed(passes)
+        self._reader_of(attempt).feed(passes)
 
-    def interrupt(self) -> None:
-        """Has it stop in place of the next batch."""
-        assert self._now.reader is not None, "feeders are interrupted"
-        self._now.reader.interrupt()
+    def interrupt(self, attempt: int) -> None:
+        """Has a first stage without feeders stop in place of the next batch."""
+        self._reader_of(attempt).interrupt()
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, attempt: int) -> None:
         """Has a checkpoint be saved before the next batch."""
-        assert self._now.pacer is not None, "the run saves checkpoints"
-        self._now.pacer.ask()
+        pacer = self._of(attempt).pacer
+        assert pacer is not None, "the run saves checkpoints"
+        pacer.ask()
 
-    def trace(self, wish: TraceWish) -> None:
+    def trace(self, attempt: int, wish: TraceWish) -> None:
         """Has a token for a trace go before the next training batch."""
-        self._now.tokens.add(trace_token(wish))
+        self._of(attempt).tokens.add(trace_token(wish))
 
     def peak_bytes(self, *, reset: bool = False) -> int:
         """Most memory held since the last reset (``pipeline.telemetry.memory``)."""
@@ -240,37 +241,41 @@ class StageWorker(HasParts):
         """Gives freed memory back, between two batches."""
         give_back(self._device)
 
-    def poll(self) -> Polled:
-        saved, saving = self.saved()  # first: their reports are there by now
-        own = self._now
+    def poll(self, attempt: int) -> Polled:
+        saved, saving = self.saved(attempt)  # first: their reports are there by now
+        own = self._of(attempt)
         status = own.stage.status()
         status.replica = self.name.replica
         status.device = self.describe()
         status.waiting = own.inbox.waiting if own.inbox is not None else 0
         return Polled(status, take(own.reports), saved, saving, take(own.traces))
 
-    def keep_only(self, best: int, upto: int) -> None:
-        self._now.stage.keep_only(best, upto)
+    def keep_only(self, attempt: int, best: int, upto: int) -> None:
+        self._of(attempt).stage.keep_only(best, upto)
 
-    def candidate(self, epoch: int) -> State:
-        return self._now.stage.candidate(epoch)
+    def candidate(self, attempt: int, epoch: int) -> State:
+        return self._of(attempt).stage.candidate(epoch)
 
-    def weights(self) -> State:
-        return self._now.stage.weights()
+    def weights(self, attempt: int) -> State:
+        return self._of(attempt).stage.weights()
 
-    def trained(self) -> State:
-        return self._now.stage.trained()
+    def trained(self, attempt: int) -> State:
+        return self._of(attempt).stage.trained()
 
-    @property
-    def _now(self) -> _Begun:
-        assert self._begun is not None, "begin() comes first"
-        return self._begun
+    def _of(self, attempt: int) -> _Begun:
+        return of_attempt(self._begun, attempt, f"stage {self.name.stage + 1}")
+
+    def _reader_of(self, attempt: int) -> BatchReceiver:
+        reader = self._of(attempt).reader
+        assert reader is not None, "feeders do it"
+        return reader
 
 
 @dataclass
 class _Begun:
-    """What a stage's worker has in one attempt at the run, from ``begin`` on; its inbox from ``connect`` on."""
+    """What a stage's worker has in one attempt at the run, from ``begin`` on; its channels from ``connect`` on."""
 
+    attempt: int
     stage: Stage
     clock: Clock
     reports: list[PassReport]
@@ -279,7 +284,15 @@ class _Begun:
     pacer: Pacer | None
     tokens: Tokens
     reader: BatchReceiver | None
+    shared: RemoteState | None
+    ends: Ends = field(default_factory=Ends)
     inbox: Receiver | None = None
+
+    def break_off(self) -> None:
+        """Nobody waits for this stage any more."""
+        self.ends.break_off()
+        if self.shared is not None:
+            self.shared.close()
 
 
 def own_device(kind: DeviceKind) -> torch.device:

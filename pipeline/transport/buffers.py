@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import ChannelError
+from pipeline.transport.channel import BROKEN_OFF
 from pipeline.transport.message import HEADER_BYTES, payload_size
 
 
@@ -51,7 +52,9 @@ class Buffer(Protocol):
         ...
 
     def abandon(self) -> None:
-        """The peer is gone: nothing that was posted holds the device up any longer."""
+        """The peer is gone, or this end goes: nothing that was posted holds the device up any longer, and what is
+        posted from now on raises RuntimeError. Lets go of the process groups, whose connections end when nobody holds
+        them any more."""
         ...
 
 
@@ -61,18 +64,19 @@ class HostBuffer:
     def __init__(self, payload: int, peer: int, group: dist.ProcessGroup, *, pinned: bool) -> None:
         self._frame = torch.zeros(HEADER_BYTES + payload, dtype=torch.uint8, pin_memory=pinned)
         self.header, self.payload = self._frame[:HEADER_BYTES], self._frame[HEADER_BYTES:]
-        self._peer, self._group = peer, group
+        self._peer = peer
+        self._group: dist.ProcessGroup | None = group
         self._work: dist.Work | None = None
 
     def post_send(self, size: int) -> None:
-        self._work = dist.isend(self._frame[: HEADER_BYTES + size], self._peer, group=self._group)
+        self._work = dist.isend(self._frame[: HEADER_BYTES + size], self._peer, group=_there(self._group))
 
     def wait_sent(self, seconds: float) -> None:
         _wait(self._work, seconds)
 
     def post_receive(self) -> None:
         # gloo takes a shorter message into a longer buffer.
-        self._work = dist.irecv(self._frame, self._peer, group=self._group)
+        self._work = dist.irecv(self._frame, self._peer, group=_there(self._group))
 
     def take_payload(self, seconds: float) -> None:
         """It comes with the header."""
@@ -81,7 +85,8 @@ class HostBuffer:
         _wait(self._work, seconds)
 
     def abandon(self) -> None:
-        """gloo lets go by itself."""
+        """A message that is under way holds gloo's connection, as the group does."""
+        self._work = self._group = None
 
 
 class NcclBuffer:
@@ -111,7 +116,9 @@ class NcclBuffer:
     ) -> None:
         self.header = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
         self.payload = torch.zeros(max(payload, 1), dtype=torch.uint8, device=device)
-        self._peer, self._group, self._header_group = peer, group, header_group
+        self._peer = peer
+        self._group: dist.ProcessGroup | None = group
+        self._header_group: dist.ProcessGroup | None = header_group
         self._stream = stream
         self._free: torch.cuda.Event | None = None
         self._taken = True
@@ -119,8 +126,8 @@ class NcclBuffer:
         self._body: dist.Work | None = None
 
     def post_send(self, size: int) -> None:
-        self._head = dist.isend(self.header, self._peer, group=self._header_group)
-        self._body = dist.isend(self.payload[:size], self._peer, group=self._group) if size else None
+        self._head = dist.isend(self.header, self._peer, group=_there(self._header_group))
+        self._body = dist.isend(self.payload[:size], self._peer, group=_there(self._group)) if size else None
 
     def wait_sent(self, seconds: float) -> None:
         _wait(self._head, seconds)
@@ -129,7 +136,8 @@ class NcclBuffer:
     def post_receive(self) -> None:
         if self._stream is not None:
             self._free = torch.cuda.current_stream(self.payload.device).record_event()
-        self._head, self._body, self._taken = dist.irecv(self.header, self._peer, group=self._header_group), None, False
+        self._head = dist.irecv(self.header, self._peer, group=_there(self._header_group))
+        self._body, self._taken = None, False
 
     def take_payload(self, seconds: float) -> None:
         if self._taken:
@@ -141,7 +149,7 @@ class NcclBuffer:
             raise ChannelError(f"a message announces {size:,} bytes, and the channel takes {len(self.payload):,}")
         if size:
             with self._beside():
-                self._body = dist.irecv(self.payload[:size], self._peer, group=self._group)
+                self._body = dist.irecv(self.payload[:size], self._peer, group=_there(self._group))
 
     def wait_received(self, seconds: float) -> None:
         self.take_payload(seconds)
@@ -152,6 +160,8 @@ class NcclBuffer:
         there = self._group in dist.distributed_c10d._world.pg_map  # another buffer of the group may have ended it
         if self.payload.is_cuda and there:
             dist.distributed_c10d._abort_process_group(self._group)
+        # Only now do the headers' connections end, by which the peer notices: it ends its own kernels then.
+        self._group = self._header_group = self._head = self._body = None
 
     def _order(self) -> None:
         """What is launched from now on comes after the payload's journey."""
@@ -166,6 +176,14 @@ class NcclBuffer:
         return torch.cuda.stream(self._stream)
 
 
+def _there(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """The group, which torch would take for another one were it none. Raises RuntimeError where it was let go of."""
+    if group is None:
+        raise RuntimeError(BROKEN_OFF)
+    return group
+
+
 def _wait(work: dist.Work | None, seconds: float) -> None:
-    assert work is not None, "it was posted, and both ends belong to the group"
+    if work is None:
+        raise RuntimeError(BROKEN_OFF)
     work.wait(timedelta(seconds=seconds))

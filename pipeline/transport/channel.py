@@ -23,6 +23,9 @@ from pipeline.transport.message import Message
 
 _T = TypeVar("_T")
 
+BROKEN_OFF = "broken off at this end"
+"""Why a channel can be used no more after ``break_off``."""
+
 
 class Sender(Protocol):
     """The upstream end of a channel."""
@@ -40,7 +43,8 @@ class Sender(Protocol):
         ...
 
     def break_off(self) -> None:
-        """Lets go of the channel at once: what the neighbour waits for, now or next, raises PeerLostError there."""
+        """Lets go of the channel at once: what the neighbour waits for, now or next, raises PeerLostError there.
+        Between processes what is asked of this end from now on raises it as well."""
         ...
 
 

@@ -57,7 +57,8 @@ class DistSender:
         self._sending = False
 
     def break_off(self) -> None:
-        """What is being sent is not waited for. The connection is the process groups' (``Distributed.leave``)."""
+        """What is being sent is not waited for. The connection ends once the process groups do, too
+        (``Distributed.leave``)."""
         self._sending = False
         self._buffer.abandon()
 
@@ -176,9 +177,10 @@ class Distributed(Carrier):
 
     @classmethod
     def leave(cls) -> None:
-        """Ends all process groups of this process, and with them their connections.
+        """Ends all process groups of this process, and with them their connections, which shows at their other ends.
 
-        NCCL's are gone by then: each end has aborted its own. To shut one down would wait for a peer that may be dead.
+        gloo has no other way to end one: a group's connections end with its last reference. NCCL's are gone by then:
+        each end has aborted its own. To shut one down would wait for a peer that may be dead.
         """
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -33,7 +33,7 @@ from torch import Tensor
 from pipeline.errors import PeerLostError
 from pipeline.telemetry.clock import Clock, TimeCategory
 from pipeline.transport.base import CARRIERS, Carrier, DeviceKind, Edge, Meeting
-from pipeline.transport.channel import ReceivingEnd, Sender
+from pipeline.transport.channel import BROKEN_OFF, ReceivingEnd, Sender
 from pipeline.transport.message import HEADER_BYTES, Message, pack, unpack
 
 PROCESSES = Path("/proc")
@@ -187,6 +187,10 @@ class _SharedEnd:
         self._headers.close()
         self._credits.close()
 
+    def _check(self) -> None:
+        if self._headers.closed:
+            raise PeerLostError(f"{self.name}: {BROKEN_OFF}")
+
 
 class SharedSender(_SharedEnd):
     """Upstream end. Implements ``pipeline.transport.channel.Sender``."""
@@ -211,6 +215,7 @@ class SharedSender(_SharedEnd):
 
     def close(self) -> None:
         """Waits until a slot is free: then all but the messages that may wait have been taken."""
+        self._check()
         with self._clock.measure(TimeCategory.WAIT_OUT):
             while not self._free:
                 _wait(self._credits, select.POLLIN, self._timeout, f"{self.name}: the neighbour took no message")
@@ -224,6 +229,7 @@ class SharedReceiver(_SharedEnd):
     """Downstream end. Implements ``pipeline.transport.channel.Receiver``."""
 
     def receive(self) -> Message:
+        self._check()
         with self._clock.measure(TimeCategory.WAIT_IN):
             if self._sequence > 0:
                 self._give_back()
