@@ -209,6 +209,28 @@ def test_conclusion_says_so_when_ddp_wins() -> None:
     assert said[0].startswith("DDP wins: 205 images/s, 1.36 times the fastest row of local learning, CFF-1")
 
 
+def test_a_pipeline_is_held_against_the_fastest_one_of_backprop() -> None:
+    rows = rows_of(
+        measured("gpipe-8", [100, 101, 102]),
+        measured("1f1b-8", [110, 120, 115]),
+        measured("serial", [90, 90, 90], family="local"),
+        measured("pipelined", [138, 132, 161], family="local", busy=[0.05, 0.05]),
+    )
+    assert [None if row.rival is None else row.rival.name for row in rows] == [None, None, None, "1f1b-8"]
+    said = conclude(rows)
+    assert (
+        "pipelined is 1.20 times as fast as 1f1b-8 (1.10 to 1.40 round by round), the fastest pipeline of "
+        "backpropagation."
+    ) in said
+    assert "pipelined: stage 1, stage 2." in said, "which stages there are"
+
+
+def test_conclusion_gives_no_reason_for_an_ideal_of_equal_stages() -> None:
+    rows = rows_of(measured("cff-1", [90], family="local", busy=[0.1, 0.1]))
+    (ideal,) = [sentence for sentence in conclude(rows) if "of its ideal" in sentence]
+    assert "speed-up 1.80 of 2.00. Its slowest" in ideal
+
+
 def test_conclusion_calls_no_winner_where_rounds_overlap() -> None:
     said = conclude(rows_of(measured("ddp", [100, 160]), measured("cff-1", [150, 152], family="local")))
     assert said[0].startswith("Nobody wins clearly: CFF-1 has 151 images/s")
@@ -218,8 +240,8 @@ def test_conclusion_says_what_the_pipeline_loses_and_to_what() -> None:
     rows = rows_of(measured("cff-1", [90], family="local", busy=[0.08, 0.1]))
     (ideal,) = [sentence for sentence in conclude(rows) if "of its ideal" in sentence]
     assert ideal == (
-        "cff-1 reaches 90.0 % of its ideal: speed-up 1.62 of 1.80. Its slowest stage, stage 2, computed 90.0 % of the "
-        "time; 10.0 % to waiting for input."
+        "cff-1 reaches 90.0 % of its ideal: speed-up 1.62 of 1.80. It is not 2 because the stages' steps take 80.0 and "
+        "100.0 ms. Its slowest stage, stage 2, computed 90.0 % of the time; 10.0 % to waiting for input."
     )
 
 
@@ -347,6 +369,13 @@ def test_bad_input_is_refused_before_anything_starts(flags: list[str], said: str
 def test_an_unknown_benchmark_names_those_there_are(capsys: Any) -> None:
     assert main(["bench", "papre"]) == 2
     assert "paper, memory and transport" in capsys.readouterr().err
+
+
+def test_a_balanced_partition_leaves_no_device_idle() -> None:
+    """Symptom: where a second stage gains little, the planner took one, and the pipelined row was refused."""
+    settings = tiny_settings(depth=2)
+    balanced = replace(settings, pipeline=replace(settings.pipeline, partition="balanced"))
+    assert spec_of(ROWS["cff-1"], balanced, Devices("cpu", 2), QUIET).stages == partition(2, 2)
 
 
 def test_turns_are_epochs_of_their_own_length() -> None:

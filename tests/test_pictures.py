@@ -229,6 +229,7 @@ def bench_row(name: str, speed: float) -> Figures:
         step_seconds=None,
         to_backprop=None,
         to_serial=None,
+        rival=None,
         ideal=None,
         devices=(Device(name="stage 1", shares={"busy": 0.97, "wait_in": 0.03}, step_seconds=None, peak_bytes=1),),
         bytes_per_step=None,

@@ -17,18 +17,22 @@ import pytest
 import torch
 
 from launch.bench.backprop import replicas
+from launch.bench.backprop.alone import Alone
 from launch.bench.backprop.batches import in_memory
 from launch.bench.backprop.entry import BackpropRunner, backprop_runners
 from launch.bench.backprop.final_messages import kind_of
 from launch.bench.backprop.job import Way
+from launch.bench.backprop.layers import LayerByLayer
 from launch.bench.backprop.part import Part
 from launch.bench.backprop.planning import backprop_spec, plan
 from launch.bench.protocol import CannotRunError
+from launch.bench.stages import stages_of_net
 from pipeline.config.run_spec import RunSpec
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
 from pipeline.layers.state import State
-from pipeline.nets import VitSettings
+from pipeline.methods import InfoproSettings
+from pipeline.nets import ConvSettings, ResnetSettings, VitSettings
 from pipeline.runtime.serial import train_serial
 from pipeline.telemetry.reports import PassReport
 from tests.conftest import make_run
@@ -249,6 +253,48 @@ def test_the_stages_of_the_run_are_those_of_its_rivals() -> None:
     spec = replace(tiny_spec(stages=2), stages=(range(2), range(2, 3)))
     sized = changed(spec, "pipeline", partition=(2, 1), stages=2)
     assert plan(spec, "1f1b", 2, 2).stages == plan(sized, "1f1b", 2, 2).stages == spec.stages
+
+
+def test_stages_of_modules_are_cut_at_the_same_layers() -> None:
+    """Symptom: where modules have several layers, rivals of an uneven partition were cut evenly."""
+    net, method = ResnetSettings(depth=14, width=4), InfoproSettings(modules=3)
+    spec = replace(tiny_spec(net=net, method=method), stages=(range(1), range(1, 3)))
+    assert plan(spec, "1f1b", 2, 2).stages == (range(2), range(2, 6))
+    assert stages_of_net(spec) == (range(2), range(2, 6))
+
+
+def test_layers_that_are_timed_learn_as_in_a_pipeline(run: tuple[RunSpec, Dataset]) -> None:
+    spec, dataset = run
+    job = replace(plan(spec, "gpipe", 2, 8), way="layers", num_ranks=1, stages=(range(_DEPTH),))
+    timed, alone = LayerByLayer(job, 0), Alone(plan(spec, "backprop", 1), 0)
+    (first,), (second,) = in_memory(job, dataset), in_memory(job, dataset)
+    for _ in range(2):
+        torch.testing.assert_close(timed.step(first.take()), alone.step(second.take()), rtol=1e-5, atol=1e-6)
+    exact = without_key_biases(alone.weights())
+    for name, value in without_key_biases(timed.weights()).items():
+        torch.testing.assert_close(value, exact[name], rtol=1e-5, atol=1e-6, msg=name)
+    seconds = timed.take_seconds()
+    assert len(seconds) == _DEPTH
+    assert min(seconds) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_balanced_pipeline_is_cut_where_its_own_layers_take_as_long(small_settings: Settings) -> None:
+    """Of four layers the last takes nearly all the time: an even cut would have it share a stage with the third."""
+    settings = replace(
+        small_settings,
+        net=ConvSettings(channels=(4, 4, 64, 1024), first_padding=1),
+        train=replace(small_settings.train, batch_size=32),
+        pipeline=replace(small_settings.pipeline, executor="ray"),
+    )
+    spec, dataset = make_run(settings, stages=2)
+    names = {}
+    for way in ("gpipe", "1f1b"):
+        runner = BackpropRunner(spec, way, 2, microbatches=8, dataset=dataset, warm=1, balanced=True)
+        with started(runner):
+            names[way] = [device.name for device in runner.round(1).devices]
+    assert names["gpipe"] == names["1f1b"] == ["stage 1 (layers 1-3)", "stage 2 (layer 4)"]
 
 
 def test_a_copy_of_the_net_computes_with_its_own_weights() -> None:

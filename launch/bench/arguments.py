@@ -33,7 +33,8 @@ class BenchArguments:
 
     settings: Settings = field(default_factory=lambda: DEFAULT)
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """A preset's net, method, data and batch in place of ViT and CFF. Rows of ours are then serial and pipelined."""
+    """A preset's net, method, data and batch in place of ViT and CFF. Rows of ours are then serial and pipelined, and
+    --partition is balanced unless given."""
     devices: int | None = None
     """Devices that rows may use. Default: all. A CPU device is --threads threads."""
     rounds: int = 5

@@ -20,6 +20,7 @@ _WAYS = {
     "other": "the rest (Ray, metrics, Python between steps)",
 }
 _LEAST = 0.001  # share of time that is worth a word
+_EVEN = 0.95  # of the devices: what an ideal has from where on stages count as equal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,14 @@ def conclude(
     """
     measured = [row for row in rows if row.images_per_second is not None]
     said = _winner([row for row in measured if row.source == "memory"] or measured)
-    said += [_against_ideal(row) for row in measured if row.ideal is not None and len(row.devices) > 1]
+    pipelined = [row for row in measured if row.ideal is not None and len(row.devices) > 1]
+    said += [
+        f"{row.label} is {_times(row.rival.ratio, f' as {row.rival.name}')}, the fastest pipeline of backpropagation."
+        for row in pipelined
+        if row.rival is not None
+    ]
+    said += _cuts(measured)
+    said += [_against_ideal(row) for row in pipelined]
     most = max((len(row.devices) for row in measured if row.ideal is not None), default=1)
     if most > 1 and steps_per_epoch:
         said.append(
@@ -121,12 +129,26 @@ def _against_ideal(row: Figures) -> str:
         ((share, _WAYS[kind]) for kind, share in slowest.shares.items() if kind in _WAYS and share >= _LEAST),
         reverse=True,
     )
+    unequal = ""
+    if ideal.speedup < _EVEN * len(row.devices):
+        steps = " and ".join(f"{1e3 * (device.step_seconds or 0.0):,.1f}" for device in row.devices)
+        unequal = f" It is not {len(row.devices)} because the stages' steps take {steps} ms."
     went = ", ".join(f"{100 * share:.1f} % to {way}" for share, way in lost) or "nothing went elsewhere"
     return (
         f"{row.label} reaches {100 * ideal.efficiency:.1f} % of its ideal: speed-up {ideal.measured_speedup:.2f} of "
-        f"{ideal.speedup:.2f}. Its slowest stage, {slowest.name}, computed "
+        f"{ideal.speedup:.2f}.{unequal} Its slowest stage, {slowest.name}, computed "
         f"{100 * slowest.shares.get('busy', 0.0):.1f} % of the time; {went}."
     )
+
+
+def _cuts(rows: Sequence[Figures]) -> list[str]:
+    """Which layers each pipeline has on which stage."""
+    cuts: dict[str, list[str]] = {}
+    for row in rows:
+        stages = [device.name for device in row.devices]
+        if len(stages) > 1 and stages[0].startswith("stage"):
+            cuts.setdefault(", ".join(stages), []).append(row.label)
+    return ["; ".join(f"{', '.join(labels)}: {stages}" for stages, labels in cuts.items()) + "."] if cuts else []
 
 
 def _with_feeder(rows: Sequence[Figures]) -> list[str]:
@@ -160,5 +182,5 @@ def _speed(row: Figures) -> str:
     return f"{row.images_per_second or 0.0:,.0f} images/s"
 
 
-def _times(ratio: Ratio) -> str:
-    return f"{ratio.of_medians:.2f} times as fast ({ratio.low:.2f} to {ratio.high:.2f} round by round)"
+def _times(ratio: Ratio, whom: str = "") -> str:
+    return f"{ratio.of_medians:.2f} times as fast{whom} ({ratio.low:.2f} to {ratio.high:.2f} round by round)"

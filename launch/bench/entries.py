@@ -15,6 +15,7 @@ from launch.bench.backprop.entry import backprop_runners
 from launch.bench.ours import ROWS, PipelineRunner, Row, Source, reference, spec_of, turns_of
 from launch.bench.protocol import CannotRunError, Round, Runner
 from launch.command_line.setting_names import as_flags
+from pipeline.config import checks
 from pipeline.config.devices import Devices
 from pipeline.config.settings import Settings
 from pipeline.data.loader import Dataset
@@ -138,7 +139,8 @@ def _theirs(protocol: BenchProtocol, name: str, source: Source) -> Runner:
     if source == "feeder":  # as many images as ours read, so that both have them decoded
         spec = turns_of(spec, source, warm=protocol.warm, steps=protocol.steps)
     dataset = protocol.dataset if source == "memory" else None
-    every = backprop_runners(spec, protocol.devices.count, dataset=dataset, warm=protocol.warm)
+    balanced = protocol.settings.pipeline.partition == "balanced"
+    every = backprop_runners(spec, protocol.devices.count, dataset=dataset, warm=protocol.warm, balanced=balanced)
     return next(runner for runner in every if runner.name == name)
 
 
@@ -235,10 +237,11 @@ def stages_needed(entries: Sequence[Entry]) -> int:
 
 def idle_devices(settings: Settings, devices: Devices) -> str | None:
     """A sentence where the net has too few layers to use all devices."""
-    num_layers = settings.net.num_layers
+    num_layers = checks.num_layers(settings)
     if settings.pipeline.stages != "auto" or devices.count <= num_layers:
         return None
     return (
-        f"{devices.count} devices, and the net has {num_layers} layers: pipelined rows have {num_layers} stages and "
-        f"leave {devices.count - num_layers} idle. A deeper net (--depth) would use them."
+        f"{devices.count} devices, and the net has {num_layers} layers that learn locally: pipelined rows have "
+        f"{num_layers} stages and leave {devices.count - num_layers} idle. More layers would use them: a deeper net "
+        "or, where several form a module, more --modules."
     )

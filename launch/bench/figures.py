@@ -14,6 +14,8 @@ from launch.bench.protocol import Round
 BACKPROP = ("ddp",)
 SERIAL = ("cff-serial-1", "serial")
 """The rows that others are held against: of one name or the other there is one."""
+PIPELINES = ("gpipe-8", "gpipe-32", "1f1b-8", "1f1b-32")
+"""Pipelines of backpropagation, of which the fastest counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,14 @@ class Ratio:
     paired: float
     low: float
     high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """Another row, and how much faster than it this one is."""
+
+    name: str
+    ratio: Ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +85,7 @@ class Figures:
         images_per_second, low, high: median and range over the rounds; None where none was measured.
         to_backprop, to_serial: how much faster than ``ddp`` and ``cff-serial-1``, or a preset's ``serial``, from the
             same source, or from memory where those do not run from it.
+        rival: of a pipeline of ours, the fastest pipeline of backpropagation; None where there is none.
         ideal: of our rows.
         bytes_per_step: between devices, in one step.
         step_seconds: median wall seconds of a step.
@@ -93,6 +104,7 @@ class Figures:
     step_seconds: float | None
     to_backprop: Ratio | None
     to_serial: Ratio | None
+    rival: Rival | None
     ideal: Ideal | None
     devices: tuple[Device, ...]
     bytes_per_step: int | None
@@ -162,6 +174,7 @@ def _figures(entry: Entry, entries: Sequence[Entry], batch_size: int) -> Figures
         step_seconds=batch_size / median(rates) if rates else None,
         to_backprop=_ratio_to(BACKPROP, entry, entries),
         to_serial=_ratio_to(SERIAL, entry, entries),
+        rival=_rival(entry, entries),
         ideal=ideal_of(rounds, batch_size),
         devices=_devices(rounds),
         bytes_per_step=rounds[-1].bytes_per_step if rounds else None,
@@ -170,9 +183,21 @@ def _figures(entry: Entry, entries: Sequence[Entry], batch_size: int) -> Figures
 
 
 def _ratio_to(names: Collection[str], entry: Entry, entries: Sequence[Entry]) -> Ratio | None:
+    return next((ratio(entry, other) for other in _comparable(names, entry, entries)), None)
+
+
+def _rival(entry: Entry, entries: Sequence[Entry]) -> Rival | None:
+    if entry.runner.family != "local" or not any(len(taken.devices) > 1 for taken in entry.rounds.values()):
+        return None
+    held = [(other.name, ratio(entry, other)) for other in _comparable(PIPELINES, entry, entries)]
+    rivals = [Rival(name=name, ratio=found) for name, found in held if found is not None]
+    return min(rivals, key=lambda rival: rival.ratio.of_medians, default=None)
+
+
+def _comparable(names: Collection[str], entry: Entry, entries: Sequence[Entry]) -> list[Entry]:
+    """The measured rows of these names: those of the same source, or else all."""
     same = [other for other in entries if other.name in names and other.rounds]
-    of_source = [other for other in same if other.source == entry.source]
-    return next((ratio(entry, other) for other in (*of_source, *same)), None)
+    return [other for other in same if other.source == entry.source] or same
 
 
 def _devices(rounds: Sequence[Round]) -> tuple[Device, ...]:

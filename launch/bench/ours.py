@@ -14,6 +14,7 @@ from rich.console import Console
 
 from launch.balance import resolve_measured
 from launch.bench.protocol import DeviceUse, Round, Runner
+from launch.bench.stages import stage_name, stages_of_net
 from launch.presets import PRESETS
 from pipeline.config import build, checks
 from pipeline.config.build import build_run
@@ -119,7 +120,10 @@ def spec_of(row: Row, settings: Settings, devices: Devices, console: Console) ->
     """
     settings = row.learn(settings)
     pipe = settings.pipeline
-    pipe = replace(pipe, executor="ray", stages=pipe.stages if row.pipelined else 1, feeders=max(1, pipe.feeders))
+    stages: int | Literal["auto"] = pipe.stages if row.pipelined else 1
+    if row.pipelined and pipe.partition == "balanced":  # which would leave devices idle that gain little
+        stages = build.num_stages(settings, devices.count)
+    pipe = replace(pipe, executor="ray", stages=stages, feeders=max(1, pipe.feeders))
     if not row.pipelined:
         pipe = replace(pipe, partition="even")
     settings = replace(settings, pipeline=pipe)
@@ -254,9 +258,7 @@ class PipelineRunner(Runner):
         return reports
 
     def _stage_name(self, stage: int) -> str:
-        layers = self.spec.stages[stage]
-        numbers = f"layer {layers[0] + 1}" if len(layers) == 1 else f"layers {layers[0] + 1}-{layers[-1] + 1}"
-        return f"stage {stage + 1} ({numbers})"
+        return stage_name(stage, stages_of_net(self.spec)[stage])
 
 
 def joined(reports: list[PassReport]) -> StepTimes:

@@ -50,7 +50,8 @@ class ConvLayer(FeatureMapLayer):
         self.norm = nn.BatchNorm2d(features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
+        # In place: batch norm keeps its input for the backward pass, and nobody its output. So with blocks, too.
+        return F.relu(self.norm(self.conv(x)), inplace=True)
 
 
 @dataclass(frozen=True, kw_only=True)

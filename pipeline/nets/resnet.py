@@ -94,6 +94,8 @@ class BasicBlock(FeatureMapLayer):
     def forward(self, x: Tensor) -> Tensor:
         if self.stem is not None:
             x = self.stem(x)
-        residual = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.missing))
-        return F.relu(residual + shortcut)
+        residual = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)), inplace=True)))
+        shortcut = x
+        if self.stride > 1 or self.missing:  # else padding would copy it
+            shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.missing))
+        return F.relu(residual + shortcut, inplace=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
+from launch.bench.backprop.balance import balanced_stages
 from launch.bench.backprop.group import WorkerGroup
 from launch.bench.backprop.job import PIPELINES, Job, Way, count_of, how_compiled
 from launch.bench.backprop.planning import plan
@@ -43,6 +45,7 @@ class BackpropRunner(Runner):
         dataset: the opened data, whose first batches are kept in memory and used again and again; None: every batch is
             read, shuffled and put together in the background, by one process.
         warm: steps at the beginning of each round that are not measured.
+        balanced: whether a pipeline is cut by the measured times of the net's layers; else as the run is.
     """
 
     family: Literal["backprop", "local"] = "backprop"
@@ -56,19 +59,22 @@ class BackpropRunner(Runner):
         microbatches: int = 1,
         dataset: Dataset | None,
         warm: int = 2,
+        balanced: bool = False,
     ) -> None:
         self.name = f"{way}-{microbatches}" if microbatches > 1 else way
         devices = count_of(1 if way == "backprop" else num_devices, "device")
         cut = f", {microbatches} microbatches" if microbatches > 1 else ""
         self.title = f"{_TITLES[way]}{cut}, {devices}{_lacks(way, how_compiled(spec))}"
         self._spec, self._way, self._num_devices, self._microbatches = spec, way, num_devices, microbatches
-        self._dataset, self._warm = dataset, warm
+        self._dataset, self._warm, self._balanced = dataset, warm, balanced
         self._crew: WorkerGroup | None = None
         self._job: Job | None = None
 
     def start(self) -> None:
-        self._job = plan(self._spec, self._way, self._num_devices, self._microbatches)
-        self._crew = WorkerGroup(self.title, self.name, self._job, self._dataset)
+        job = plan(self._spec, self._way, self._num_devices, self._microbatches)
+        if self._balanced and self._way in PIPELINES:
+            job = replace(job, stages=balanced_stages(job, self._dataset))
+        self._job, self._crew = job, WorkerGroup(self.title, self.name, job, self._dataset)
         self._crew.ask("round", 0, _FIRST_STEPS)
 
     def round(self, steps: int) -> Round:
@@ -108,10 +114,10 @@ def _lacks(way: Way, how: Literal["on", "graphs"] | None) -> str:
 
 
 def backprop_runners(
-    spec: RunSpec, num_devices: int, *, dataset: Dataset | None, warm: int = 2
+    spec: RunSpec, num_devices: int, *, dataset: Dataset | None, warm: int = 2, balanced: bool = False
 ) -> list[BackpropRunner]:
     """Every row of backpropagation, none of them started: see ``BackpropRunner``."""
     return [
-        BackpropRunner(spec, way, num_devices, microbatches=microbatches, dataset=dataset, warm=warm)
+        BackpropRunner(spec, way, num_devices, microbatches=microbatches, dataset=dataset, warm=warm, balanced=balanced)
         for way, microbatches in _ROWS
     ]

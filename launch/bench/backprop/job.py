@@ -7,9 +7,11 @@ from typing import Literal
 
 import torch
 
+from launch.bench.stages import stage_name
 from pipeline.config.run_spec import RunSpec
 
 Way = Literal["backprop", "dataparallel", "ddp", "gpipe", "1f1b"]
+"""How one net is trained."""
 PIPELINES: tuple[Way, ...] = ("gpipe", "1f1b")
 
 
@@ -27,7 +29,7 @@ class Job:
 
     Attributes:
         spec: the run by backpropagation: the whole net is its only layer.
-        way: how several devices train one net.
+        way: how several devices train one net; or "layers", which times its layers on each of them.
         num_devices: devices at work.
         num_ranks: processes; one to each device, but for DataParallel, whose only process drives all of them.
         stages: where the net is cut, the layers of each rank; else one entry with all layers.
@@ -35,7 +37,7 @@ class Job:
     """
 
     spec: RunSpec
-    way: Way
+    way: Way | Literal["layers"]
     num_devices: int
     num_ranks: int
     stages: tuple[range, ...]
@@ -64,9 +66,7 @@ class Job:
         """What people call a rank."""
         if self.way not in PIPELINES:
             return f"rank {rank + 1}"
-        layers = self.stages[rank]
-        numbers = str(layers[0] + 1) if len(layers) == 1 else f"{layers[0] + 1}-{layers[-1] + 1}"
-        return f"stage {rank + 1} (layer{'s' if len(layers) > 1 else ''} {numbers})"
+        return stage_name(rank, self.stages[rank])
 
     @property
     def tried(self) -> str:

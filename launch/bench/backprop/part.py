@@ -73,6 +73,14 @@ class Part(nn.Module):
             x = layer(x)
         return x
 
+    def layer(self, number: int, x: Tensor) -> Tensor:
+        """One of its layers alone: activations out, scores of the net's last one."""
+        with self._autocast():
+            x = self.layers[number](x)
+        if self.rule is None or number + 1 < len(self.layers):
+            return x
+        return self.rule.classify(cast(Layer, self.layers[number]), x)
+
     def draw_anew(self, where: BatchPosition) -> None:
         """Seeds what dropout draws in a step."""
         self._generator.manual_seed(rng.torch_seed(self._seed, "layer", self._rank, where.step))

@@ -8,6 +8,7 @@ import torch
 
 from launch.bench.backprop.job import Job, Way, count_of
 from launch.bench.protocol import CannotRunError
+from launch.bench.stages import stages_of_net
 from pipeline.config import build
 from pipeline.config.partition import partition
 from pipeline.config.run_spec import RunSpec
@@ -71,6 +72,7 @@ def plan(spec: RunSpec, way: Way, num_devices: int, microbatches: int = 1) -> Jo
 def _cut(spec: RunSpec, num_layers: int, num_devices: int) -> tuple[range, ...]:
     """The stages of the local run where they fit the devices, else as even as can be."""
     num_stages = min(num_devices, num_layers)
-    if len(spec.stages) == num_stages and sum(map(len, spec.stages)) == num_layers:
-        return spec.stages
+    stages = stages_of_net(spec)
+    if len(stages) == num_stages and stages[-1].stop == num_layers:
+        return stages
     return partition(num_layers, num_stages)

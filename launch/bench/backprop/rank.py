@@ -19,6 +19,7 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]  # public,
 from launch.bench.backprop.batches import Portions
 from launch.bench.backprop.final_messages import print_into
 from launch.bench.backprop.job import Job
+from launch.bench.backprop.layers import LayerByLayer
 from launch.bench.backprop.trainer import Trainer
 from launch.bench.protocol import DeviceUse
 from pipeline.runtime.allocator import keep_freed_memory
@@ -38,7 +39,7 @@ class Share:
 
 
 Question = tuple[Any, ...]
-"""("round", warm-up steps, steps), whose answer is a ``Share``, or ("weights",)."""
+"""("round", warm-up steps, steps), whose answer is a ``Share``, ("weights",), or ("layers",) where layers are timed."""
 
 
 def work(job: Job, rank: int, store: Path, portions: Portions, said: str) -> Callable[[Question], Any]:
@@ -77,6 +78,8 @@ def _trainer(job: Job, rank: int) -> Trainer:
             from launch.bench.backprop.pipelines import Pipelined  # noqa: PLC0415
 
             return Pipelined(job, rank)
+        case "layers":
+            return LayerByLayer(job, rank)
 
 
 def _join(job: Job, rank: int, file: Path) -> None:
@@ -95,6 +98,9 @@ def _answer(here: Trainer, portions: Portions, question: Question) -> Any:
             answer: Any = _round(here, portions, warm, steps)
         case ("weights",):
             answer = here.weights()
+        case ("layers",):
+            assert isinstance(here, LayerByLayer), "asked of a job that times layers"
+            answer = here.take_seconds()
         case _:
             raise ValueError(f"no rank knows the question {question}")
     give_back(here.device)
