@@ -6,13 +6,14 @@ Host 0 is a person's own machine, whose SSH key opens all others; the switch bet
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -172,6 +173,26 @@ class Hosts:
             ignored = shutil.ignore_patterns("__pycache__", "fixtures")
             shutil.copytree(sources / room, self.home(host) / "localpipe" / room, ignore=ignored)
 
+    def check_out(self, host: int, sources: Path) -> Path:
+        """Copies what git knows of a checkout to ``localpipe`` in its home folder. Returns that, as seen from here."""
+        folder = self.home(host) / "localpipe"
+        listed = subprocess.run(["git", "ls-files"], cwd=sources, check=True, capture_output=True, text=True).stdout
+        for name in [one for one in listed.split() if (sources / one).is_file()]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(sources / name, folder / name)
+        return folder
+
+    def name_also(self, host: int, own: str, known: str) -> None:
+        """Gives it two more addresses, as a cloud does: one that its programs take for their own, and one by which it
+        is known outside. All hosts reach both.
+        """
+        here = f"ip -n {self.name(host)}"
+        for address in (own, known):
+            _do(*f"{here} address add {address}/32 dev eth0".split())
+            for other in set(range(self._count + 1)) - {host}:
+                _do(*f"ip -n {self.name(other)} route add {address}/32 dev eth0".split())
+        _do(*f"{here} route replace default via {_NET}.254 src {own}".split())
+
     def far(self, milliseconds: float) -> None:
         """From now on everything arrives so much later, one way."""
         ports = [f"port{host}" for host in range(self._count + 1)]
@@ -236,6 +257,20 @@ class Hosts:
             time.sleep(0.05)
         children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text().split()
         self._first[host] = int(children[0])
+
+
+def filled_in(text: str, changes: Mapping[str, str]) -> str:
+    """A shipped cluster file with what a person fills in, by what stands there, and with this Python's packages in
+    place of a download.
+    """
+    ours = {
+        "flock .installing make install": f"flock .installing ln -sfn {shlex.quote(sys.prefix)} .venv",
+        "RAY_AUTH_MODE=token' >>": "RAY_AUTH_MODE=token PYTHONPATH=$HOME/localpipe' >>",
+    }
+    for shipped, here in {**ours, **changes}.items():
+        assert shipped in text, shipped
+        text = text.replace(shipped, here)
+    return text
 
 
 def _pythons() -> Sequence[Path]:

@@ -1,10 +1,13 @@
-"""What cluster.yaml and the compose files have Ray do on the machines that they name, and `launch` reads in them."""
+"""What the cluster files and the compose files have Ray do on their machines, and what `launch` reads in them."""
 
+import importlib.util
+import json
 import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -16,6 +19,25 @@ from tools.await_workers import failure_in, wanted_workers
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
+AWS = yaml.safe_load((ROOT / "cluster-aws.yaml").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("file", [CLUSTER, AWS], ids=["own", "aws"])
+def test_ray_s_schema_takes_it(file: dict[str, Any]) -> None:
+    ray = importlib.util.find_spec("ray")
+    assert ray is not None and ray.origin is not None
+    schema = json.loads((Path(ray.origin).parent / "autoscaler" / "ray-schema.json").read_text("utf-8"))
+    jsonschema.validate(file, schema)
+
+
+def test_machines_of_aws_do_as_machines_of_ones_own() -> None:
+    alone = {"provider", "auth", "max_workers", "head_node_type", "available_node_types", "head_setup_commands"}
+    assert {**CLUSTER, **AWS}.keys() - CLUSTER.keys() <= alone
+    ubuntu = [command for command in AWS["setup_commands"] if command.startswith("sudo apt-get ")]
+    expected = {**CLUSTER, "setup_commands": [*ubuntu, *CLUSTER["setup_commands"]]}
+    assert {key: said for key, said in AWS.items() if key not in alone} == {
+        key: said for key, said in expected.items() if key not in alone
+    }
 
 
 def test_no_worker_is_left_out() -> None:
@@ -106,7 +128,8 @@ def test_a_sweep_is_typed_on_the_head_as_it_was_here(
 
 def test_all_workers_of_the_file_are_waited_for() -> None:
     assert "tools/await_workers.py" in CLUSTER["head_start_ray_commands"][-1]
-    assert wanted_workers(CLUSTER) == 2
+    assert (wanted_workers(CLUSTER), wanted_workers(AWS)) == (2, 1)
+    assert AWS["max_workers"] >= 1
     kinds = {"head": {"min_workers": 0}, "a": {"min_workers": 3}, "b": {}}
     assert wanted_workers({"provider": {"type": "aws"}, "head_node_type": "head", "available_node_types": kinds}) == 3
 

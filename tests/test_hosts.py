@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from launch.cli import main
-from tests.support_hosts import Hosts, missing
+from tests.support_hosts import Hosts, filled_in, missing
 
 if (_reason := missing()) is not None:
     pytest.skip(_reason, allow_module_level=True)
@@ -41,33 +37,20 @@ _ALIVE = "import ray; ray.init('auto', logging_level=40); print('alive', sum(nod
 def hosts() -> Iterator[Hosts]:
     """Host 0, where localpipe and a cluster.yaml are in ~/localpipe, and a cluster of hosts 1 to 3 that is up."""
     with Hosts(3) as made:
-        source = made.home(0) / "localpipe"
-        ours = subprocess.run(["git", "ls-files"], cwd=ROOT, check=False, capture_output=True, text=True).stdout.split()
-        for name in [one for one in ours if (ROOT / one).is_file()]:
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, source / name)
-        (source / "cluster.yaml").write_text(_filled_in((source / "cluster.yaml").read_text("utf-8"), made), "utf-8")
+        file = made.check_out(0, ROOT) / "cluster.yaml"
+        workers = ", ".join(made.address(host) for host in _WORKERS)
+        changes = {
+            "head_ip: 192.168.1.10": f"head_ip: {made.address(_HEAD)}",
+            "[192.168.1.11, 192.168.1.12]": f"[{workers}]",
+            "ssh_user: ubuntu # <- the same": "ssh_user: root # <- the same",
+            "~/.ssh/localpipe": "~/.ssh/id_ed25519",
+        }
+        file.write_text(filled_in(file.read_text("utf-8"), changes), "utf-8")
         up = "ray get-auth-token --generate && ray up -y cluster.yaml"
         said = made.run(0, "bash", "-c", up, cwd="localpipe", seconds=400)
         assert said.returncode == 0, said.stdout
         assert "has joined (2 of 2)" in said.stdout
         yield made
-
-
-def _filled_in(text: str, hosts: Hosts) -> str:
-    """The shipped cluster.yaml with what a person fills in, and with this Python's packages in place of a download."""
-    workers = ", ".join(hosts.address(host) for host in _WORKERS)
-    for shipped, ours in (
-        ("head_ip: 192.168.1.10", f"head_ip: {hosts.address(_HEAD)}"),
-        ("[192.168.1.11, 192.168.1.12]", f"[{workers}]"),
-        ("ssh_user: ubuntu # <- the same", "ssh_user: root # <- the same"),
-        ("~/.ssh/localpipe", "~/.ssh/id_ed25519"),
-        ("flock .installing make install", f"flock .installing ln -sfn {shlex.quote(sys.prefix)} .venv"),
-        ("RAY_AUTH_MODE=token' >>", "RAY_AUTH_MODE=token PYTHONPATH=$HOME/localpipe' >>"),
-    ):
-        assert shipped in text, shipped
-        text = text.replace(shipped, ours)
-    return text
 
 
 def _until(holds: Callable[[], Any], seconds: float, what: str) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,17 @@ import yaml
 from pipeline.errors import RunError, UserError
 
 
+class NoHeadError(RunError):
+    """A cloud lends no head for a cluster now; it may lend workers of it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterFile:
     """What `launch` needs of it.
 
     Attributes:
         path: the file.
+        lent: whether its machines are a cloud's.
         head: the head's address, as it is reached from here.
         workers: addresses of the other machines, as the head reaches them. None of machines that a cloud lends: they
             are gone when they are given back.
@@ -27,6 +36,7 @@ class ClusterFile:
     """
 
     path: Path
+    lent: bool
     head: str
     workers: tuple[str, ...]
     user: str
@@ -41,7 +51,8 @@ def read_cluster(path: Path) -> ClusterFile:
 
     Raises:
         UserError: it is none that `ray up` would take, or its commands run in containers.
-        RunError: a cloud lends no head for it now.
+        NoHeadError: a cloud lends no head for it now.
+        RunError: the cloud refuses what the file asks for.
     """
     try:
         said = yaml.safe_load(path.read_text("utf-8"))
@@ -67,6 +78,7 @@ def read_cluster(path: Path) -> ClusterFile:
     key = auth.get("ssh_private_key")
     return ClusterFile(
         path=path,
+        lent=kind != "local",
         head=head,
         workers=tuple(workers),
         user=user,
@@ -84,23 +96,34 @@ def _stop_in(commands: list[str] | None) -> str:
 
 def _as_a_cloud_has_it(said: dict[str, Any], path: Path) -> dict[str, Any]:
     """With what Ray adds: the key that it made."""
-    from ray.autoscaler import sdk  # noqa: PLC0415 (seconds)
-
-    try:
+    with _asking(path) as sdk:
         filled: dict[str, Any] = sdk.bootstrap_config(said)
-    except Exception as error:  # whatever a cloud's library raises
-        raise RunError(f"{path}: {_first_line(error)}") from error
     return filled
 
 
 def _head_of(path: Path) -> str:
-    from ray.autoscaler import sdk  # noqa: PLC0415
+    with _asking(path) as sdk:
+        try:
+            return str(sdk.get_head_node_ip(str(path)))
+        except RuntimeError as error:
+            raise NoHeadError(f"{path}: has no head now. `ray up {path}` starts it.") from error
 
+
+@contextmanager
+def _asking(path: Path) -> Iterator[Any]:
+    """Ray's way to a cloud, without what it prints meanwhile. Raises RunError where the cloud refuses."""
+    from ray.autoscaler import sdk  # noqa: PLC0415 (seconds)
+
+    logging.getLogger("ray.autoscaler").setLevel(logging.CRITICAL)  # it logs an error's traceback, and raises it, too
+    sdk.configure_logging(log_style="pretty", color_mode="false", verbosity=0)
+    panics = StringIO()
     try:
-        return str(sdk.get_head_node_ip(str(path)))
+        with redirect_stdout(StringIO()), redirect_stderr(panics):
+            yield sdk
+    except RunError:
+        raise
     except Exception as error:  # whatever a cloud's library raises
-        raise RunError(f"{path}: has no head now: {_first_line(error)} `ray up {path}` starts it.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        if said := panics.getvalue().strip():  # of which Ray's own error tells nothing
+            raise RunError(f"{path}: the cloud refuses.\n{said}") from error
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(f"{path}: {line.strip().rstrip('.:')}.") from error

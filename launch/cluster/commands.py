@@ -6,18 +6,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 
-from launch.cluster.cluster_file import ClusterFile, read_cluster
+from launch.cluster.cluster_file import ClusterFile, NoHeadError, read_cluster
 from launch.cluster.head import Head
 from launch.cluster.jobs import Job, Jobs, jobs_of
 from launch.cluster.stop import stop_ray
 from launch.command_line.arguments import ResumeArguments
 from launch.command_line.options import take_options
 from launch.command_line.parse import RunArguments
-from launch.output.console import make_console, say
+from launch.output.console import make_console, say, warn
 from launch.output.run_folder import RUNS, is_sweep, new_path
 from launch.signals import INTERRUPTED
 from launch.sweep.points import settings_of
@@ -167,9 +168,17 @@ def down(cluster: Path, console: Console) -> None:
 
     Raises:
         UserError: the file is no cluster.yaml.
-        RunError: a machine cannot be reached; the others are done all the same.
+        RunError: a machine cannot be reached; the others are done all the same. Of a cloud's it is no error: they are
+            given back in any case.
     """
-    stop_ray(read_cluster(cluster), console)
+    with suppress(NoHeadError):  # workers that are left without one go on costing
+        file = read_cluster(cluster)
+        try:
+            stop_ray(file, console)
+        except RunError as error:
+            if not file.lent:
+                raise
+            warn(str(error))
     # Ray's own notes of what is up; and a cloud's machines.
     done = subprocess.run(  # noqa: S603 (Ray's own command, with a file that it reads)
         [sys.executable, "-m", "ray.scripts.scripts", "down", "--yes", str(cluster)],

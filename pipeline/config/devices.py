@@ -37,8 +37,11 @@ def local_devices(wanted: str, threads: int, precision: Precision = "fp32") -> D
         ResourcesError: CUDA is asked for and not there, or a GPU lacks the precision.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        build = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no GPU answers"
-        raise ResourcesError(f"`device` cuda: {build}. Use `device` cpu, or install a CUDA build of PyTorch.")
+        if torch.version.cuda is None:
+            problem, cure = "this PyTorch is built without CUDA", "install a CUDA build of PyTorch"
+        else:
+            problem, cure = "no GPU answers", "have `nvidia-smi` list one, in a container with --gpus all"
+        raise ResourcesError(f"`device` cuda: {problem}. Use `device` cpu, or {cure}.")
     if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()):
         count = torch.cuda.device_count()
         for index in range(count):
