@@ -51,7 +51,8 @@ class BenchArguments:
     """Where images come from. memory: cached, taken by the device itself. feeder: read, shuffled and sent by another
     process. both: all rows from memory, and ddp, cff-1, cff-2 and pipelined once more with the feeder."""
     to_accuracy: float | None = None
-    """Also the time to this validation accuracy in per cent: trains each method once until it has it."""
+    """Also the time to this validation accuracy in per cent: trains each method once until it has it. CFF's readout
+    learns with the layers then, for which the default rate is low: with --readout-lr 5e-3 it keeps up with them."""
     max_epochs: int = 100
     """Epochs after which --to-accuracy gives up."""
     ablate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
