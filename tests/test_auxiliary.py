@@ -386,6 +386,22 @@ def test_ll_cont_s_heads_have_the_parameters_that_choi_et_al_2024_count(data: st
     assert 7 * heads[0] == pytest.approx(reported, rel=0.003)
 
 
+@pytest.mark.parametrize("method", [FULL, AuglocalSettings(), DglSettings(), PredsimSettings()], ids=lambda m: m.kind)
+def test_every_convolution_begins_as_in_the_papers_programs(method: MethodConfig) -> None:
+    """Those of the auxiliary nets and the first one, which is a layer of its own, like those of the residual blocks."""
+    convolutions = [
+        part
+        for pair in net_of(method, ResnetSettings(depth=14, width=32, stem="alone"))
+        for module in pair
+        for part in module.modules()
+        if isinstance(part, nn.Conv2d)
+    ]
+    assert len(convolutions) > 13, "more than the net's own"
+    for conv in convolutions:
+        spread = conv.weight.std().item() * math.sqrt(conv.weight[0].numel() / 2)
+        assert spread == pytest.approx(1, abs=0.1), conv
+
+
 def test_a_linear_head_projects_maps_that_are_averaged_and_what_a_readout_sees_of_others() -> None:
     layer, rule = net_of(InfoproSettings(head="linear", pooled_width=64), ResnetSettings(stem="alone"), CIFAR)[0]
     assert isinstance(rule, AuxiliaryRule)

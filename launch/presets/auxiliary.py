@@ -105,7 +105,11 @@ PRESETS: dict[str, Preset] = {
         title="InfoPro, ResNet-32 in 16 modules, CIFAR-10",
         source=INFOPRO,
         paper=f"""Each layer is a module. Loss, weights and schedule are those of the program of {AUGLOCAL.short}, which
-compares with it: heads predict. With --task contrast as {INFOPRO.short} have it. {_TWIN}""",
+compares with it: heads predict. With --task contrast as {INFOPRO.short} have it, whose weights for other modules are
+  --modules 2  --reconstruction-first 5 --task-first 1 --reconstruction-last 5 --task-last 1
+  --modules 4  --reconstruction-first 6 --task-first 0 --reconstruction-last 1 --task-last 2
+  --modules 8  --reconstruction-first 5 --task-first 0 --reconstruction-last 0 --task-last 2
+{_TWIN}""",
         settings=_resnet(32, replace(_infopro((5, 0.05), (0.2, 0.5), "all"), task="predict")),
     ),
     "infopro-resnet110": Preset(

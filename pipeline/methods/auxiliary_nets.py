@@ -1,4 +1,7 @@
-"""The small nets behind local modules: classifiers, projections, decoders, and AugLocal's cut-outs of the main net."""
+"""The small nets behind local modules: classifiers, projections, decoders, and AugLocal's cut-outs of the main net.
+
+Their convolutions begin as a ResNet's do (He et al. 2016), as in the programs of Wang et al. 2021 and Ma et al. 2024.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.nets.base import NetConfig, Shape
 from pipeline.nets.chain import LocalModule
-from pipeline.nets.featuremaps import BlockNet, ConvLayer, FeatureMapLayer, Grid
+from pipeline.nets.featuremaps import BlockNet, ConvLayer, FeatureMapLayer, Grid, he_normal
 from pipeline.nets.sizes import without_values
 
 DECODER_CHANNELS = 12
@@ -38,6 +41,7 @@ class Head(nn.Module):
             self.conv = ConvLayer(maps.features, inputs, _grid(maps), stride=2 if grows else 1)
         self.hidden = nn.Linear(inputs, width)
         self.last = nn.Linear(width, outputs)
+        he_normal(self)
 
     def forward(self, seen: Tensor) -> Tensor:
         """``seen``: the module's feature maps, or else what a readout of it sees."""
@@ -54,6 +58,7 @@ class Decoder(nn.Module):
         self.size = image[1:]
         self.conv = ConvLayer(features, DECODER_CHANNELS, self.size)
         self.last = nn.Conv2d(DECODER_CHANNELS, image[0], 3, padding=1)
+        he_normal(self)
 
     def forward(self, maps: Tensor) -> Tensor:
         enlarged = F.interpolate(maps, size=self.size, mode="bilinear", align_corners=True)
@@ -97,6 +102,7 @@ class PixelwiseHead(nn.Module):
             )
         )
         self.last = nn.Linear(width, outputs)
+        he_normal(self)
 
     def forward(self, maps: Tensor) -> Tensor:
         pooled = _averaged(self.convs(_averaged(maps, self.first)), self.second)

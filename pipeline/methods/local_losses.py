@@ -21,7 +21,7 @@ from pipeline.methods.auxiliary_nets import PixelwiseHead, PooledLinear, last_ma
 from pipeline.methods.base import METHODS, Activations, ModelInfo, StepContext
 from pipeline.nets.base import Layer, NetConfig, Shape
 from pipeline.nets.chain import LocalModule
-from pipeline.nets.featuremaps import FeatureMapLayer
+from pipeline.nets.featuremaps import FeatureMapLayer, he_normal
 from pipeline.nets.limits import check_sizes
 
 SIMILAR = "similar"
@@ -72,6 +72,7 @@ class PredsimRule(AuxiliaryRule):
     def __init__(self, settings: PredsimSettings, maps: FeatureMapLayer, model_info: ModelInfo) -> None:
         super().__init__(PooledLinear(maps, model_info.num_classes, most=settings.pooled_width))
         self.conv = nn.Conv2d(maps.features, maps.features, 3, padding=1, bias=False)
+        he_normal(self.conv)
         self.weight, self.num_classes = settings.similarity_weight, model_info.num_classes
 
     def behind(self, layer: Layer, x: Tensor) -> Activations:

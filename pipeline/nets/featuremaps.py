@@ -19,6 +19,13 @@ def convolved(grid: Grid, *, kernel: int = 3, stride: int = 1, padding: int = 1)
     return rows, columns
 
 
+def he_normal(module: nn.Module) -> None:
+    """Draws the weights of all convolutions within a module anew, from N(0, 2 / fan-in) (He et al. 2016)."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+
+
 class FeatureMapLayer(Layer):
     """A layer whose activations are ``features`` maps of ``grid`` pixels."""
 

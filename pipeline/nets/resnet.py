@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.nets.base import NETS, Shape
-from pipeline.nets.featuremaps import BlockNet, ConvLayer, FeatureMapLayer, Grid, convolved
+from pipeline.nets.featuremaps import BlockNet, ConvLayer, FeatureMapLayer, Grid, convolved, he_normal
 from pipeline.nets.limits import DEEPEST, check_depth, check_sizes
 
 _GROUPS = 3  # of basic blocks, each with twice the channels and half the image side of the one before
@@ -52,6 +52,7 @@ class ResnetSettings(BlockNet):
         stem = ConvLayer(shape[0], self.width, grid) if index == 0 else None
         if self.stem == "alone":
             if stem is not None:
+                he_normal(stem)
                 return stem
             index -= 1
         group, block = divmod(index, self._blocks_per_group)
@@ -87,9 +88,7 @@ class BasicBlock(FeatureMapLayer):
         self.norm1 = nn.BatchNorm2d(features)
         self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(features)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # as in He et al. 2016
+        he_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stem is not None:
