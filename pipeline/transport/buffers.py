@@ -13,6 +13,8 @@ from torch import Tensor
 from pipeline.errors import ChannelError
 from pipeline.transport.message import HEADER_BYTES, payload_size
 
+_LONGEST = 365 * 86_400.0  # seconds that gloo is asked to wait for what may take forever: it knows no such time
+
 
 class Buffer(Protocol):
     """Memory for one message, and how it travels to or from the peer.
@@ -168,4 +170,4 @@ class NcclBuffer:
 
 def _wait(work: dist.Work | None, seconds: float) -> None:
     assert work is not None, "it was posted, and both ends belong to the group"
-    work.wait(timedelta(seconds=seconds))
+    work.wait(timedelta(seconds=min(seconds, _LONGEST)))
