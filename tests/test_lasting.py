@@ -207,14 +207,15 @@ def test_a_loss_that_is_no_number_before_any_checkpoint_ends_the_run_at_once(
 def test_machines_that_do_not_see_the_run_folder_send_their_parts_and_are_sent_them(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a cluster without shared storage: no worker finds the mark, so none reads or writes there."""
+    """As on a cluster without shared storage: no worker finds the mark, so none reads or writes there. Nor does any
+    share memory with another."""
     from workers import group
 
     monkeypatch.setattr(group, "mark", lambda folder: "a word that is written nowhere")
     settings = case("shared-sum, lag 1")
     settings = replace(settings, train=replace(settings.train, epochs=4))
     victims = {24: ("stage 1", signal.SIGKILL), 44: ("coordinator", signal.SIGKILL)}
-    result, _, said = disturbed(saving(settings), tmp_path, victims, stages=2)
+    result, _, said = disturbed(saving(settings, transport="gloo"), tmp_path, victims, stages=2)
     assert_same(result, serial(settings))
     going_on = [sentence for sentence in said if "Going on from" in sentence]
     assert len(going_on) == 2 and "the beginning" not in "".join(going_on), said

@@ -25,8 +25,8 @@ from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.machine import MachineProbe
 from pipeline.telemetry.reports import FeederStatus
 from pipeline.telemetry.trace import TraceWish
-from pipeline.transport.edges import EdgeGroups, Ends
-from workers.rendezvous import meeting
+from pipeline.transport.edges import Ends
+from workers.rendezvous import RunGroups
 from workers.signals import die_of_sigterm
 
 
@@ -84,12 +84,10 @@ class FeederWorker:
         self._new_images = NewImages(self._source)
         self._interrupted = threading.Event()
 
-    def connect(self, groups: EdgeGroups, first: Any) -> None:
+    def connect(self, groups: RunGroups, first: Any) -> None:
         """Joins the run's process groups and opens the channel to stage 1; ``first`` as ``StageWorker.connect``."""
         rank = self.spec.num_stages + self.number
-        with meeting(first, groups) as store:
-            address = ray.util.get_node_ip_address()
-            self._ends = groups.join(rank, torch.device("cpu"), self._clock, store, address=address)
+        self._ends, _ = groups.join(rank, torch.device("cpu"), self._clock, first)
 
     def feed(self, passes: Sequence[Pass], *, once: bool) -> None:
         """Sends the batches of these passes. Returns when the last one has been handed over.

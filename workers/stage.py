@@ -31,13 +31,12 @@ from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.trace import StageTrace, TraceWish
 from pipeline.transport.base import DeviceKind
 from pipeline.transport.channel import Receiver
-from pipeline.transport.edges import EdgeGroups, Ends
+from pipeline.transport.edges import Ends
 from workers.feeder import open_source
 from workers.names import StageName
 from workers.parts import HasParts
-from workers.remote_base import Part, RemoteState
-from workers.remote_state import remote_state
-from workers.rendezvous import Exchange, Said, meeting
+from workers.remote_state import Part, RemoteState
+from workers.rendezvous import Exchange, RunGroups, Said
 from workers.signals import die_of_sigterm
 from workers.stacks import show_on_demand
 
@@ -103,16 +102,9 @@ class StageWorker(HasParts):
         clock, pacer, tokens = Clock(), pacer_of(spec, checkpointing), Tokens()
         reports, traces = list[PassReport](), list[StageTrace]()
         if coordinator is not None:
-            self._shared = remote_state(
-                Part(
-                    spec=spec,
-                    coordinator=coordinator,
-                    name=f"stage {self.name.stage + 1}",
-                    layers=spec.stages[self.name.stage],
-                    device=self._device,
-                    cut=cut,
-                    attempt=attempt,
-                )
+            layers = spec.stages[self.name.stage]
+            self._shared = RemoteState(
+                Part(spec=spec, coordinator=coordinator, layers=layers, device=self._device, attempt=attempt)
             )
         saver = self._save_anew(checkpointing)
 
@@ -179,16 +171,16 @@ class StageWorker(HasParts):
         seconds to import, which whoever asks has no other use for, and a stage's optimizer has them already."""
         return edge_bytes(self.spec)
 
-    def connect(self, groups: EdgeGroups, first: Any) -> None:
-        """Joins the run's process groups and opens the channels to both neighbours.
+    def connect(self, groups: RunGroups, first: Any) -> None:
+        """Joins the run's process groups and opens the channels to both neighbours and to the coordinator.
 
         Args:
             first: the first stage's actor, where the workers meet.
         """
         own = self._now
-        with meeting(first, groups) as store:
-            address = ray.util.get_node_ip_address()
-            self._ends = groups.join(self.name.stage, self._device, own.clock, store, address=address)
+        self._ends, line = groups.join(self.name.stage, self._device, own.clock, first)
+        if self._shared is not None:
+            self._shared.join(line)
         if own.reader is not None:
             own.inbox = own.reader
         elif self.name.stage == 0:
