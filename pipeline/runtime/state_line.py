@@ -55,8 +55,9 @@ def state_edges(spec: RunSpec, shape: torch.Size, owner: int) -> tuple[Edge, ...
     """
     versions = spec.shared_versions
     assert versions is not None, "layers share a state"
-    # Contributions and versions are in host memory, where neighbours on one machine need no network.
-    transport: Transport = "gloo" if spec.settings.pipeline.transport == "gloo" else "auto"
+    # Both are in host memory whatever the layers are on: what is said of edges between GPUs is not of these.
+    over_gloo = spec.device == "cpu" and spec.settings.pipeline.transport == "gloo"
+    transport: Transport = "gloo" if over_gloo else "auto"
 
     def size(*of: int) -> int:
         return message_bytes(Message(Kind.TRAIN, tensors={_VALUES: torch.empty(*of, *shape, device="meta")}))
