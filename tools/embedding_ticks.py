@@ -116,8 +116,8 @@ def main(ticks: list[float]) -> None:
     )
     spec = build_run(settings, Devices("cpu", _STAGES), dataset=open_data(settings))
     with ray_cluster(spec.settings):
-        far = replace(settings, pipeline=replace(settings.pipeline, transport="gloo"))
-        crews = {"shared memory": Crew(spec), "gloo": Crew(replace(spec, settings=far))}
+        over_gloo = replace(spec.settings, pipeline=replace(spec.settings.pipeline, transport="gloo"))
+        crews = {"shared memory": Crew(spec), "gloo": Crew(replace(spec, settings=over_gloo))}
         for tick in ticks:
             turns: dict[str, list[Turn]] = {way: [] for way in crews}
             for _ in range(_TURNS):
