@@ -69,6 +69,11 @@ class Versions:
         return contributors(self.mode, self.num_layers)
 
     @property
+    def most_ahead(self) -> int:
+        """Versions that a stage has still to read, at most."""
+        return self.num_layers + self.lag + 1
+
+    @property
     def _ticks(self) -> int:
         """Ticks of an epoch."""
         return self.steps_per_epoch + self.num_layers - 1

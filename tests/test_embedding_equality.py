@@ -91,12 +91,45 @@ def test_each_number_of_stages_meets_each_mode_and_each_lag() -> None:
         assert {stages for name, stages in _EVERY_DAY if part in name.split(", ")} == {1, 2, 3, 4}, part
 
 
+def far(settings: Settings) -> Settings:
+    """The same run with all its edges as between machines, those to the coordinator among them."""
+    return replace(settings, pipeline=replace(settings.pipeline, transport="gloo"))
+
+
 @pytest.mark.parametrize(
     ("name", "stages"),
-    [("in-turn, lag 1", 3), ("shared-sum, exact", 2), pytest.param("last, lag 1", 3, marks=pytest.mark.exhaustive)],
+    [("in-turn, lag 1", 3), pytest.param("last, lag 1", 3, marks=pytest.mark.exhaustive)],
 )
 def test_ray_gives_the_serial_bits(name: str, stages: int, cluster: None) -> None:
     assert_same(through_ray(case(name), stages), serial(case(name)))
+
+
+def test_a_coordinator_that_shares_no_memory_with_stages_gives_the_serial_bits(cluster: None) -> None:
+    """Two layers of a stage change the state one after the other, so what a step contributes takes several messages."""
+    settings = case("in-turn, exact")
+    assert_same(through_ray(far(settings), 2), serial(settings))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize(
+    ("mode", "lag", "exact"),
+    [
+        ("shared-mean", 0, False),
+        ("shared-sum", 1, False),
+        ("in-turn", 0, False),
+        ("in-turn", 4, False),
+        ("last", 4, False),
+        ("shared-mean", 1, True),
+        ("in-turn", 1, True),
+        ("static", 1, False),
+    ],
+)
+def test_dcl_gives_the_serial_bits_with_a_coordinator_that_shares_no_memory(
+    mode: Mode, lag: int, exact: bool, stages: int, cluster: None
+) -> None:
+    settings = settings_with(mode=mode, lag=lag, exact=exact, method=DclSettings())
+    assert_same(through_ray(far(settings), stages), serial(settings))
 
 
 @pytest.mark.exhaustive  # threads have shown the versions above; what Ray adds, the three cases show

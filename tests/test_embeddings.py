@@ -675,7 +675,6 @@ def test_end_of_the_run_wakes_who_waits_at_once() -> None:
     waiting = [
         Waiting(lambda: dictionary.wait_for(1)),
         Waiting(lambda: dictionary.candidate(0)),
-        Waiting(lambda: dictionary.wait_from(2)[2]),
     ]
     time.sleep(0.05)
     began = time.perf_counter()
@@ -697,15 +696,6 @@ def test_after_the_end_of_the_run_versions_that_exist_can_be_read_and_none_is_wa
     with pytest.raises(PeerLostError):
         dictionary.wait_for(5)
     assert time.perf_counter() - began < 60  # not the stall timeout
-
-
-def test_all_versions_from_one_on_come_together() -> None:
-    plan = Plan()
-    dictionary = plan.build()
-    made = learn(dictionary, plan, range(4))
-    fetched = dictionary.wait_from(2)
-    assert list(fetched) == [2, 3, 4]
-    assert all(torch.equal(fetched[version], made[version - 1]) for version in fetched)
 
 
 @pytest.mark.parametrize("mode", ["static", "shared-sum"])

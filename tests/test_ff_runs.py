@@ -90,6 +90,15 @@ def test_ray_gives_the_serial_bits(name: str, cluster: None) -> None:
     assert_same(through_ray(CASES[name], 3), serial(CASES[name]))
 
 
+@pytest.mark.exhaustive  # test_embedding_equality.py has label embeddings go so every day
+@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("ff-collab")])
+def test_goodness_that_no_memory_is_shared_for_gives_the_serial_bits(name: str, stages: int, cluster: None) -> None:
+    settings = CASES[name]
+    far = replace(settings, pipeline=replace(settings.pipeline, transport="gloo"))
+    assert_same(through_ray(far, stages), serial(settings))
+
+
 @pytest.mark.parametrize("name", ["symba, ViT", "ff-collab, MLP"])
 def test_a_run_goes_on_from_every_checkpoint(name: str, tmp_path: Path) -> None:
     cuts = assert_all_go_on(CASES[name], in_threads(2), [in_threads(3), serially], tmp_path, every=5)

@@ -260,7 +260,8 @@ def test_a_loss_that_is_no_number_before_any_checkpoint_ends_the_run_at_once(
 def test_machines_that_do_not_see_the_run_folder_send_their_parts_and_are_sent_them(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a cluster without shared storage: no worker finds the mark, so none reads or writes there.
+    """As on a cluster without shared storage: no worker finds the mark, so none reads or writes there. Nor does any
+    share memory with another.
 
     The stage that is left waits for label embeddings, which lack what the other one would have said, when that dies.
     """
@@ -270,7 +271,7 @@ def test_machines_that_do_not_see_the_run_folder_send_their_parts_and_are_sent_t
     settings = case("shared-sum, lag 1")
     settings = replace(settings, train=replace(settings.train, epochs=4))
     victims = {24: ("stage 2", signal.SIGKILL), 44: ("coordinator", signal.SIGKILL)}
-    run = disturbed(saving(settings, stall_timeout=PATIENT), tmp_path, victims, stages=2)
+    run = disturbed(saving(settings, stall_timeout=PATIENT, transport="gloo"), tmp_path, victims, stages=2)
     assert_same(run.result, serial(settings))
     assert run.replaced == [{"stage 2"}, {"coordinator"}], run.observer.said
     assert len(run.going_on) == 2 and "the beginning" not in "".join(run.going_on), run.observer.said

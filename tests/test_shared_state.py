@@ -25,6 +25,7 @@ from pipeline.nets import MlpSettings
 from pipeline.plugins import load_plugin
 from pipeline.runtime.history import RunResult
 from pipeline.runtime.serial import train_serial
+from pipeline.transport import Transport
 from tests.conftest import make_run
 from tests.support_documents import ROOT
 from tests.test_equality import assert_same, through_ray, through_threads
@@ -65,8 +66,10 @@ def test_threads_give_the_serial_bits(hard: Settings, lag: int, stages: int) -> 
 
 
 @pytest.mark.exhaustive  # what Ray adds, test_embedding_equality.py shows for the states that are there
-def test_three_stages_over_ray_give_the_serial_bits(hard: Settings, cluster: None) -> None:
-    assert_same(through_ray(hard, 3), serial(hard))
+@pytest.mark.parametrize("transport", ["auto", "gloo"])
+def test_three_stages_over_ray_give_the_serial_bits(hard: Settings, transport: Transport, cluster: None) -> None:
+    settings = replace(hard, pipeline=replace(hard.pipeline, transport=transport))
+    assert_same(through_ray(settings, 3), serial(hard))
 
 
 def test_the_state_is_what_plain_arithmetic_makes_of_the_losses(hard: Settings) -> None:

@@ -4,7 +4,7 @@
 
 Two stages of a layer each read versions of a coordinator and send it gradients, and between sleep for a tick of so many
 milliseconds, as a stage's host waits for its GPU. All three are Ray actors, as in a run. Stages share memory with the
-coordinator in one turn and call it in the next, as from another machine; medians over the turns.
+coordinator in one turn and reach it over gloo in the next, as from another machine; medians over the turns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -26,10 +26,13 @@ from pipeline.methods import BatchPosition, CflSettings
 from pipeline.methods.embeddings import EmbeddingSettings
 from pipeline.nets import MlpSettings
 from pipeline.runtime.checkpointing import NO_CHECKPOINTS
+from pipeline.runtime.state_line import state_edges
+from pipeline.telemetry.clock import Clock
+from pipeline.transport.edges import EdgeGroups
 from workers.cluster import ray_cluster
 from workers.coordinator import CoordinatorWorker
-from workers.remote_base import Part
-from workers.remote_state import remote_state
+from workers.remote_state import Part, RemoteState
+from workers.rendezvous import Exchange, RunGroups, Said
 
 _STAGES = 2
 _TURNS, _STEPS, _WARM = 5, 300, 30
@@ -44,13 +47,6 @@ class Turn:
     cpu: float
 
 
-class Away(CoordinatorWorker):
-    """A coordinator that shares memory with nobody, as on another machine."""
-
-    def offer_line(self, attempt: int, stage: str) -> None:
-        """Offers none."""
-
-
 class Ticker:
     """A stage whose layer takes a tick and computes nothing."""
 
@@ -58,19 +54,20 @@ class Ticker:
         torch.set_num_threads(1)
         self._spec, self._number = spec, number
 
-    def take_turn(self, coordinator: Any, attempt: int, tick: float) -> Turn:
+    def open_exchange(self, secret: bytes) -> None:
+        """As ``workers.stage.StageWorker.open_exchange``."""
+        self._exchange = Exchange(secret)
+
+    def exchange(self, secret: bytes, said: Said, heard: int) -> Said:
+        """As ``Exchange.exchange``."""
+        return self._exchange.exchange(secret, said, heard)
+
+    def take_turn(self, coordinator: Any, groups: RunGroups, first: Any, tick: float) -> Turn:
         """So many steps, of which the first are not measured. ``tick``: in seconds."""
-        layers = self._spec.stages[self._number]
-        state = remote_state(
-            Part(
-                spec=self._spec,
-                coordinator=coordinator,
-                name=f"stage {self._number + 1}",
-                layers=layers,
-                device=torch.device("cpu"),
-                attempt=attempt,
-            )
-        )
+        layers, device = self._spec.stages[self._number], torch.device("cpu")
+        state = RemoteState(Part(spec=self._spec, coordinator=coordinator, layers=layers, device=device))
+        _, ends = groups.join(self._number, device, Clock(), first)
+        state.join(ends)
         sync = 0.0
         for step in range(_WARM + _STEPS):
             if step == _WARM:
@@ -89,19 +86,22 @@ class Ticker:
 class Crew:
     """A coordinator and its stages."""
 
-    def __init__(self, spec: RunSpec, kind: type[CoordinatorWorker]) -> None:
-        beside = 4 + 2 * _STAGES  # calls that are answered at once
-        self._coordinator: Any = ray.remote(kind).options(num_cpus=0, max_concurrency=beside).remote(spec)
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
+        self._coordinator: Any = ray.remote(CoordinatorWorker).options(num_cpus=0, max_concurrency=4).remote(spec)
         self._stages: list[Any] = [
-            ray.remote(Ticker).options(num_cpus=0).remote(spec, number) for number in range(_STAGES)
+            ray.remote(Ticker).options(num_cpus=0, max_concurrency=4).remote(spec, number) for number in range(_STAGES)
         ]
-        self._attempts = 0
 
     def take_turn(self, tick: float) -> list[Turn]:
         """A turn of every stage, at the same time, from the first version on."""
-        self._attempts += 1
-        ray.get(self._coordinator.begin.remote(NO_CHECKPOINTS, self._attempts))
-        asked = [stage.take_turn.remote(self._coordinator, self._attempts, tick) for stage in self._stages]
+        ray.get(self._coordinator.begin.remote(NO_CHECKPOINTS))
+        none = EdgeGroups((), _STAGES + 1, self._spec.settings.pipeline.stall_timeout, 1)
+        edges = state_edges(self._spec, ray.get(self._coordinator.shape.remote()), owner=_STAGES)
+        groups, first = RunGroups(none, replace(none, edges=edges)), self._stages[0]
+        ray.get(first.open_exchange.remote(none.secret))
+        asked = [stage.take_turn.remote(self._coordinator, groups, first, tick) for stage in self._stages]
+        ray.get(self._coordinator.connect.remote(groups, first))
         return list(ray.get(asked))
 
 
@@ -116,7 +116,8 @@ def main(ticks: list[float]) -> None:
     )
     spec = build_run(settings, Devices("cpu", _STAGES), dataset=open_data(settings))
     with ray_cluster(spec.settings):
-        crews = {"shared memory": Crew(spec, CoordinatorWorker), "calls": Crew(spec, Away)}
+        over_gloo = replace(spec.settings, pipeline=replace(spec.settings.pipeline, transport="gloo"))
+        crews = {"shared memory": Crew(spec), "gloo": Crew(replace(spec, settings=over_gloo))}
         for tick in ticks:
             turns: dict[str, list[Turn]] = {way: [] for way in crews}
             for _ in range(_TURNS):

@@ -1,12 +1,13 @@
 """The coordinator: the state that layers share in a Ray actor of its own.
 
-Stages of its machine have a line to it through memory that both see, others call it (``workers.remote_state``).
+Stages have lines to it (``pipeline.runtime.state_line``), joined as their neighbours' edges are: it is one more rank.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +18,17 @@ from pipeline.errors import PeerLostError, RunError
 from pipeline.layers.shared_state import VersionedState
 from pipeline.layers.state import State
 from pipeline.runtime.checkpointing import Checkpointing, shared_state
-from pipeline.runtime.state_line import Checkpoint, Offered, StateEnd
+from pipeline.runtime.passes import Cut
+from pipeline.runtime.state_line import StateEnd, first_version
+from pipeline.telemetry.clock import Clock
+from pipeline.transport.edges import leave
 from workers.attempts import of_attempt
 from workers.parts import HasParts
+from workers.rendezvous import RunGroups
 from workers.signals import die_of_sigterm
 
 HOLDS = "label embeddings"
 NAME = f"coordinator ({HOLDS})"
-
-Gradient = tuple[int, int, NDArray[np.float32]]
-"""Layer, step and what the layer contributes."""
 
 
 class CoordinatorWorker(HasParts):
@@ -53,7 +55,8 @@ class CoordinatorWorker(HasParts):
         if self._begun is not None:
             self.end(self._begun.attempt)
         saver = self._save_anew(checkpointing, attempt)
-        self._begun = _Begun(attempt, shared_state(self._spec, saver, checkpointing.resume))
+        state = shared_state(self._spec, saver, checkpointing.resume)
+        self._begun = _Begun(attempt, checkpointing.cut, state)
 
     def end(self, attempt: int) -> None:
         """The attempt is over: what waits for its state ends, such as a stage for a version that lacks what a dead one
@@ -67,49 +70,24 @@ class CoordinatorWorker(HasParts):
         assert begun.failure is not None
         raise begun.failure
 
-    def offer_line(self, attempt: int, stage: str) -> Offered | None:
-        """What a stage of this name opens its end of a line with; None where there can be none."""
-        begun = self._of(attempt)
-        end = StateEnd(begun.state, stage, NAME, self._spec.settings.pipeline.stall_timeout)
-        if end.offered is not None:
-            begun.lines[stage] = end
-        return end.offered
+    def shape(self, attempt: int) -> torch.Size:
+        """The state's."""
+        return self._of(attempt).state.shape
 
-    def take_line(self, attempt: int, stage: str, address: str | None, version: int) -> bool:
-        """Opens the other end of a stage's line, to versions from this one on; whether that is possible.
-
-        Args:
-            address: of what the stage offers in turn; None: it cannot reach what it was offered.
-        """
+    def connect(self, attempt: int, groups: RunGroups, first: Any) -> None:
+        """Joins the run's process groups and opens a line to every stage; ``first`` as ``StageWorker.connect``."""
         begun = self._of(attempt)
-        end = begun.lines[stage]
-        if address is None or not end.take(address, version):
-            end.break_off()
-            return False
-        threading.Thread(target=end.serve, args=(begun.fail,), name=f"line to {stage}", daemon=True).start()
-        return True
+        _, lines = groups.join(groups.batches.num_ranks - 1, torch.device("cpu"), Clock(), first)
+        for number, layers in enumerate(self._spec.stages):
+            end = StateEnd(begun.state, lines.inboxes[number], lines.outboxes[number])
+            begun.state.follow(first_version(self._spec, layers, begun.cut), end)
+            threading.Thread(
+                target=end.serve, args=(begun.fail,), name=f"line to stage {number + 1}", daemon=True
+            ).start()
 
     def lacking(self, attempt: int) -> str:
         """Whose contributions the next version waits for, in words."""
         return self._of(attempt).state.lacking()
-
-    def push(self, attempt: int, said: list[Gradient | Checkpoint]) -> None:
-        """Takes what a stage says, in the order in which it says it."""
-        begun = self._of(attempt)
-        try:
-            for one in said:
-                if isinstance(one, Checkpoint):
-                    begun.state.checkpoint(one.key, one.step)
-                else:
-                    layer, step, gradient = one
-                    begun.state.push(layer, step, torch.from_numpy(gradient.copy()))
-        except RunError as error:
-            begun.fail(error)
-            raise
-
-    def wait_from(self, attempt: int, version: int) -> dict[int, NDArray[np.float32]]:
-        """This version, when it is there, and all that follow it."""
-        return {number: values.numpy() for number, values in self._of(attempt).state.wait_from(version).items()}
 
     def freeze(self, attempt: int, epoch: int) -> NDArray[np.float32]:
         """The state at the end of an epoch, which is from now on the one that the run keeps."""
@@ -139,14 +117,18 @@ class _Begun:
     """The state in one attempt at the run, and what made it useless."""
 
     attempt: int
+    cut: Cut
     state: VersionedState
-    lines: dict[str, StateEnd] = field(default_factory=dict)
     failure: RunError | None = None
     failed: threading.Event = field(default_factory=threading.Event)
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def fail(self, error: RunError) -> None:
         """What waits for the state ends. The first error counts."""
-        if not self.failed.is_set():
+        with self._one_at_a_time:
+            if self.failed.is_set():
+                return
             self.failure = error
             self.failed.set()
-        self.state.break_off()
+            self.state.break_off()
+            leave()  # then stages see it. Each line's inbox is its thread's, which ends when its stage lets go of it

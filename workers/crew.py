@@ -125,8 +125,8 @@ class Crew:
                 name = f"localpipe-{run}-feeder-{number + 1}"
                 self.feeders[number] = start(FeederWorker, name, number, num_cpus=0, scheduling_strategy=here)
         if self._spec.shared_versions is not None and self.coordinator is None:
-            # Every stage has a call waiting for the next version and another one with gradients.
-            beside, name = _BESIDE + 2 * self._spec.num_stages, f"localpipe-{run}-coordinator"
+            # Every stage may have a call waiting for the state of an epoch's end.
+            beside, name = _BESIDE + self._spec.num_stages, f"localpipe-{run}-coordinator"
             self.coordinator = start(CoordinatorWorker, name, beside=beside, num_cpus=0, scheduling_strategy=here)
         for index, bundle in enumerate(self._bundles):
             stage = StageName(index)

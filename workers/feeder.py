@@ -26,9 +26,9 @@ from pipeline.telemetry.clock import Clock
 from pipeline.telemetry.machine import MachineProbe
 from pipeline.telemetry.reports import FeederStatus
 from pipeline.telemetry.trace import TraceWish
-from pipeline.transport.edges import EdgeGroups, Ends
+from pipeline.transport.edges import Ends
 from workers.attempts import of_attempt
-from workers.rendezvous import meeting
+from workers.rendezvous import RunGroups
 from workers.signals import die_of_sigterm
 
 
@@ -79,12 +79,10 @@ class FeederWorker:
             self._begun.ends.break_off()
         self._begun = _Begun(attempt, pacer_of(self.spec, checkpointing), NewImages(self._source))
 
-    def connect(self, attempt: int, groups: EdgeGroups, first: Any) -> None:
+    def connect(self, attempt: int, groups: RunGroups, first: Any) -> None:
         """Joins the run's process groups and opens the channel to stage 1; ``first`` as ``StageWorker.connect``."""
         own, rank = self._of(attempt), self.spec.num_stages + self.number
-        with meeting(first, groups) as store:
-            address = ray.util.get_node_ip_address()
-            own.ends = groups.join(rank, torch.device("cpu"), own.clock, store, address=address)
+        own.ends, _ = groups.join(rank, torch.device("cpu"), own.clock, first)
 
     def feed(self, attempt: int, passes: Sequence[Pass], *, once: bool) -> None:
         """Sends the batches of these passes. Returns when the last one has been handed over.

@@ -26,6 +26,7 @@ from pipeline.runtime.edges import edges_of
 from pipeline.runtime.history import RunResult, Salvage
 from pipeline.runtime.observer import Observer
 from pipeline.runtime.passes import Pass
+from pipeline.runtime.state_line import state_edges
 from pipeline.telemetry.offset import HERE, Offset, OffsetEstimate
 from pipeline.telemetry.reports import PassReport, Status, aligned
 from pipeline.telemetry.trace import StageTrace, TraceWish
@@ -39,6 +40,7 @@ from workers.feeder_status import FeederStatuses
 from workers.heartbeat import Door, Heartbeat
 from workers.hosts import living_hosts, on_node, this_node
 from workers.names import StageName
+from workers.rendezvous import RunGroups
 from workers.salvage import salvage
 from workers.stacks import whereabouts
 from workers.watch import Contact, OwnCluster
@@ -89,7 +91,8 @@ class RayWorkers:
         self._spec, self._observer, self._checkpointing = spec, observer, checkpointing
         self._crew = Crew(spec, avoid)
         self._attempt = -1
-        self._running: dict[ray.ObjectRef[None], str] = {}  # unfinished work of stages and feeders, and whose it is
+        self._running: dict[ray.ObjectRef[None], str] = {}  # unfinished work, and whose it is
+        self._watch: ray.ObjectRef[None] | None = None  # of the coordinator, over its state
         self._cluster = OwnCluster()
         self._heartbeat = None if self._cluster.is_there else Heartbeat(_doors(avoid), self._tell)
         self.devices: list[str] = []
@@ -155,8 +158,9 @@ class RayWorkers:
         self._crew.end(stuck)  # first: they hold others up
         if self._crew.coordinator is not None:
             self._crew.coordinator.end.remote(self._attempt)
-        working = self._crew.by_name.keys() - {COORDINATOR}  # whose watch ends when it begins anew
-        work = {ref: name for ref, name in self._running.items() if name in working}
+        working = self._crew.by_name
+        # The coordinator's watch ends by that, or when it begins anew.
+        work = {ref: name for ref, name in self._running.items() if name in working and ref != self._watch}
         if work:
             ray.wait(list(work), num_returns=len(work), timeout=_COME_OUT)
         self._crew.end({name for ref, name in work.items() if not ray.wait([ref], timeout=0)[0]})
@@ -210,15 +214,14 @@ class RayWorkers:
     def _connect(self) -> None:
         stages = {name.described(self._spec): stage for name, stage in self._crew.stages.items()}
         feeders = {feeder_name(number): feeder for number, feeder in sorted(self._crew.feeders.items())}
-        names, workers = [*stages, *feeders], [*stages.values(), *feeders.values()]
-        first, one = names[0], workers[0]
-        edges = edges_of(self._spec, self._all({first: one.edge_bytes.remote()})[0])
-        pipe = self._spec.settings.pipeline
+        workers = stages | feeders  # in the order of their ranks
+        if self._crew.coordinator is not None:
+            workers[COORDINATOR] = self._crew.coordinator
+        first, one = next(iter(workers.items()))
+        groups = self._groups(len(workers), self._all({first: one.edge_bytes.remote()})[0])
         self._observer.waits_for("joining neighbours")
-        groups = EdgeGroups(edges, len(workers), pipe.stall_timeout, pipe.depth)
-        self._all({first: one.open_exchange.remote(groups.secret)})
-        joins = [worker.connect.remote(self._attempt, groups, one) for worker in workers]
-        self._all(dict(zip(names, joins, strict=True)))
+        self._all({first: one.open_exchange.remote(groups.batches.secret)})
+        self._all({name: worker.connect.remote(self._attempt, groups, one) for name, worker in workers.items()})
         self.devices = self._all({name: stage.describe.remote() for name, stage in stages.items()})
         self._places = dict(zip(stages, self._all({name: s.where.remote() for name, s in stages.items()}), strict=True))
         here = this_node()
@@ -226,7 +229,18 @@ class RayWorkers:
         self._observer.waits_for("the first batch")
         self._running = {stage.run.remote(self._attempt): name for name, stage in stages.items()}
         if self._crew.coordinator is not None:
-            self._running[self._crew.coordinator.watch.remote(self._attempt)] = COORDINATOR
+            self._watch = self._crew.coordinator.watch.remote(self._attempt)
+            self._running[self._watch] = COORDINATOR
+
+    def _groups(self, num_ranks: int, sizes: Sequence[int]) -> RunGroups:
+        """All edges of the run. ``sizes``: what ``edge_bytes`` gives."""
+        pipe = self._spec.settings.pipeline
+        batches = EdgeGroups(edges_of(self._spec, sizes), num_ranks, pipe.stall_timeout, pipe.depth)
+        if self._crew.coordinator is None:
+            return RunGroups(batches)
+        shape = self._all({COORDINATOR: self._crew.coordinator.shape.remote(self._attempt)})[0]
+        lines = state_edges(self._spec, shape, owner=num_ranks - 1)
+        return RunGroups(batches, replace(batches, edges=lines))
 
     def _all(self, asked: dict[str, Any]) -> list[Any]:
         """The answers of workers by name, while the run is set up.

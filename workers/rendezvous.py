@@ -12,15 +12,18 @@ import hmac
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import RayError
 from torch.distributed import HashStore, Store  # type: ignore[attr-defined]  # public, though not re-exported for mypy
 
 from pipeline.errors import PeerLostError
-from pipeline.transport.edges import EdgeGroups
+from pipeline.telemetry.clock import Clock
+from pipeline.transport.edges import EdgeGroups, Ends
 
 _PAUSE = 0.002  # seconds between two questions, for every worker that asks
 
@@ -47,6 +50,35 @@ class Exchange:
         with self._one_at_a_time:
             self._said += said
             return self._said[heard:]
+
+
+@dataclass(frozen=True)
+class RunGroups:
+    """What all workers of a run join, each with the same rank in both.
+
+    Attributes:
+        batches: the edges from feeders to the first stage, and from stage to stage.
+        state: those between stages and the coordinator; None: the layers share no state.
+    """
+
+    batches: EdgeGroups
+    state: EdgeGroups | None = None
+
+    def join(self, rank: int, device: torch.device, clock: Clock, first: Any) -> tuple[Ends, Ends]:
+        """Opens a worker's ends of its edges, those of batches and those of the state. All workers at the same time.
+
+        Args:
+            clock: accounts for what batches wait. Who reads and changes the state accounts for that.
+            first: the first stage's actor, where the workers meet.
+
+        Raises as ``EdgeGroups.join`` does.
+        """
+        address = ray.util.get_node_ip_address()
+        with meeting(first, self.batches) as store:
+            lines = Ends()
+            if self.state is not None:  # first: nothing of batches holds a device up yet
+                lines = self.state.join(rank, torch.device("cpu"), Clock(), store, address=address)
+            return self.batches.join(rank, device, clock, store, address=address), lines
 
 
 @contextmanager

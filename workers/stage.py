@@ -31,14 +31,13 @@ from pipeline.telemetry.reports import PassReport, Status
 from pipeline.telemetry.trace import StageTrace, TraceWish
 from pipeline.transport.base import DeviceKind
 from pipeline.transport.channel import Receiver
-from pipeline.transport.edges import EdgeGroups, Ends
+from pipeline.transport.edges import Ends
 from workers.attempts import of_attempt
 from workers.feeder import open_source
 from workers.names import StageName
 from workers.parts import HasParts
-from workers.remote_base import Part, RemoteState
-from workers.remote_state import remote_state
-from workers.rendezvous import Exchange, Said, meeting
+from workers.remote_state import Part, RemoteState
+from workers.rendezvous import Exchange, RunGroups, Said
 from workers.signals import die_of_sigterm
 from workers.stacks import show_on_demand
 
@@ -105,16 +104,9 @@ class StageWorker(HasParts):
         saver = self._save_anew(checkpointing, attempt)
         shared: RemoteState | None = None
         if coordinator is not None:
-            shared = remote_state(
-                Part(
-                    spec=spec,
-                    coordinator=coordinator,
-                    name=f"stage {self.name.stage + 1}",
-                    layers=spec.stages[self.name.stage],
-                    device=self._device,
-                    cut=cut,
-                    attempt=attempt,
-                )
+            layers = spec.stages[self.name.stage]
+            shared = RemoteState(
+                Part(spec=spec, coordinator=coordinator, layers=layers, device=self._device, attempt=attempt)
             )
 
         def report(one: PassReport) -> None:
@@ -183,16 +175,16 @@ class StageWorker(HasParts):
         seconds to import, which whoever asks has no other use for, and a stage's optimizer has them already."""
         return edge_bytes(self.spec)
 
-    def connect(self, attempt: int, groups: EdgeGroups, first: Any) -> None:
-        """Joins the run's process groups and opens the channels to both neighbours.
+    def connect(self, attempt: int, groups: RunGroups, first: Any) -> None:
+        """Joins the run's process groups and opens the channels to both neighbours and to the coordinator.
 
         Args:
             first: the first stage's actor, where the workers meet.
         """
         own = self._of(attempt)
-        with meeting(first, groups) as store:
-            address = ray.util.get_node_ip_address()
-            own.ends = groups.join(self.name.stage, self._device, own.clock, store, address=address)
+        own.ends, line = groups.join(self.name.stage, self._device, own.clock, first)
+        if own.shared is not None:
+            own.shared.join(line)
         if own.reader is not None:
             own.inbox = own.reader
         elif self.name.stage == 0:

@@ -97,11 +97,6 @@ class VersionedState:
     def shape(self) -> torch.Size:
         return self._state.values.shape
 
-    @property
-    def most_ahead(self) -> int:
-        """Versions that a stage has still to read, at most."""
-        return self._schedule.num_layers + self._schedule.lag + 1
-
     def push(self, layer: int, step: int, contribution: Tensor) -> None:
         """Takes a contributing layer's contribution of a training step.
 
@@ -196,7 +191,7 @@ class VersionedState:
             self._ends[epoch] = self._versions[self._version]
         # Every contributor is through with the step before. A layer that contributes nothing may have sent that step's
         # activations on and read its version only now: it reads none older than newest − L − lag.
-        self._versions.pop(self._version - self.most_ahead, None)
+        self._versions.pop(self._version - self._schedule.most_ahead, None)
 
     def _lacking(self) -> str:
         """Whose contributions the next version waits for."""
@@ -220,12 +215,6 @@ class VersionedState:
         with self._changed:
             self._await(version)
             return self._versions[version]
-
-    def wait_from(self, version: int) -> dict[int, Tensor]:
-        """This version, when it is there, and all that follow it. Errors as ``wait_for``."""
-        with self._changed:
-            self._await(version)
-            return {number: values for number, values in self._versions.items() if number >= version}
 
     def follow(self, version: int, follower: Follower) -> None:
         """Has it get this version and all that follow, in order."""

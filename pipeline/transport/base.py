@@ -19,11 +19,13 @@ from pipeline.transport.channel import ReceivingEnd, Sender
 
 @dataclass(frozen=True)
 class Edge:
-    """A channel between two ranks. Stages are ranks 0 … S−1, feeders follow.
+    """A channel between two ranks. Stages are ranks 0 … S−1, then come feeders, then the owner of a shared state.
 
     Attributes:
         payload: bytes of the largest message.
         transport: kind of its carrier, or auto: the first of those that auto takes by which both ends can be joined.
+        depth: messages that may wait without the sender's waiting; None: as many as the run's queues hold.
+        patient: whether its receiver waits for a message however long that takes, as long as the sender is there.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Edge:
     receiver: int
     payload: int
     transport: str
+    depth: int | None = None
+    patient: bool = False
 
     @property
     def header_name(self) -> str:
@@ -59,6 +63,14 @@ class Meeting:
     timeout: float
     queue_depth: int
     address: str | None = None
+
+    def depth(self, edge: Edge) -> int:
+        """Messages that may wait on an edge."""
+        return self.queue_depth if edge.depth is None else edge.depth
+
+    def patience(self, edge: Edge) -> float:
+        """Seconds without a message after which an edge's sender counts as stuck."""
+        return math.inf if edge.patient else self.timeout
 
 
 DeviceKind = Literal["cpu", "cuda"]

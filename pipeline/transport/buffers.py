@@ -14,6 +14,8 @@ from pipeline.errors import ChannelError
 from pipeline.transport.channel import BROKEN_OFF
 from pipeline.transport.message import HEADER_BYTES, payload_size
 
+_LONGEST = 365 * 86_400.0  # seconds that gloo is asked to wait for what may take forever: it knows no such time
+
 
 class Buffer(Protocol):
     """Memory for one message, and how it travels to or from the peer.
@@ -186,4 +188,4 @@ def _there(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
 def _wait(work: dist.Work | None, seconds: float) -> None:
     if work is None:
         raise RuntimeError(BROKEN_OFF)
-    work.wait(timedelta(seconds=seconds))
+    work.wait(timedelta(seconds=min(seconds, _LONGEST)))

@@ -29,8 +29,13 @@ class Ends:
             inbox.break_off()
         for outbox in self.outboxes:
             outbox.break_off()
-        for carrier in in_turn():
-            carrier.leave()
+        leave()
+
+
+def leave() -> None:
+    """Lets go of what this process has of all its edges beside their ends: connections that nothing uses end."""
+    for carrier in in_turn():
+        carrier.leave()
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class DistReceiver:
         return _peer(self.name, "sent nothing", self._timeout, self._buffers)
 
 
-def _first_sentence(error: RuntimeError) -> str:
+def _first_sentence(error: Exception) -> str:
     """What gloo says without where in its source it says it, and without its advice."""
     return re.sub(r"^\[[^\]]*\] *", "", str(error).splitlines()[0]).split(". ")[0]
 
@@ -138,7 +138,7 @@ def _peer(name: str, silence: str, timeout: float, buffers: Sequence[Buffer]) ->
     """Turns what torch.distributed raises into an error that names the channel, and lets go of the buffers."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the latter where this process has left its groups meanwhile
         for buffer in buffers:
             buffer.abandon()
         reason = _first_sentence(error)
@@ -191,10 +191,9 @@ class Distributed(Carrier):
             (buffer,) = make(edge.receiver, 1)
             return DistSender(edge.name, buffer, stall_timeout=meeting.timeout, clock=meeting.clock)
         if meeting.rank == edge.receiver:
-            buffers = make(edge.sender, meeting.queue_depth + 1)
-            return DistReceiver(
-                edge.name, buffers, stall_timeout=meeting.timeout, clock=meeting.clock, device=meeting.device
-            )
+            buffers = make(edge.sender, meeting.depth(edge) + 1)
+            patience = meeting.patience(edge)
+            return DistReceiver(edge.name, buffers, stall_timeout=patience, clock=meeting.clock, device=meeting.device)
         return None
 
     @abstractmethod

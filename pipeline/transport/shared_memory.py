@@ -267,18 +267,23 @@ class SharedMemory(Carrier):
     needs = "both ends on one Linux machine, in one container, as one user"
 
     def connect(self, meeting: Meeting, edges: Sequence[Edge]) -> dict[Edge, Sender | ReceivingEnd | None]:
-        rank, store, depth = meeting.rank, meeting.store, meeting.queue_depth
+        rank, store = meeting.rank, meeting.store
         offers: dict[Edge, Offer | None] = {}
         for edge in edges:
             if rank == edge.sender:
-                offer = offers[edge] = create_offer(edge.payload, depth)
+                offer = offers[edge] = _offer_for(edge, meeting)
                 store.set(f"{edge.name}: offer", (offer.address if offer is not None else NOWHERE).pack())
         receivers: dict[Edge, SharedReceiver | None] = {}
         for edge in edges:
             if rank == edge.receiver:
                 address = Address.unpack(store.get(f"{edge.name}: offer").decode())
                 receiver = receivers[edge] = attach(
-                    address, edge.name, edge.payload, depth, stall_timeout=meeting.timeout, clock=meeting.clock
+                    address,
+                    edge.name,
+                    edge.payload,
+                    meeting.depth(edge),
+                    stall_timeout=meeting.patience(edge),
+                    clock=meeting.clock,
                 )
                 store.set(f"{edge.name}: answer", "no" if receiver is None else "taken")
         joined: dict[Edge, Sender | ReceivingEnd | None] = {}
@@ -291,6 +296,15 @@ class SharedMemory(Carrier):
             elif mine is not None:
                 mine.close()
         return joined
+
+
+def _offer_for(edge: Edge, meeting: Meeting) -> Offer | None:
+    """A sender's offer; None where the system has none, or where messages that must not wait would."""
+    offer = create_offer(edge.payload, meeting.depth(edge))
+    if offer is not None and edge.depth is not None and not offer.make_room(edge.depth):
+        offer.withdraw()
+        return None
+    return offer
 
 
 def _pipe() -> tuple[io.FileIO, io.FileIO]:
