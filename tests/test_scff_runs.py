@@ -141,7 +141,7 @@ def test_a_run_goes_on_from_every_checkpoint(name: str, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # As a person types it
 
-RUN = ["scff-mlp-mnist", "--data", "digits", "--batch-size", "64", "--width", "128"]
+RUN = ["scff-mlp-mnist", "--data", "digits", "--crop-padding", "0", "--batch-size", "64", "--width", "128"]
 THREADS = ["--executor", "threads", "--stages", "2"]
 
 
@@ -284,7 +284,7 @@ _DIGITS = [*RUN, "--executor", "serial"]
 MISTAKES = {
     "a batch of one": ([*_DIGITS, "--batch-size", "1"], ["--batch-size 1", "at least 2"]),
     "a last batch of one": (
-        [*_DIGITS, "--last-batch", "keep", "--batch-size", "431"],
+        [*_DIGITS, "--last-batch", "keep", "--batch-size", "479"],
         ["--last-batch keep", "the last batch has 1", "--last-batch drop"],
     ),
     "three rates for two layers": (
