@@ -449,7 +449,7 @@ def test_images_that_do_not_fit_are_refused(images: Tensor) -> None:
         augment.plain(images)
 
 
-@pytest.mark.parametrize("wrong", [{"epoch": -1}, {"position": -1}, {"num_views": 0}])
+@pytest.mark.parametrize("wrong", [{"epoch": -1}, {"position": -1}, {"num_views": -1}])
 def test_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     arguments: dict[str, Any] = {"epoch": 0, "position": 0, "num_views": 1, **wrong}
     with pytest.raises(ValueError, match="are needed"):

@@ -106,6 +106,32 @@ def test_a_layer_that_pairs_contrasts_samples_with_themselves_and_with_one_so_ma
     assert rule.loss(layer, outputs, context(7)).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("net", [MLP, CONV], ids=["mlp", "conv"])
+def test_of_two_views_a_pair_has_one_each_of_the_same_sample_or_of_another(net: Any) -> None:
+    layer, _ = layer_of(net, 0)
+    rule = replace(METHOD, views=2).build(0, layer, MODEL)
+    first, second = numbers(5, *SHAPE), numbers(5, *SHAPE, seed=1)
+    outputs = rule(layer, rule.make_inputs(torch.cat([first, second]), context(7)), context(7))
+    with torch.no_grad():
+        weighed, partners = layer.weigh(first), layer.weigh(second)
+        others = torch.stack([partners[(n + 1 + 7 % 4) % 5] for n in range(5)])
+    expected = double_loop(mean_square(weighed + partners), mean_square(weighed + others), 0)
+    assert rule.loss(layer, outputs, context(7)).item() == pytest.approx(expected, rel=1e-5)
+    sent = rule.outputs_to_send(layer, outputs, context(7))
+    assert torch.equal(sent["x"], layer.passed_on(weighed + partners))
+    assert torch.equal(sent[NEGATIVE], layer.passed_on(weighed + others))
+
+
+def test_a_single_view_is_paired_with_itself() -> None:
+    """As readouts and the evaluation of plain images show it, of a method that trains on two."""
+    layer, one = layer_of(MLP, 0)
+    two = replace(METHOD, views=2).build(0, layer, MODEL)
+    images = numbers(5, *SHAPE)
+    inputs = [rule.make_inputs(images, context(None)) for rule in (one, two)]
+    assert [list(given) for given in inputs] == [["x"], ["x"]]
+    assert torch.equal(two(layer, inputs[1], context(None))["x"], layer(images))
+
+
 def test_a_layer_that_goes_on_with_pairs_takes_them_as_they_come() -> None:
     layer, rule = layer_of(CONV, 1)
     positive, negative = numbers(5, 3, 4, 4), numbers(5, 3, 4, 4, seed=1)
@@ -114,6 +140,15 @@ def test_a_layer_that_goes_on_with_pairs_takes_them_as_they_come() -> None:
     with torch.no_grad():
         expected = double_loop(mean_square(layer.conv(positive)), mean_square(layer.conv(negative)), 1)
     assert rule.loss(layer, outputs, context()).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("net", [MLP, CONV], ids=["mlp", "conv"])
+def test_it_standardises_them_where_all_layers_do(net: Any) -> None:
+    plain, _ = layer_of(net, 1)
+    layer, _ = layer_of(replace(net, standardise="all"), 1)  # with the same weights
+    pairs = numbers(5, *((5,) if net is MLP else (3, 4, 4)))
+    torch.testing.assert_close(layer.weigh(pairs), plain.weigh(standardised(pairs)))
+    assert not torch.allclose(layer.weigh(pairs), plain.weigh(pairs))
 
 
 def test_both_halves_of_a_pair_share_their_weights() -> None:
@@ -138,7 +173,10 @@ def test_the_partner_is_another_sample_keyed_by_layer_and_step() -> None:
         assert isinstance(net, PairedLayer)
         with torch.no_grad():
             weighed = net.weigh(images)
-            tried = [torch.equal(sent[NEGATIVE], net.passed_on(net.with_another(weighed, r))) for r in range(6)]
+            tried = [
+                torch.equal(sent[NEGATIVE], net.passed_on(net.with_others(weighed, weighed.roll(-r, 0))))
+                for r in range(6)
+            ]
         assert tried.count(True) == 1
         return tried.index(True)
 
@@ -198,14 +236,21 @@ def test_goodness_is_summed_in_float32_whatever_the_layers_precision() -> None:
     assert goodness(numbers(2, 3).bfloat16()).dtype == torch.float32
 
 
-def test_a_readout_sees_feature_maps_halved_once_more() -> None:
+def test_a_readout_sees_feature_maps_halved_once_more_and_standardised() -> None:
     for index, grid in ((0, 4), (1, 2)):
         layer = CONV.build(index, SHAPE)
         x = layer(numbers(2, 1, 8, 8) if index == 0 else numbers(2, 3, 4, 4))
         assert x.shape[2:] == layer.grid == (grid, grid)
         seen = layer.readout_input(x)
         assert seen.shape == (2, layer.readout_width)
-        torch.testing.assert_close(seen[0, 0], x[0, 0, :2, :2].mean())
+        halved = x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).mean(dim=(3, 5))
+        torch.testing.assert_close(seen, standardised(halved).flatten(1))
+
+
+def test_a_readout_sees_units_standardised() -> None:
+    layer, _ = layer_of(MLP, 0)
+    x = layer(numbers(3, *SHAPE))
+    assert torch.equal(layer.readout_input(x), standardised(x))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

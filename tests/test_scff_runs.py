@@ -19,7 +19,14 @@ from launch.output.open_run import open_run
 from pipeline import load
 from pipeline.config.build import build_run, expand_baseline, open_data
 from pipeline.config.devices import local_devices
-from pipeline.config.settings import DataSettings, PipelineSettings, ReadoutSettings, Settings, TrainSettings
+from pipeline.config.settings import (
+    AugmentSettings,
+    DataSettings,
+    PipelineSettings,
+    ReadoutSettings,
+    Settings,
+    TrainSettings,
+)
 from pipeline.layers.layer import LocalLayer
 from pipeline.methods import BatchPosition, ScffSettings, StepContext
 from pipeline.nets import BirnnSettings, NetConfig, PairedConvSettings, PairedMlpSettings
@@ -37,21 +44,24 @@ MLP = PairedMlpSettings(width=24, depth=4, pairing=("anew", "passed", "passed", 
 CONV = PairedConvSettings(channels=(4, 6), kernel=(5, 3), pools=("max", "average"), pairing=("anew", "passed"))
 BIRNN = BirnnSettings(width=10, depth=3, pairing=("anew", "anew", "passed"), activation=("relu", "triangle", "relu"))
 METHOD = ScffSettings(positive_threshold=(1.0,), negative_threshold=(2.0,), goodness_penalty=(0.01,))
-IN_TURN = replace(METHOD, layer_order="in-turn", lr_gamma=(0.5,), gamma_steps=(3,))
+IN_TURN = replace(METHOD, layer_order="in-turn", views=2, lr_gamma=(0.5,), gamma_steps=(3,))
 
 
 def settings_of(net: NetConfig, method: ScffSettings) -> Settings:
-    """Digits, two epochs of 4 steps (a phase); then a readout on all layers, with dropout and a falling rate."""
+    """Digits, cropped at random, two epochs of 4 steps (a phase); then a readout on all layers, of plain images, with
+    dropout and a falling rate."""
     return Settings(
         data=DataSettings(data="digits", train_fraction=0.2),
         net=net,
         method=method,
+        augment=AugmentSettings(crop_padding=1),
         train=TrainSettings(epochs=2, batch_size=64, lr=1e-2, keep="last"),
         readout=ReadoutSettings(
             readout_layers="last",
             readout_norm=False,
             readout_epochs=2,
             readout_keep="best",
+            readout_views="plain",
             readout_milestones=(0.5,),
             readout_dropout=0.2,
         ),
@@ -134,7 +144,7 @@ def test_a_run_goes_on_from_every_checkpoint(name: str, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # As a person types it
 
-RUN = ["scff-mlp-mnist", "--data", "digits", "--batch-size", "64", "--width", "128"]
+RUN = ["scff-mlp-mnist", "--data", "digits", "--crop-padding", "0", "--batch-size", "64", "--width", "128"]
 THREADS = ["--executor", "threads", "--stages", "2"]
 
 
@@ -159,6 +169,17 @@ def test_it_learns_digits_and_each_layer_adds_to_the_readout(learned: Path) -> N
     assert last["goodness_positive"] > last["goodness_negative"]
     weights = load_file(learned / "model.safetensors")
     assert [weights[f"layers.{index}.readout.linear.weight"].shape for index in range(2)] == [(10, 128), (10, 256)]
+
+
+def test_the_last_epoch_is_kept_so_no_images_choose_one(learned: Path, capsys: Any) -> None:
+    """Although all training images are trained on, and the test images are what is looked at meanwhile."""
+    summary = summary_of(learned)
+    assert summary["selected_on"] is None
+    assert summary["data"]["train"] == 1438  # none of the 1,797 is kept back but the 359 of the test
+    assert main([*RUN, *THREADS, "--dry-run"]) == 0
+    assert "the test images choose nothing: all training images are trained on" in capsys.readouterr().out
+    assert main([*RUN, *THREADS, "--keep", "loss", "--dry-run"]) == 0
+    assert "the test images choose the epoch that is kept" in capsys.readouterr().out
 
 
 def test_a_layer_whose_rate_is_0_keeps_its_random_weights(tmp_path: Path) -> None:
@@ -266,7 +287,7 @@ _DIGITS = [*RUN, "--executor", "serial"]
 MISTAKES = {
     "a batch of one": ([*_DIGITS, "--batch-size", "1"], ["--batch-size 1", "at least 2"]),
     "a last batch of one": (
-        [*_DIGITS, "--last-batch", "keep", "--batch-size", "431"],
+        [*_DIGITS, "--last-batch", "keep", "--batch-size", "479"],
         ["--last-batch keep", "the last batch has 1", "--last-batch drop"],
     ),
     "three rates for two layers": (

@@ -56,7 +56,8 @@ def announce(console: Console, spec: RunSpec, dataset: Dataset) -> None:
     if (images := image_line(settings.net, dataset.index)) is not None:
         say(console, images)
     if settings.data.validation == "test":
-        say(console, f"{BY_TEST}: all training images are trained on (--validation test)")
+        chosen = BY_TEST if settings.selected_on == "test" else "the test images choose nothing"
+        say(console, f"{chosen}: all training images are trained on (--validation test)")
     if settings.data.label_noise:
         say(console, f"{settings.data.label_noise:.1%} of the training labels are wrong (--label-noise)")
     if settings.train.max_steps is not None:

@@ -95,7 +95,7 @@ def summarise(
         "epochs_finished": len(epochs),
         "best_epoch": None if best is None else best + 1,
         "best_by": best_by(spec),
-        "selected_on": "test" if settings.data.validation == "test" else "validation",
+        "selected_on": settings.selected_on,
         "test_accuracy": tested[-1].accuracy if tested else None,
         "test_direct_accuracy": tested[-1].direct_accuracy if tested else None,
         "test_top_k": tested[-1].top_k if tested else None,

@@ -7,6 +7,8 @@ pipeline's way.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from launch.presets.base import Preset
 from launch.presets.papers import SCFF
 from pipeline.config.settings import AugmentSettings, DataSettings, ReadoutSettings, Settings, TrainSettings
@@ -16,12 +18,15 @@ from pipeline.nets import BirnnSettings, PairedConvSettings, PairedMlpSettings
 _HALVED = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def _readout(dropout: float, *, epochs: int = 50, lr: float = 1e-3) -> ReadoutSettings:
+def _readout(
+    dropout: float, *, epochs: int = 50, lr: float = 1e-3, views: Literal["augmented", "plain"] = "augmented"
+) -> ReadoutSettings:
     """The linear classifier of the paper's Appendix G, on all layers joined."""
     return ReadoutSettings(
         readout_layers="last",
         readout_norm=False,
         readout_epochs=epochs,
+        readout_views=views,
         readout_lr=lr,
         readout_milestones=_HALVED,
         readout_weight_decay=0.0,
@@ -42,20 +47,21 @@ PRESETS: dict[str, Preset] = {
         paper=f"""Test accuracy in {SCFF.short} (Section 3.3): 98.7.
 {_ORDER}""",
         settings=Settings(
-            data=DataSettings(data="mnist"),
-            net=PairedMlpSettings(width=2000, depth=2),
+            data=DataSettings(data="mnist", validation="test"),  # which chooses nothing
+            net=PairedMlpSettings(width=2000, depth=2, pairing=("anew", "passed"), standardise="all"),
             method=ScffSettings(
+                views=2,
                 layer_order="in-turn",
                 positive_threshold=(4.0, 1.0),
                 negative_threshold=(6.0, 1.0),
                 goodness_penalty=(1e-4, 0.0),
                 layer_lr=(1.0, 2 / 3),
                 lr_gamma=(0.9, 0.6),
-                gamma_steps=(500,),
+                gamma_steps=(500, 1500),
             ),
-            augment=AugmentSettings(crop_padding=0, flip="off"),
-            train=TrainSettings(epochs=20, batch_size=100, lr=3e-3, weight_decay=1e-4, keep="last"),
-            readout=_readout(0.2),
+            augment=AugmentSettings(crop_padding=2, flip="off"),
+            train=TrainSettings(epochs=20, batch_size=100, lr=3e-3, weight_decay=1e-5, keep="last"),
+            readout=_readout(0.2, views="plain"),
         ),
     ),
     "scff-conv-cifar10": Preset(

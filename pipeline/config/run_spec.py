@@ -151,6 +151,11 @@ class RunSpec:
         return num_views if augmented else 0
 
     @property
+    def readout_views(self) -> int:
+        """Random views of an image from which readouts learn after the layers; 0: the plain image."""
+        return 0 if self.settings.readout.readout_views == "plain" else 1
+
+    @property
     def compiles(self) -> bool:
         """Whether the layers are compiled."""
         how = self.settings.pipeline.compile

@@ -55,7 +55,8 @@ class DataSettings:
     have one size of at most 64 that patches divide, else a square near their median shorter side, at most 64."""
     validation: float | Literal["test"] = 0.1
     """Share of the training images kept back for validation. test: none; all are trained on, and the test images choose
-    the epoch that is kept, as in papers that report the best test accuracy. Such an accuracy is too good."""
+    the epoch that is kept, as in papers that report the best test accuracy. Such an accuracy is too good; with `keep`
+    last they choose nothing."""
     train_fraction: float = 1.0
     """Share of the remaining training images that is used, the same of every class; `seed` decides which
     (Aghagolzadeh & Ezoji 2025, Table 4, limited data)."""
@@ -151,6 +152,9 @@ class ReadoutSettings:
     readout_keep: Literal["last", "best"] = "last"
     """Of the epochs of `readout.mode` after, the one whose readouts are kept: the last, or each readout's lowest
     cross-entropy on the validation images."""
+    readout_views: Literal["augmented", "plain"] = "augmented"
+    """What readouts of `readout.mode` after learn from. augmented: a random view of each image, drawn anew in every
+    epoch. plain: the images as they are."""
     readout_lr: float | Literal["lr"] = 5e-4
     """Learning rate of the readouts' AdamW. lr: the layers'."""
     readout_milestones: tuple[float, ...] = ()
@@ -294,6 +298,13 @@ class Settings:
     RUN/trace.json, and flame graphs in RUN/flame.speedscope.json. With `executor` ray."""
     plugins: tuple[str, ...] = field(default=(), metadata={"flag": None})
     """Plug-ins of the run (``pipeline.plugins``)."""
+
+    @property
+    def selected_on(self) -> Literal["validation", "test"] | None:
+        """The images that choose which epoch's weights are kept, of layers or of readouts. None: the last one's are."""
+        if self.train.keep == "last" and not self.readout.judged:
+            return None
+        return "test" if self.data.validation == "test" else "validation"
 
 
 _ADAPTER = TypeAdapter(Settings)

@@ -76,13 +76,15 @@ class Augment:
         """Random views of images, the first at ``position`` of the epoch's order; each purpose draws its own.
 
         Images (N, C, H, W) uint8, on the host or the device → (V·N, C, H, W) float32 on the device: all of view 0,
-        then all of view 1. The copy of pinned host images may still be under way on return: fill their buffer anew only
-        after the work queued here. Raises ValueError if the images are not uint8 of the configured number of channels,
-        or a number is out of range.
+        then all of view 1; with 0 views the plain images (N, C, H, W). The copy of pinned host images may still be
+        under way on return: fill their buffer anew only after the work queued here. Raises ValueError if the images are
+        not uint8 of the configured number of channels, or a number is out of range.
         """
         self._check(images)
-        if epoch < 0 or position < 0 or num_views < 1:
-            raise ValueError(f"epoch {epoch}, position {position}, {num_views} views: at least 0, 0 and 1 are needed")
+        if epoch < 0 or position < 0 or num_views < 0:
+            raise ValueError(f"epoch {epoch}, position {position}, {num_views} views: at least 0 of each are needed")
+        if num_views == 0:
+            return self.plain(images)
         images = images.to(self._device, non_blocking=True)
         out = torch.empty(num_views, *images.shape, dtype=torch.float32, device=self._device)
         if len(images):
@@ -92,8 +94,6 @@ class Augment:
 
     def evaluation(self, images: Tensor, *, epoch: int, position: int, num_views: int) -> Tensor:
         """Images to be evaluated: with ``num_views`` random views of their own, with 0 as they are."""
-        if num_views == 0:
-            return self.plain(images)
         return self.views(images, epoch=epoch, position=position, num_views=num_views, purpose="augment/validation")
 
     def plain(self, images: Tensor) -> Tensor:

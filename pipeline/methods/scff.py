@@ -21,6 +21,12 @@ from pipeline.nets.base import Layer, NetConfig
 from pipeline.nets.paired import PairedLayer, PairedNet
 from pipeline.per_layer import check_per_layer, of_layer
 
+SECOND = "second"
+"""The second view (N, …) of each sample, beside ``x``, the first, where samples come in two."""
+
+PARTNERS = "partners"
+"""W·x′ + b of second views (N, C, …), with a gradient, where there are any. It does not travel."""
+
 POSITIVE = "positive"
 """W·x + W·x + 2b of samples paired with themselves (N, C, …), with a gradient. It does not travel."""
 
@@ -38,6 +44,9 @@ class ScffSettings(MethodConfig):
     figures: ClassVar[tuple[str, ...]] = ("goodness_positive", "goodness_negative")
     needs_labels: ClassVar[bool] = False
     smallest_batch: ClassVar[int] = 2
+    views: Literal[1, 2] = 1
+    """Augmented views of each sample. 2: a pair's halves are different views, of one sample or of two. 1: a pair of a
+    sample with itself has the same view twice."""
     layer_order: Literal["together", "in-turn"] = "together"
     """together: all layers learn at the same time. in-turn: one after the other, `epochs` each; those that have
     learned are frozen (Chen et al. 2025)."""
@@ -123,7 +132,8 @@ class ScffRule(Rule):
         L = mean softplus(Θ⁺ − g⁺) + mean softplus(g⁻ − Θ⁻) + λ mean_n ‖g⁺_n‖
 
     g⁺ is that of a sample with itself, g⁻ with another of the batch, r places on: 1 ≤ r < N, drawn anew in every step,
-    and 1 in evaluation. Positions of sequences are time steps, and the means are over those that there are.
+    and 1 in evaluation. With two views x is a sample's first, and x′ its own second or another's. Positions of
+    sequences are time steps, and the means are over those that there are.
 
     Args:
         pairs: whether the layer pairs its inputs anew.
@@ -133,19 +143,30 @@ class ScffRule(Rule):
 
     def __init__(self, settings: ScffSettings, index: int, *, pairs: bool) -> None:
         super().__init__()
+        self.num_views = settings.views
         if pairs:
             self.eager = "which samples it pairs is taken at the host from the seed of its random numbers"
         self.positive_threshold = of_layer(settings.positive_threshold, index)
         self.negative_threshold = of_layer(settings.negative_threshold, index)
         self.penalty = of_layer(settings.goodness_penalty, index)
 
+    def make_inputs(self, images: Tensor, context: StepContext) -> Activations:
+        count = len(context.labels)  # readouts learn from one view, and evaluation may see the plain images
+        return {"x": images} if len(images) == count else {"x": images[:count], SECOND: images[count:]}
+
     def forward(self, layer: Layer, activations: Activations, context: StepContext) -> Activations:
-        """``weighed``: W·x + b, with a gradient, as the others have it; ``positive``: of samples with themselves, and
-        of what came paired with others ``negative``. ``x``: what is passed on of samples with themselves."""
+        """``weighed``: W·x + b, with a gradient, as the others have it, and of second views ``partners``; ``positive``:
+        of samples with themselves, and of what came paired with others ``negative``. ``x``: what is passed on of
+        samples with themselves."""
         assert isinstance(layer, PairedLayer), "adapt() refuses other nets"
         weighed = layer.weigh(activations["x"])
-        positive = layer.with_itself(weighed)
-        outputs = {"x": layer.passed_on(positive.detach()), "weighed": weighed, POSITIVE: positive}
+        outputs = {"weighed": weighed}
+        if SECOND in activations:
+            outputs[PARTNERS] = layer.weigh(activations[SECOND])
+            positive = layer.with_others(weighed, outputs[PARTNERS])
+        else:
+            positive = layer.with_itself(weighed)
+        outputs |= {"x": layer.passed_on(positive.detach()), POSITIVE: positive}
         if NEGATIVE in activations:
             outputs[NEGATIVE] = layer.with_itself(layer.weigh(activations[NEGATIVE]))
         return outputs
@@ -185,11 +206,12 @@ class ScffRule(Rule):
     def _negative(self, layer: PairedLayer, outputs: Activations, context: StepContext) -> Tensor:
         if not layer.pairs:
             return outputs[NEGATIVE]
-        weighed = outputs["weighed"]
+        partners = outputs.get(PARTNERS, outputs["weighed"])
         # The generator's seed is a hash of seed, layer and step: as good as a number drawn, and the same for the loss
         # and for what is sent. In evaluation a last batch of one sample has no other.
         drawn = context.generator.initial_seed() if context.generator is not None else 0
-        return layer.with_another(weighed, 1 + drawn % max(1, len(weighed) - 1))
+        shift = 1 + drawn % max(1, len(partners) - 1)
+        return layer.with_others(outputs["weighed"], partners.roll(-shift, dims=0))
 
 
 def goodness(weighed: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ class BirnnLayer(PairedLayer):
         self.width = settings.width
         self.features = 2 * settings.width
         self.pairs, self.next_pairs = settings.pairs(index), settings.pairs(index + 1)
+        self.standardises = settings.standardises(index)
         self.activation: Activation = of_layer(settings.activation, index)
         self.input = nn.Linear(inputs, self.features)
         self.recurrent = nn.Parameter(torch.empty(2, settings.width, settings.width))  # of each direction (to, from)
@@ -81,18 +82,18 @@ class BirnnLayer(PairedLayer):
             nn.init.uniform_(parameter, -(settings.width**-0.5), settings.width**-0.5)
 
     def weigh(self, x: Tensor) -> Tensor:
-        """U·x + b of every time step (N, T, 2·width), 0 where there is none. Steps are standardised where they are
-        paired anew."""
+        """U·x + b of every time step (N, T, 2·width), 0 where there is none. Steps are standardised, each over its own
+        values, where the layer does that."""
         steps = (x.transpose(1, 2) if x.ndim == 4 else x.transpose(1, 2)[:, :, None]).flatten(2)  # (N, T, inputs)
         there = (steps != steps[..., :1]).any(dim=2, keepdim=True)
-        weighed: Tensor = self.input(_standardised(steps) if self.pairs else steps)
+        weighed: Tensor = self.input(_standardised(steps) if self.standardises else steps)
         return weighed * there
 
     def with_itself(self, weighed: Tensor) -> Tensor:
         return self._in_time(super().with_itself(weighed))
 
-    def with_another(self, weighed: Tensor, shift: int) -> Tensor:
-        return self._in_time(super().with_another(weighed, shift))
+    def with_others(self, weighed: Tensor, others: Tensor) -> Tensor:
+        return self._in_time(super().with_others(weighed, others))
 
     def places(self, weighed: Tensor) -> Tensor | None:
         return _there(weighed)

@@ -50,14 +50,16 @@ class PairedLayer(Layer):
     Attributes:
         pairs: whether it pairs its inputs anew. Otherwise they are what the layer before made of pairs.
         next_pairs: the same of the next layer; True for the last one.
+        standardises: whether it standardises its inputs.
     """
 
     pairs: bool
     next_pairs: bool
+    standardises: bool
 
     @abstractmethod
     def weigh(self, x: Tensor) -> Tensor:
-        """W·x + b of each input (N, C, …); inputs that are paired anew are standardised before."""
+        """W·x + b of each input (N, C, …), standardised before where the layer does that."""
 
     @abstractmethod
     def passed_on(self, weighed: Tensor) -> Tensor:
@@ -67,9 +69,9 @@ class PairedLayer(Layer):
         """W·x + W·x′ + 2b where x′ is x (N, C, …), from W·x + b; what comes paired stays as it is."""
         return 2 * weighed if self.pairs else weighed
 
-    def with_another(self, weighed: Tensor, shift: int) -> Tensor:
-        """The same where x′ is the sample ``shift`` places on in the batch."""
-        return weighed + weighed.roll(-shift, dims=0)
+    def with_others(self, weighed: Tensor, others: Tensor) -> Tensor:
+        """W·x + W·x′ + 2b (N, C, …) of samples and their partners, from W·x + b and W·x′ + b."""
+        return weighed + others
 
     def places(self, weighed: Tensor) -> Tensor | None:
         """Of pairs (N, C, …), at which positions (N, …) there is anything, as of sequences that differ in length; None:
@@ -91,6 +93,9 @@ class PairedNet(NetConfig):
     activation: tuple[Activation, ...] = ("triangle",)
     """What each layer passes on, one value for all or one for each. triangle: what a unit has above the mean of all
     units in its place. relu: what it has above 0. Layers learn from ReLU either way."""
+    standardise: Literal["paired", "all"] = "paired"
+    """Layers that standardise their inputs, each sample to mean 0 and deviation 1 over all its dimensions. paired:
+    those that pair anew. all: those that go on with pairs as well."""
 
     def resolve(self, shape: Shape) -> Self:
         check_per_layer(self.num_layers, pairing=self.pairing, activation=self.activation)
@@ -101,6 +106,10 @@ class PairedNet(NetConfig):
     def pairs(self, index: int) -> bool:
         """Whether layer ``index`` pairs its inputs anew; True behind the last layer."""
         return index == self.num_layers or of_layer(self.pairing, index) == "anew"
+
+    def standardises(self, index: int) -> bool:
+        """Whether layer ``index`` standardises its inputs."""
+        return self.standardise == "all" or self.pairs(index)
 
 
 @NETS.register
@@ -131,18 +140,19 @@ class PairedMlpSettings(PairedNet):
 
 
 class PairedLinear(PairedLayer):
-    """(N, …) → (N, width): flatten, Linear, triangle or ReLU."""
+    """(N, …) → (N, width): flatten, Linear, triangle or ReLU. A readout sees them standardised."""
 
     def __init__(self, inputs: int, settings: PairedMlpSettings, index: int) -> None:
         super().__init__()
         self.features = settings.width
         self.pairs, self.next_pairs = settings.pairs(index), settings.pairs(index + 1)
+        self.standardises = settings.standardises(index)
         self.activation: Activation = of_layer(settings.activation, index)
         self.linear = nn.Linear(inputs, settings.width)
 
     def weigh(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
-        weighed: Tensor = self.linear(standardised(x) if self.pairs else x)
+        weighed: Tensor = self.linear(standardised(x) if self.standardises else x)
         return weighed
 
     def passed_on(self, weighed: Tensor) -> Tensor:
@@ -153,6 +163,9 @@ class PairedLinear(PairedLayer):
 
     def pool(self, activations: Tensor) -> Tensor:
         return activations
+
+    def readout_input(self, activations: Tensor) -> Tensor:
+        return standardised(activations)
 
 
 @NETS.register
@@ -202,7 +215,7 @@ class PairedConvSettings(PairedNet):
 class PairedConv(PairedLayer, FeatureMapLayer):
     """(N, inputs, H, W) → (N, features, H/2, W/2): convolution, triangle or ReLU, pooling.
 
-    A readout sees its maps halved once more, by the mean over 2×2 pixels.
+    A readout sees its maps halved once more, by the mean over 2×2 pixels, and standardised.
 
     Args:
         grid: rows and columns of the layer's input.
@@ -212,6 +225,7 @@ class PairedConv(PairedLayer, FeatureMapLayer):
         self.pooling: MapPooling = of_layer(settings.pools, index)
         FeatureMapLayer.__init__(self, settings.channels[index], _halved(grid, self.pooling))
         self.pairs, self.next_pairs = settings.pairs(index), settings.pairs(index + 1)
+        self.standardises = settings.standardises(index)
         self.activation: Activation = of_layer(settings.activation, index)
         side = of_layer(settings.kernel, index)
         self.conv = nn.Conv2d(
@@ -219,7 +233,7 @@ class PairedConv(PairedLayer, FeatureMapLayer):
         )
 
     def weigh(self, x: Tensor) -> Tensor:
-        weighed: Tensor = self.conv(standardised(x) if self.pairs else x)
+        weighed: Tensor = self.conv(standardised(x) if self.standardises else x)
         return weighed
 
     def passed_on(self, weighed: Tensor) -> Tensor:
@@ -233,7 +247,7 @@ class PairedConv(PairedLayer, FeatureMapLayer):
         return self.features * (rows // 2) * (columns // 2)
 
     def readout_input(self, activations: Tensor) -> Tensor:
-        return F.avg_pool2d(activations, 2).flatten(1)
+        return standardised(F.avg_pool2d(activations, 2)).flatten(1)
 
 
 def _halved(grid: Grid, pooling: MapPooling) -> Grid:

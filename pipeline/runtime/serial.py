@@ -125,7 +125,7 @@ class SerialRun:
     def train_readouts(self, epoch: int, first: int = 0) -> None:
         self.tallies = self.tallies or [TrainTally(layer.index, readout=True) for layer in self.layers]
         for batch, where, labels in self.batches(Kind.READOUT, epoch, first):
-            activations = self.inputs(batch, where, labels, 1)
+            activations = self.inputs(batch, where, labels, self.spec.readout_views)
             for layer, tally in zip(self.watch.between(self.layers), self.tallies, strict=True):
                 activations, loss = layer.train_readout(activations, labels, where)
                 tally.add(loss)

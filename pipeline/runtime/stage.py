@@ -252,7 +252,7 @@ class Stage:
     def _train_readouts(self, message: Message, send: Send) -> None:
         self._training = self._training or [TrainTally(layer.index, readout=True) for layer in self.layers]
         where = self._position_of(message)
-        activations, labels = self._enter(message, where, 1)
+        activations, labels = self._enter(message, where, self.spec.readout_views)
         for layer, tally in zip(self.layers, self._training, strict=True):
             onward = self._onward(message, layer, send)
             try:
