@@ -280,7 +280,7 @@ def test_a_version_that_does_not_come_is_an_error_that_says_whose_gradient_it_la
         ray.exceptions.RayTaskError,
         match="version 1 did not come within 3 s; step 1 lacks the gradient of layer 1",
     ):
-        parts.read(2, 4)
+        parts.read(2, 2)
 
 
 @pytest.mark.parametrize(
