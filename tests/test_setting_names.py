@@ -36,6 +36,7 @@ _FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _NAMED = re.compile(r"`([\w.]+)`")
 FOREIGN = {
     "--batch-size": ("pipeline/errors.py", "says what the command line makes of a message"),
+    "--gpus": ("pipeline/config/devices.py", "of docker and podman"),
     "--gcs-address": ("workers/where.py", "of Ray's own processes"),
     "--head": ("workers/where.py", "of `ray start`"),
     "--ignore-scripts": ("pipeline/data/packages.py", "of npm"),
