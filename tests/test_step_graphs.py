@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -304,17 +303,15 @@ class Posting:
 
     log: list[str]
 
-    def join(self, *_: Any, **__: Any) -> Ends:
+    def join(self, *_: Any) -> tuple[Ends, Ends]:
         buffer = HostBuffer(1 << 10, 0, "group", pinned=False)  # type: ignore[arg-type]
-        return Ends((DistReceiver("edge", [buffer], stall_timeout=1, clock=Clock(), device=CPU),))
+        return Ends((DistReceiver("edge", [buffer], stall_timeout=1, clock=Clock(), device=CPU),)), Ends()
 
 
 def test_a_worker_captures_before_it_posts_its_first_receive(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     """A capture waits for all that its device has to do. What is received may wait for a neighbour that waits here."""
     for quiet in ("die_of_sigterm", "show_on_demand"):
         monkeypatch.setattr(f"workers.stage.{quiet}", lambda: None)
-    monkeypatch.setattr("workers.stage.meeting", lambda first, groups: nullcontext())
-    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
     monkeypatch.setattr(torch.distributed, "irecv", lambda *_, **__: cuda.log.append("receive posted"))
     spec = replace(spec_of(MLP, CffSettings()), stages=(range(1), range(1, 2)))
     worker = StageWorker(spec, StageName(1))
