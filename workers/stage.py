@@ -113,24 +113,19 @@ class StageWorker(HasParts):
             one.replica = self.name.replica
             reports.append(one)
 
-        try:
-            stage = Stage(
-                spec,
-                self.name.stage,
-                self._device,
-                report=report,
-                clock=clock,
-                shared=shared,
-                saver=saver,
-                resume=checkpointing.resume,
-                traced=traces.append,
-                profiler=StageProfiler(self._device),
-            )
-            stage.capture()
-        except BaseException:
-            if shared is not None:
-                shared.close()
-            raise
+        stage = Stage(
+            spec,
+            self.name.stage,
+            self._device,
+            report=report,
+            clock=clock,
+            shared=shared,
+            saver=saver,
+            resume=checkpointing.resume,
+            traced=traces.append,
+            profiler=StageProfiler(self._device),
+        )
+        stage.capture()
         reader = None
         if self._source is not None:
             size = spec.settings.train.batch_size
